@@ -1,0 +1,44 @@
+"""Owns the reading of time and the waiting for it; decides nothing about how long anything should take.
+
+Every other room takes a `Clock`, so that tests drive time by hand (`asynctune.testing.ManualClock`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+__all__ = ["Clock", "SystemClock"]
+
+
+class Clock(Protocol):
+    """What asynctune needs to know of time. Safe to read from any thread; `sleep` belongs to the loop."""
+
+    def monotonic(self) -> float:
+        """Seconds that only go forward, from an arbitrary start."""
+        ...
+
+    def time(self) -> float:
+        """Seconds since the Unix epoch, as the wall clock tells them."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for `seconds` of this clock's monotonic time."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def monotonic(self) -> float:
+        """`time.monotonic()`."""
+        return time.monotonic()
+
+    def time(self) -> float:
+        """`time.time()`."""
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        """`asyncio.sleep`."""
+        await asyncio.sleep(seconds)

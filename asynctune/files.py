@@ -1,0 +1,156 @@
+"""Owns the durable handling of local files: create, write, sync, rename, link; decides no format and no name.
+
+Every operation is one small blocking call of the operating system and belongs in a thread, never on the
+event loop. All of them live on one class so that a test can replace it (`asynctune.testing.FaultyFiles`
+makes any n-th call fail, or cut its write short). Errors are the operating system's own `OSError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+from typing import Final
+
+__all__ = ["DIR_MODE", "FILE_MODE", "LocalFiles", "is_disk_full"]
+
+FILE_MODE: Final = 0o600
+DIR_MODE: Final = 0o700
+
+# ioctl request of Linux to share the blocks of another file (linux/fs.h).
+_FICLONE: Final = 0x40049409
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether `error` says that there is no space left (ENOSPC) or that the quota is used up (EDQUOT)."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+class LocalFiles:
+    """The operating system, one method for each thing asynctune does to a local file.
+
+    Paths are absolute strings. Descriptors are plain integers, always close-on-exec.
+    """
+
+    # -- descriptors ---------------------------------------------------------------------------------
+
+    def create(self, path: str, mode: int = FILE_MODE) -> int:
+        """Make a new file for writing and return its descriptor; `FileExistsError` if it is there.
+
+        The permission bits are exactly `mode`, whatever the umask is.
+        """
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            os.fchmod(fd, mode)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def open_append(self, path: str, mode: int = FILE_MODE) -> int:
+        """Open for appending, made if missing. Only for projections, never for the journal."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
+
+    def write(self, fd: int, data: bytes | bytearray | memoryview) -> int:
+        """One `write(2)`: may write less than all of `data`; returns how many bytes were written."""
+        return os.write(fd, data)
+
+    def write_all(self, fd: int, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data`, going on after short writes; a write of nothing at all is EIO."""
+        view = memoryview(data)
+        while view:
+            count = self.write(fd, view)
+            if count == 0:
+                raise OSError(errno.EIO, "write(2) wrote nothing")
+            view = view[count:]
+
+    def sync_data(self, fd: int) -> None:
+        """`fdatasync(2)`: the bytes, and the length needed to read them, are on the disk afterwards."""
+        os.fdatasync(fd)
+
+    def sync(self, fd: int) -> None:
+        """`fsync(2)`."""
+        os.fsync(fd)
+
+    def truncate(self, path: str, size: int) -> None:
+        """Cut a projection to `size` bytes. Never used on state."""
+        os.truncate(path, size)
+
+    def close(self, fd: int) -> None:
+        """`close(2)`; its error counts, because a network filesystem reports a failed write there."""
+        os.close(fd)
+
+    def clone(self, source_fd: int, target_fd: int) -> bool:
+        """Make the target share the source's blocks (reflink). False where the filesystem cannot."""
+        try:
+            fcntl.ioctl(target_fd, _FICLONE, source_fd)
+        except OSError as error:
+            if error.errno in {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS}:
+                return False
+            raise
+        return True
+
+    # -- names ---------------------------------------------------------------------------------------
+
+    def sync_dir(self, path: str) -> None:
+        """Make the names in directory `path` durable."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.sync(fd)
+        finally:
+            os.close(fd)
+
+    def make_dir(self, path: str, mode: int = DIR_MODE) -> None:
+        """Make one directory with exactly these permission bits; `FileExistsError` if it is there."""
+        os.mkdir(path, mode)
+        os.chmod(path, mode)
+
+    def rename(self, source: str, target: str) -> None:
+        """`rename(2)`: replaces a file `target` atomically."""
+        os.rename(source, target)
+
+    def link(self, source: str, target: str) -> None:
+        """`link(2)`: fails with `FileExistsError` if the target is there, which makes it a claim."""
+        os.link(source, target)
+
+    def unlink(self, path: str) -> None:
+        """Remove one file."""
+        os.unlink(path)
+
+    def remove_dir(self, path: str) -> None:
+        """Remove one empty directory."""
+        os.rmdir(path)
+
+    def remove_tree(self, path: str) -> None:
+        """Remove a directory with all in it, never following a symbolic link."""
+        shutil.rmtree(path)
+
+    # -- looking -------------------------------------------------------------------------------------
+
+    def exists(self, path: str) -> bool:
+        """Whether the name is there (a dangling link is)."""
+        return os.path.lexists(path)
+
+    def list_dir(self, path: str) -> list[str]:
+        """Names in a directory, in no order."""
+        return os.listdir(path)
+
+    def read(self, path: str) -> bytes:
+        """The whole of a regular file; refuses anything else, so that a FIFO cannot hang the reader."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", path)
+            parts = []
+            while part := os.read(fd, max(65536, info.st_size + 1)):
+                parts.append(part)
+            return b"".join(parts)
+        finally:
+            os.close(fd)
+
+    def stat(self, path: str) -> os.stat_result:
+        """`lstat(2)`."""
+        return os.lstat(path)
