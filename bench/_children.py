@@ -54,6 +54,11 @@ class Child:
         """Give the subject its turn."""
         return await self._ask("measure", settings)
 
+    async def kill(self) -> None:
+        """End the child with SIGKILL, in the middle of whatever it does."""
+        self._process.kill()
+        await self._process.wait()
+
     async def _ask(self, method: str, settings: dict[str, Any]) -> dict[str, Any]:
         reader, writer = self._process.stdout, self._process.stdin
         if reader is None or writer is None:
@@ -87,7 +92,7 @@ async def child(subject: str, **environment: str) -> AsyncIterator[Child]:
         )
         try:
             yield Child(process, subject, errors)
-            if process.stdin is not None:
+            if process.stdin is not None and process.returncode is None:
                 process.stdin.close()  # end of input: the child closes its subject
             await process.wait()
         finally:

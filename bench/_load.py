@@ -6,10 +6,10 @@ Uses the public door of the package alone, as a user's driver would.
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
 import random
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,17 @@ from asynctune import ExperimentStore, TrialStatus
 
 __all__ = [
     "Builder",
+    "Reporter",
     "StoreCommits",
     "add_trials",
     "journal_bytes",
-    "resident_bytes",
     "state_files",
     "trial_id",
 ]
 
 _BATCH = 500
+_PERIOD_S = 0.001
+_MAX_BURST = 20
 
 
 def trial_id(index: int) -> str:
@@ -35,10 +37,10 @@ def trial_id(index: int) -> str:
     return f"3f9ac_{index:05d}"
 
 
-async def add_trials(store: ExperimentStore, count: int) -> None:
+async def add_trials(store: ExperimentStore, count: int, *, start: int = 0) -> None:
     """Add `count` trials that run and have one result each; durable afterwards."""
     rng = random.Random(7)
-    for index in range(count):
+    for index in range(start, start + count):
         trial = store.add_trial(hyperparameters(rng), trial_id=trial_id(index))
         store.set_status(trial.trial_id, TrialStatus.RUNNING)
         store.report(trial.trial_id, {"loss": rng.random()})
@@ -59,13 +61,6 @@ def state_files(location: Path) -> dict[str, int]:
 def journal_bytes(location: Path) -> int:
     """Bytes in the segments of the journal."""
     return sum(size for name, size in state_files(location).items() if "/wal-" in name)
-
-
-def resident_bytes() -> int:
-    """Bytes of memory that this process keeps resident, after a full garbage collection."""
-    gc.collect()
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class StoreCommits:
@@ -100,19 +95,52 @@ class StoreCommits:
 
 
 class Builder:
-    """Makes an experiment of N trials and closes it; says how much memory that took."""
+    """Makes an experiment of N trials and closes it."""
 
     async def prepare(self, location: str, trials: int) -> dict[str, Any]:
-        before = await asyncio.to_thread(resident_bytes)
-        start = time.perf_counter()
         async with ExperimentStore.open(location, mode="create") as store:
             await add_trials(store, trials)
-            seconds = time.perf_counter() - start
-            after = await asyncio.to_thread(resident_bytes)
-        return {"resident_bytes": after - before, "seconds": seconds}
+        return {}
 
     async def measure(self) -> dict[str, Any]:
         raise NotImplementedError
 
     async def close(self) -> None:
         pass
+
+
+class Reporter:
+    """A driver with `running` trials, one of which reports each millisecond.
+
+    Attributes:
+        count: How many reports there were.
+    """
+
+    def __init__(self, store: ExperimentStore, *, running: int = 1_000) -> None:
+        self.count = 0
+        self._store = store
+        self._running = min(running, len(store.trials))
+
+    @asynccontextmanager
+    async def reporting(self) -> AsyncIterator[None]:
+        """Reports go on while the block is entered."""
+        task = asyncio.create_task(self._drive())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.result()  # a report that was refused ends the benchmark
+
+    async def _drive(self) -> None:
+        start, due_before = time.perf_counter(), 0
+        while True:
+            now = time.perf_counter()
+            due = int((now - start) / _PERIOD_S)
+            # what a stall held up beyond a burst is not made up for
+            for _ in range(min(due - due_before, _MAX_BURST)):
+                self._store.report(trial_id(self.count % self._running), {"loss": now - start})
+                self.count += 1
+            due_before = due
+            await asyncio.sleep(_PERIOD_S)
