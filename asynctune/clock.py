@@ -27,6 +27,10 @@ class Clock(Protocol):
         """Wait for `seconds` of this clock's monotonic time."""
         ...
 
+    async def wait(self, event: asyncio.Event, seconds: float | None) -> bool:
+        """Wait until `event` is set, but no longer than `seconds` (`None`: for ever); whether it is set."""
+        ...
+
 
 class SystemClock:
     """The machine's clocks."""
@@ -42,3 +46,11 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """`asyncio.sleep`."""
         await asyncio.sleep(seconds)
+
+    async def wait(self, event: asyncio.Event, seconds: float | None) -> bool:
+        """`event.wait()` under `asyncio.timeout`."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await event.wait()
+        except TimeoutError:
+            return event.is_set()

@@ -11,6 +11,7 @@ The tree::
     ├── CheckpointNotFoundError
     ├── CheckpointExistsError                 a step that is not above every recorded one
     ├── CorruptStateError                     state on disk that is damaged, with file and offset
+    ├── UnsupportedFormatError                state written by a newer release
     ├── FencedError                           another opening owns the experiment now
     │   └── ExperimentLockedError             another live process on this host has it open
     ├── StorageError                          a disk or bucket said no
@@ -44,6 +45,7 @@ __all__ = [
     "StoreClosedError",
     "TransitionError",
     "TrialNotFoundError",
+    "UnsupportedFormatError",
     "UploadError",
 ]
 
@@ -96,6 +98,10 @@ class CorruptStateError(AsynctuneError):
         super().__init__(message)
         self.path = path
         self.offset = offset
+
+
+class UnsupportedFormatError(AsynctuneError):
+    """The state was written by a newer asynctune, in a format that this one does not know; upgrade."""
 
 
 class FencedError(AsynctuneError):

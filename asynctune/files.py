@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import shutil
 import stat
@@ -52,6 +53,14 @@ class LocalFiles:
     def open_append(self, path: str, mode: int = FILE_MODE) -> int:
         """Open for appending, made if missing. Only for projections, never for the journal."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
+
+    def open_read(self, path: str) -> int:
+        """Open an existing file for reading and for `sync`; a symbolic link is refused, a FIFO does not hang."""
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def set_mode(self, fd: int, mode: int) -> None:
+        """`fchmod(2)`: exactly these permission bits."""
+        os.fchmod(fd, mode)
 
     def write(self, fd: int, data: bytes | bytearray | memoryview) -> int:
         """One `write(2)`: may write less than all of `data`; returns how many bytes were written."""
@@ -147,6 +156,20 @@ class LocalFiles:
             parts = []
             while part := os.read(fd, max(65536, info.st_size + 1)):
                 parts.append(part)
+            return b"".join(parts)
+        finally:
+            os.close(fd)
+
+    def read_from(self, path: str, offset: int, limit: int | None = None) -> bytes:
+        """The bytes of a regular file from `offset` to its end, or at most `limit` of them."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            os.lseek(fd, offset, os.SEEK_SET)
+            parts = []
+            remains = math.inf if limit is None else limit
+            while remains > 0 and (part := os.read(fd, int(min(remains, 1 << 20)))):
+                parts.append(part)
+                remains -= len(part)
             return b"".join(parts)
         finally:
             os.close(fd)

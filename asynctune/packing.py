@@ -223,7 +223,6 @@ def _unpack(data: bytes | bytearray | memoryview, depth: int = 0) -> Any:
         strict_map_key=False,
         object_pairs_hook=_pairs,
         ext_hook=_ext_hook(depth),
-        max_buffer_size=size,
         max_str_len=size,
         max_bin_len=size,
         max_ext_len=size,

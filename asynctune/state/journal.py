@@ -1,0 +1,318 @@
+"""Owns the appending to the journal: frames, segments, the committed image; runs in the journal's own thread.
+
+Acknowledged means written and synced, and looked up once more that no higher claim exists. A descriptor whose
+write or sync failed is never used again: the commit goes into a new segment, from memory. Owns no pacing and no
+waiting; the writer above decides when, and what happens after a failure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any, Final
+
+from asynctune.clock import Clock
+from asynctune.errors import FencedError, StorageError
+from asynctune.files import LocalFiles, is_disk_full
+from asynctune.state.codec import FrameType, Ops, encode_frame, encode_ops, frame_crc
+from asynctune.state.epochs import Claim, is_fenced
+from asynctune.state.segments import History, SegmentHeader, SegmentName, encode_segment_header, parse_segment_name
+from asynctune.state.snapshot import Image, parse_snapshot_name
+
+__all__ = ["Batch", "CommitDone", "DiskFullError", "Journal"]
+
+_FRAME_KEYS: Final = 2000
+_FRAME_BYTES: Final = 256 * 1024
+_COMPRESS_BYTES: Final = 16 * 1024
+_SYNC_BYTES: Final = 8 * 1024 * 1024
+_SLICE: Final = 5000
+
+
+class DiskFullError(Exception):
+    """There is no space for the commit; it may be tried again when there is. Internal to this room."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one commit writes; handed to the journal's thread, and not touched by the loop any more."""
+
+    seq: int
+    puts: dict[str, bytes] = field(default_factory=dict)
+    deletes: dict[str, None] = field(default_factory=dict)
+    rows: list[bytes] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class CommitDone:
+    """An acknowledged commit: when it began and ended (monotonic), bytes added, and a failure that was overcome."""
+
+    seq: int
+    started_at: float
+    ended_at: float
+    size_bytes: int
+    overcame: OSError | None
+
+
+class Journal:
+    """The journal of one opening.
+
+    Args:
+        directory: The `.asynctune` directory.
+        experiment_id: Written into each segment.
+        claim: This opening's.
+        node_ip: Written into each segment, for result rows.
+        history: With this opening's own entry last.
+        records: The image as of `seq`; taken over.
+        seq: Last commit there is.
+        crc: Its crc.
+        files: The disk.
+        clock: For the cost of each commit.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        *,
+        experiment_id: str,
+        claim: Claim,
+        node_ip: str,
+        history: History,
+        records: dict[str, bytes],
+        seq: int,
+        crc: int,
+        files: LocalFiles,
+        clock: Clock,
+    ) -> None:
+        self.directory = directory
+        self.experiment_id = experiment_id
+        self.claim = claim
+        self.history = history
+        self.seq = seq
+        self._crc = crc
+        self._node_ip = node_ip
+        self._image = records
+        self.files = files
+        self._clock = clock
+        self._fd: int | None = None
+        self._name = ""
+
+    # -- commits -------------------------------------------------------------------------------------------
+
+    def commit(self, batch: Batch) -> CommitDone:
+        """Make one batch durable.
+
+        Raises:
+            DiskFullError: No space; the same batch may be given again.
+            FencedError: Another opening owns the experiment.
+            StorageError: The disk failed twice; this journal must not be used again.
+        """
+        started_at = self._clock.monotonic()
+        overcame: OSError | None = None
+        try:
+            if self._fd is None:
+                self.start_segment()
+            size, crc = self._append(batch)
+        except OSError as error:
+            overcame = error
+            size, crc = self._append_elsewhere(batch, error)
+        self._check_claim()
+        self._apply(batch)
+        self.seq, self._crc = batch.seq, crc
+        return CommitDone(batch.seq, started_at, self._clock.monotonic(), size, overcame)
+
+    def _append(self, batch: Batch) -> tuple[int, int]:
+        assert self._fd is not None
+        size, unsynced, crc = 0, 0, self._crc
+        for ops, more in _parts(batch):
+            payload = encode_ops(ops)
+            frame = encode_frame(
+                FrameType.COMMIT,
+                payload,
+                epoch=self.claim.epoch,
+                seq=batch.seq,
+                prev=crc,
+                more=more,
+                compress=len(payload) > _COMPRESS_BYTES,
+            )
+            self.files.write_all(self._fd, frame)
+            crc = frame_crc(frame)
+            size += len(frame)
+            unsynced += len(frame)
+            if more and unsynced > _SYNC_BYTES:
+                self.files.sync_data(self._fd)
+                unsynced = 0
+        self.files.sync_data(self._fd)
+        return size, crc
+
+    def _append_elsewhere(self, batch: Batch, first: OSError) -> tuple[int, int]:
+        self._check_claim()
+        self._abandon()
+        try:
+            self.start_segment()
+            return self._append(batch)
+        except OSError as second:
+            self._abandon(discard=True)
+            if is_disk_full(second):
+                raise DiskFullError(str(second)) from second
+            msg = f"the disk refused commit {batch.seq} twice ({first}; then, in a new segment: {second})"
+            raise StorageError(
+                msg,
+                operation="commit",
+                key=self.directory,
+                hint="everything up to the commit before is safe; mend the disk and open the experiment again",
+            ) from second
+
+    def _check_claim(self) -> None:
+        if is_fenced(self.directory, self.claim.epoch, self.files):
+            msg = (
+                f"another process has taken over the experiment at {self.directory.rpartition('/')[0]}; this one "
+                "writes nothing any more. Everything acknowledged before is safe"
+            )
+            raise FencedError(msg)
+
+    def _apply(self, batch: Batch) -> None:
+        # In slices: an update of a hundred thousand keys in one call would hold the interpreter too long.
+        if len(batch.puts) <= _SLICE:
+            self._image.update(batch.puts)
+        else:
+            items = iter(batch.puts.items())
+            while part := list(islice(items, _SLICE)):
+                self._image.update(part)
+                time.sleep(0)
+        for key in batch.deletes:
+            self._image.pop(key, None)
+
+    # -- segments ------------------------------------------------------------------------------------------
+
+    def start_segment(self) -> None:
+        """Begin the segment of the next commit; whatever an older one holds beyond is cut off by it.
+
+        Raises:
+            OSError: The disk refused; no descriptor is kept.
+        """
+        name = SegmentName(self.claim.epoch, self.seq + 1, self._next_attempt())
+        header = SegmentHeader(
+            self.experiment_id, self.claim, self.seq + 1, self._crc, self.history, self._node_ip
+        )
+        fd = self.files.create(f"{self.directory}/{name}")
+        try:
+            self.files.write_all(fd, encode_segment_header(header))
+            self.files.sync(fd)
+            self.files.sync_dir(self.directory)
+        except OSError:
+            self._close(fd)
+            self._remove(str(name))
+            raise
+        old, self._fd, self._name = self._fd, fd, str(name)
+        if old is not None:
+            self._close(old)
+
+    def _next_attempt(self) -> int:
+        used = [
+            n.attempt
+            for text in self.files.list_dir(self.directory)
+            if (n := parse_segment_name(text)) and (n.epoch, n.first_seq) == (self.claim.epoch, self.seq + 1)
+        ]
+        return max(used, default=-1) + 1
+
+    def _abandon(self, *, discard: bool = False) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            self._close(fd)
+            if discard:
+                self._remove(self._name)
+
+    def _close(self, fd: int) -> None:
+        try:
+            self.files.close(fd)
+        except OSError:
+            return  # what counts was synced before; the rest is written again elsewhere
+
+    def _remove(self, name: str) -> None:
+        """Give back the space of a segment in which nothing was acknowledged."""
+        try:
+            self.files.unlink(f"{self.directory}/{name}")
+        except OSError:
+            return  # its commits are superseded by the next segment's header all the same
+
+    # -- snapshots -----------------------------------------------------------------------------------------
+
+    def capture(self) -> Image:
+        """Begin a new segment and return the image as of now, without copying any record.
+
+        Raises:
+            OSError: The disk refused the segment; the present one goes on.
+            FencedError: Another opening owns the experiment.
+        """
+        self._check_claim()
+        self.start_segment()
+        keys: list[str] = []
+        values: list[bytes] = []
+        items, contents = iter(self._image), iter(self._image.values())
+        while part := list(islice(items, _SLICE)):
+            keys += part
+            values += islice(contents, _SLICE)
+            time.sleep(0)
+        return Image(self.seq, self._crc, keys, values)
+
+    def prune(self, keep_from: int) -> None:
+        """Remove snapshots below `keep_from`, and segments with nothing but commits up to it.
+
+        Raises:
+            OSError: The disk refused; what is left is removed the next time.
+            FencedError: Another opening owns the experiment, and decides what it needs.
+        """
+        self._check_claim()
+        names = self.files.list_dir(self.directory)
+        segments = sorted(n for text in names if (n := parse_segment_name(text)))
+        for text in names:
+            seq = parse_snapshot_name(text)
+            if seq is not None and seq < keep_from:
+                self.files.unlink(f"{self.directory}/{text}")
+        for name, following in zip(segments, segments[1:], strict=False):
+            if following.first_seq <= keep_from + 1 and str(name) != self._name:
+                self.files.unlink(f"{self.directory}/{name}")
+
+    def close(self) -> None:
+        """Let go of the descriptor; everything acknowledged is on the disk already."""
+        self._abandon()
+
+
+def _parts(batch: Batch) -> Iterator[tuple[Ops, bool]]:
+    """The batch as the payloads of its frames, each with whether more follow."""
+    if len(batch.puts) + len(batch.rows) <= _FRAME_KEYS // 4 and len(batch.deletes) <= _FRAME_KEYS:
+        size = sum(map(len, batch.puts.values())) + sum(map(len, batch.rows))
+        if size <= _FRAME_BYTES:
+            yield Ops(list(chain.from_iterable(batch.puts.items())), list(batch.deletes), batch.rows), False
+            return
+    pieces = chain(_pieces(batch), [None])
+    present = next(pieces)
+    while present is not None:
+        following = next(pieces)
+        yield present, following is not None
+        present = following
+        time.sleep(0)
+
+
+def _pieces(batch: Batch) -> Iterator[Ops]:
+    for puts in _slices(iter(batch.puts.items()), lambda item: len(item[1])):
+        yield Ops(list(chain.from_iterable(puts)), [], [])
+    for deletes in _slices(iter(batch.deletes), len):
+        yield Ops([], deletes, [])
+    for rows in _slices(iter(batch.rows), len):
+        yield Ops([], [], rows)
+
+
+def _slices(items: Iterator[Any], size_of: Any) -> Iterator[list[Any]]:
+    """Lists of at most `_FRAME_KEYS` items and, unless one item is larger, `_FRAME_BYTES` bytes."""
+    while part := list(islice(items, _FRAME_KEYS)):
+        total, start = 0, 0
+        for index, item in enumerate(part):
+            size = size_of(item)
+            if total + size > _FRAME_BYTES and index > start:
+                yield part[start:index]
+                total, start = 0, index
+            total += size
+        yield part[start:]

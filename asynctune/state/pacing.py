@@ -1,0 +1,110 @@
+"""Owns the 5 % rule: when the next commit may start. Pure arithmetic on seconds; it reads no clock.
+
+After a commit that took `c` seconds the next starts no sooner than `19 c` after its end, so that commits take
+at most one part in twenty of the time. (Source of the 5 %: Ray Tune's storage guide; of the missing floor of
+10 s and of the rest: `docs/design/pacing.md`.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import median
+from typing import Final
+
+__all__ = ["TARGET_FRACTION", "CommitPacing", "CostBudget"]
+
+TARGET_FRACTION: Final = 0.05
+_REST_PER_COST: Final = (1 - TARGET_FRACTION) / TARGET_FRACTION
+_RECENT: Final = 9
+_OUTLIER: Final = 10.0
+
+
+class CostBudget:
+    """Spaces one kind of work so that it takes at most 5 % of the time.
+
+    A cost ten times the recent median, such as that of a process that was suspended meanwhile, sets the pace
+    only if the next one repeats it.
+    """
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._suspect = False
+        self._next_start = -math.inf
+
+    @property
+    def next_start(self) -> float:
+        """Monotonic seconds before which the work should not start again; `-inf` before the first."""
+        return self._next_start
+
+    def spent(self, ended_at: float, cost_s: float, surcharge_s: float = 0.0) -> None:
+        """Account for one piece of work that ended at `ended_at` and took `cost_s` seconds.
+
+        Args:
+            ended_at: Monotonic seconds.
+            cost_s: What it took by itself; judged against the recent ones.
+            surcharge_s: Its share of work done elsewhere; added as it is.
+        """
+        counted = cost_s
+        if len(self._recent) >= _RECENT // 2:
+            typical = median(self._recent)
+            outlier = cost_s > _OUTLIER * typical
+            if outlier and not self._suspect:
+                counted = typical
+            self._suspect = outlier and not self._suspect
+        self._recent.append(counted)
+        self._next_start = ended_at + _REST_PER_COST * (counted + surcharge_s)
+
+
+class CommitPacing:
+    """When the state may be committed again, by the 5 % rule or at a fixed period.
+
+    Snapshots are paid for in advance: each commit carries, per byte it adds to the journal, the share of the
+    snapshot that those bytes will cause, by the cost of the last one.
+
+    Args:
+        period_s: Seconds between the starts of commits; `None`: the 5 % rule.
+        max_interval_s: The longest rest after a commit, even where the rule asks for more; `None`: the rule wins.
+    """
+
+    def __init__(self, period_s: float | None = None, max_interval_s: float | None = None) -> None:
+        self._period_s = period_s
+        self._max_interval_s = max_interval_s
+        self._budget = CostBudget()
+        self._last_start = -math.inf
+        self._last_end = -math.inf
+        self._snapshot_rate = 0.0
+        self._prepaid = 0.0
+
+    def committed(self, started_at: float, ended_at: float, cost_s: float, journal_bytes: int) -> None:
+        """Account for a commit, whoever asked for it."""
+        share = self._snapshot_rate * journal_bytes
+        self._prepaid += share
+        self._last_start, self._last_end = started_at, ended_at
+        self._budget.spent(ended_at, cost_s, share)
+
+    def snapshot_written(self, cost_s: float, journal_bytes: int) -> None:
+        """Account for a snapshot that took `cost_s`, after `journal_bytes` of journal (and about as many to come)."""
+        owed = max(0.0, cost_s - self._prepaid)
+        self._prepaid = max(0.0, self._prepaid - cost_s)
+        self._snapshot_rate = (cost_s + owed) / max(1, journal_bytes)
+
+    @property
+    def next_start(self) -> float:
+        """Monotonic seconds before which no commit should start by itself; `-inf` before the first."""
+        if self._period_s is not None:
+            return max(self._last_start + self._period_s, self._last_end)
+        start = self._budget.next_start
+        if self._max_interval_s is not None:
+            start = min(start, self._last_end + self._max_interval_s)
+        return start
+
+    @property
+    def interval_s(self) -> float:
+        """The present rest between the end of a commit and the start of the next; 0 before the first."""
+        return max(0.0, self.next_start - self._last_end) if math.isfinite(self._last_end) else 0.0
+
+    @property
+    def exceeds_target(self) -> bool:
+        """Whether `max_interval_s` or the fixed period makes commits take more than 5 % of the time at present."""
+        return math.isfinite(self._last_end) and self.next_start < self._budget.next_start

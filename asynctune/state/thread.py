@@ -1,0 +1,67 @@
+"""Owns a thread that runs blocking calls in order, one at a time, and answers on the event loop.
+
+A bare queue and a thread answer in half the time that an executor takes, which is a good part of a commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+__all__ = ["WorkThread"]
+
+T = TypeVar("T")
+
+
+class WorkThread:
+    """One daemon thread, started with the first call; `stop` lets it end after what was submitted."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._queue: SimpleQueue[Any] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def call(self, on_done: Callable[[Any, BaseException | None], None], function: Callable[..., Any], *args: Any) -> None:
+        """Run `function(*args)` in the thread, then `on_done(result, error)` on the running loop."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+        self._queue.put((asyncio.get_running_loop(), on_done, function, args))
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Run `function(*args)` in the thread. A cancelled caller leaves it running to its end."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def on_done(result: Any, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self.call(on_done, function, *args)
+        return await future
+
+    def stop(self) -> None:
+        """Let the thread end when all that was submitted is done; a later call is never answered."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread = None
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            loop, on_done, function, args = item
+            result, error = None, None
+            try:
+                result = function(*args)
+            except BaseException as caught:  # noqa: BLE001 - handed to the caller, whatever it is
+                error = caught
+            try:
+                loop.call_soon_threadsafe(on_done, result, error)
+            except RuntimeError:
+                pass  # the loop is closed: nobody is left who could want the answer
+            del item, loop, on_done, function, args, result, error
