@@ -20,7 +20,7 @@ from _common import cell, machine_line, verdict
 
 _HERE = Path(__file__).parent
 _RESULTS, _README = _HERE / "results.json", _HERE / "README.md"
-_SCRIPTS = ("commit", "loop_lag", "pacing", "opening", "memory")
+_SCRIPTS = ("commit", "loop_lag", "pacing", "opening", "memory", "crash")
 _BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
 _QUIET_LOAD, _PATIENCE_S = 0.3, 180
 
