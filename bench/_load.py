@@ -76,7 +76,7 @@ class StoreCommits:
         count = 20
         await self.measure(count)
         after = await asyncio.to_thread(journal_bytes, self._location)
-        return {"bytes": max(1, (after - before) // count)}
+        return {"bytes": max(1, (after - before) // count), "saves": trials + count}
 
     async def measure(self, count: int) -> dict[str, Any]:
         store, seconds = self._store, []

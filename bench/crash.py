@@ -6,7 +6,7 @@
   loss leaves it. `refused`: it does not open. `refused later`: it opens, takes one more save, and does not
   open again after that.
 
-Ray replaces its one file in place: each kill is a cut, and a cut file is an unreadable one. Counts, not times.
+Ray replaces its one file in place: each kill is a cut, and a cut file is unreadable. Counts, not times.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ class OptunaSaver(_Saver):
     kind = OptunaJournal
 
 
-# -- reading back: how many saves are there, or None if the state cannot be read --------------------------------
+# -- reading back: how many saves are there, or None if the state cannot be read --------------------
 
 
 async def _read_store(directory: Path) -> int | None:
     try:
         async with ExperimentStore.open(directory / "experiment", mode="resume") as store:
-            saves = sum(trial.num_results for trial in store.trials)
+            saves: int = sum(trial.num_results for trial in store.trials)
             store.report(trial_id(0), {"loss": 0.0})
             await store.flush()
             return saves
@@ -110,13 +110,12 @@ def _read_optuna_journal(directory: Path) -> int | None:
     from optuna.storages.journal import JournalFileBackend  # noqa: PLC0415
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    (directory / "journal.log.lock").unlink(
-        missing_ok=True
-    )  # of the killed process; waiting 30 s does the same
+    # The killed process may have left its lock, which waiting for 30 s removes as well.
+    (directory / "journal.log.lock").unlink(missing_ok=True)
     try:
         storage = JournalStorage(JournalFileBackend(str(directory / "journal.log")))
         study = optuna.load_study(study_name="bench", storage=storage)
-        saves = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+        saves: int = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
         study.tell(study.ask(), 0.0)
     except Exception:  # noqa: BLE001 - whatever it is, it does not open
         return None
@@ -134,7 +133,7 @@ _READERS: dict[str, tuple[str, str, Callable[[Path], Awaitable[int | None]]]] = 
 }
 
 
-# -- the two experiments ----------------------------------------------------------------------------------------
+# -- the two experiments ------------------------------------------------------------------------------------
 
 
 async def _kill_once(name: str, directory: Path, trials: int, rng: random.Random) -> tuple[bool, int]:
@@ -142,18 +141,18 @@ async def _kill_once(name: str, directory: Path, trials: int, rng: random.Random
     _, saver, read = _READERS[name]
     await asyncio.to_thread(directory.mkdir)
     async with child(saver) as driver:
-        await driver.prepare(directory=str(directory), trials=trials)
+        prepared = await driver.prepare(directory=str(directory), trials=trials)
         task = asyncio.ensure_future(driver.measure())
         await asyncio.sleep(rng.uniform(0.2, 1.0))
         await driver.kill()
         await asyncio.wait([task])
         task.exception()  # that it was killed
-    acknowledged = (directory / _ACKNOWLEDGED).stat().st_size
+    acknowledged = prepared.get("saves", trials) + (directory / _ACKNOWLEDGED).stat().st_size
     saves = await read(directory)
     await asyncio.to_thread(shutil.rmtree, directory)
     if name == "Ray Tune":
-        acknowledged = 0  # one file with all trials: what is readable is complete
-    return saves is None, 0 if saves is None else max(0, trials + acknowledged - saves)
+        acknowledged = trials  # one file with all trials: what is readable is complete
+    return saves is None, 0 if saves is None else max(0, acknowledged - saves)
 
 
 async def _cut(name: str, directory: Path, cuts: int) -> tuple[int, int]:
@@ -173,9 +172,8 @@ async def _cut(name: str, directory: Path, cuts: int) -> tuple[int, int]:
     refused = refused_later = 0
     for index in range(cuts):
         await asyncio.to_thread(shutil.copytree, original, copy)
-        os.truncate(
-            copy / journal.relative_to(original), before + 1 + (after - before - 2) * index // (cuts - 1)
-        )
+        length = before + 1 + (after - before - 2) * index // (cuts - 1)
+        os.truncate(copy / journal.relative_to(original), length)
         if await read(copy) is None:
             refused += 1
         elif await read(copy) is None:
@@ -246,9 +244,7 @@ async def measure(settings: Options) -> Report:
                 limit=0,
             ),
         ),
-        notes=(
-            "Ray: no fsync is asked for, and none is needed: the machine stays up, only the process dies.",
-        ),
+        notes=("The machine stays up and only the process dies: a missing fsync does not show here.",),
         settings={"rounds": kills, "trials": trials, "cuts": cuts, "cut_trials": _CUT_TRIALS},
     )
 
