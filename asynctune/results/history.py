@@ -1,0 +1,63 @@
+"""Owns the reading of result.json back into rows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from typing import Any, Final
+
+from asynctune.files import LocalFiles
+from asynctune.results.trial_files import RESULT_FILE
+
+__all__ = ["read_history"]
+
+logger = logging.getLogger(__name__)
+
+_BREATH: Final = 200
+
+
+async def read_history(
+    path: str | os.PathLike[str], *, files: LocalFiles | None = None
+) -> list[dict[str, Any]]:
+    """The rows of a trial in the order of its present timeline.
+
+    A file that is being written may end in half a line: that is not returned. While the experiment runs, the
+    newest rows come about a second after they were committed.
+
+    Args:
+        path: The trial's directory, or its result.json.
+        files: The file operations.
+
+    Returns:
+        One dict a row, in the JSON forms of `asynctune.results.render`; empty for a trial without rows. Lines
+        that are not rows are left out, with a warning in the log.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    return await asyncio.to_thread(_read, os.fspath(path), files or LocalFiles())
+
+
+def _read(path: str, files: LocalFiles) -> list[dict[str, Any]]:
+    if os.path.isdir(path):
+        path = os.path.join(path, RESULT_FILE)
+    try:
+        data = files.read(path)
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            logger.warning("%s: line %d is damaged and was left out", path, number)
+        if number % _BREATH == 0:
+            time.sleep(0)
+    return rows

@@ -1,0 +1,107 @@
+"""Owns progress.csv: adding rows to it, and making it anew from result.json where the two do not agree.
+
+Blocking, for one thread. When a row brings a new column the file is made again with the longer header, at
+once for readers; earlier rows have empty cells there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from asynctune.results.placing import Placer
+from asynctune.results.render import Columns, csv_lines, csv_records, flatten
+
+__all__ = ["BREATH", "ProgressFiles", "ProgressState", "read_cells"]
+
+BREATH: Final = 32
+"""Rows between two moments at which the thread lets go of the interpreter: the event loop runs on time."""
+
+
+@dataclass(slots=True)
+class ProgressState:
+    """A trial's progress.csv as this process left it; the size is None where that is not known."""
+
+    columns: Columns | None = None
+    size: int | None = None
+
+
+def read_cells(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The cells of each line of a result.json; none for a line that is no row."""
+    for index, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        yield flatten(row) if isinstance(row, dict) else {}
+        if index % BREATH == 0:
+            time.sleep(0)
+
+
+class ProgressFiles:
+    """Writes the progress.csv of every trial.
+
+    Args:
+        placer: What writes them.
+    """
+
+    def __init__(self, placer: Placer) -> None:
+        self._placer = placer
+        self._columns: dict[tuple[str, ...], Columns] = {}  # one object for all trials that have the same
+
+    def append(self, path: str, state: ProgressState, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Add flattened rows. False where the file is not as it was left, or lacks a column: align it."""
+        if state.columns is None or state.size is None or not state.columns.hold(rows):
+            return False
+        if self._placer.size(path) != state.size:
+            return False
+        if rows:
+            text = csv_lines(state.columns, rows)
+            self._placer.append(path, text, size=state.size)
+            state.size += len(text)
+        return True
+
+    def align(self, path: str, state: ProgressState, lines: Sequence[bytes], known_from: int) -> None:
+        """Complete the file, or make it anew where it does not agree with result.json.
+
+        Args:
+            path: The file.
+            state: Updated.
+            lines: All lines of result.json.
+            known_from: Rows before this index were synced before the journal let go of them: they are
+                counted, not compared.
+        """
+        data = self._placer.read(path)
+        found = None if data is None else csv_records(data)
+        if data is None or found is None or not known_from <= found[1] <= len(lines):
+            if lines or data:
+                self.make(path, state, lines)
+            return
+        names, count = found
+        columns = self._shared(Columns(names))
+        first = max(0, min(known_from, count - 1))
+        rows = list(read_cells(lines[first:]))
+        if not columns.hold(rows) or not data.endswith(csv_lines(columns, rows[: count - first])):
+            self.make(path, state, lines)
+            return
+        state.columns, state.size = columns, len(data)
+        self.append(path, state, rows[count - first :])
+
+    def make(self, path: str, state: ProgressState, lines: Sequence[bytes]) -> None:
+        """Make the file anew from the lines of result.json."""
+        state.size = None
+        rows = list(read_cells(lines))
+        state.columns = self._shared(Columns.of(rows))
+        parts = [csv_lines(state.columns, (), header=True)] if rows else []
+        for start in range(0, len(rows), BREATH):
+            parts.append(csv_lines(state.columns, rows[start : start + BREATH]))
+            time.sleep(0)
+        text = b"".join(parts)
+        self._placer.replace(path, text)
+        state.size = len(text)
+
+    def _shared(self, columns: Columns) -> Columns:
+        return self._columns.setdefault(columns.names, columns)
