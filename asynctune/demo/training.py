@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,12 +129,13 @@ class DigitsModel:
         self._partial_fit(self._model.batch_size)
         try:
             params = json.loads((source / PARAMS_FILE).read_text(encoding="utf-8"))
-            with np.load(source / ARRAYS_FILE, allow_pickle=False) as saved:
+            # Opened here, because np.load forgets to close a file that it refuses.
+            with open(source / ARRAYS_FILE, "rb") as file, np.load(file, allow_pickle=False) as saved:
                 for name, array in self._arrays().items():
                     array[...] = saved[name]
             self._adam.t = int(params["adam_steps"])
             self.epoch = int(params["epoch"])
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise CheckpointNotFoundError(
                 f"{source} is no checkpoint of this model ({error}); `python -m asynctune.inspect` checks it"
             ) from error

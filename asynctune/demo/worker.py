@@ -1,8 +1,8 @@
 """Owns the process that trains: one line of JSON in for each task, lines of JSON out for what came of it.
 
-`python -m asynctune.demo.worker`, started by `asynctune.demo.workers` with pipes. It ends by itself when its
-driver is gone, however that died: the end of its standard input is the sign, seen within a moment by a thread
-of its own. Nothing has to be cleaned up then; an epoch that no driver hears of is trained again.
+`python -m asynctune.demo.worker`, started by `asynctune.demo.workers` with a socket. It ends by itself when
+its driver is gone, however that died: the end of its standard input is the sign, seen within a moment by a
+thread of its own. Nothing has to be cleaned up then; an epoch that no driver hears of is trained again.
 
 ==================================================== ======================================================
 in                                                   out
@@ -76,15 +76,17 @@ def main() -> None:
 
 
 def _read(lines: BinaryIO, put: Callable[[Task], None]) -> None:
-    for line in lines:
-        put(json.loads(line))
-    os._exit(0)
+    try:
+        for line in lines:
+            put(json.loads(line))
+    finally:
+        os._exit(0)
 
 
 def _send(out: Any, message: Mapping[str, Any]) -> None:
     try:
         out.write(json.dumps(message).encode("ascii") + b"\n")
-    except BrokenPipeError:
+    except OSError:  # the driver is gone
         os._exit(0)
 
 
