@@ -116,6 +116,10 @@ class LocalFiles:
         os.mkdir(path, mode)
         os.chmod(path, mode)
 
+    def make_plain_dir(self, path: str) -> None:
+        """Make one directory for people to look into, with the permissions that the umask leaves."""
+        os.mkdir(path)
+
     def rename(self, source: str, target: str) -> None:
         """`rename(2)`: replaces a file `target` atomically."""
         os.rename(source, target)
