@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import Mapping
 
 from asynctune.config import CheckpointConfig
@@ -28,7 +26,6 @@ async def run(directory: str, given: Mapping[str, int], workers: int, display: D
     Raises:
         AsynctuneError: See there; each says what to do.
     """
-    await asyncio.to_thread(_check_directory, directory)
     retention = CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=METRIC)
     async with ExperimentStore.open(directory, checkpoint_config=retention) as store:
         plan = _settle_plan(store, given)
@@ -60,14 +57,3 @@ def _settle_plan(store: ExperimentStore, given: Mapping[str, int]) -> Plan:
                 "leave the option out to go on with it, or choose another directory"
             )
     return Plan(**recorded)
-
-
-def _check_directory(directory: str) -> None:
-    """Refuse to spread two dozen trial directories among files that are there for something else."""
-    if os.path.isdir(directory) and not os.path.isdir(os.path.join(directory, ".asynctune")):
-        strange = sorted(os.listdir(directory))
-        if strange:
-            raise ConfigError(
-                f"{directory} is a directory with other files in it ({', '.join(strange[:3])}, ...); "
-                "name an empty one, or one that is not there yet"
-            )

@@ -63,7 +63,8 @@ async def test_a_worker_gives_what_the_model_gives(tmp_path):
     finally:
         await worker.aclose()
     messages = [message for message in first + second if "done" not in message]
-    assert [message["metrics"] for message in messages] == pytest.approx(expected, rel=1e-6)
+    for message, metrics in zip(messages, expected, strict=True):
+        assert message["metrics"] == pytest.approx(metrics, rel=1e-6)
     assert [message["epoch"] for message in messages] == [1, 2, 3]
     assert messages[0]["ended_at"] <= messages[1]["ended_at"] <= messages[2]["ended_at"]
     assert test == [{"test_accuracy": pytest.approx(model.accuracy("test"), abs=0.01), "done": True}]
