@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ from typing import Final
 
 import psutil
 import pytest
+from threadpoolctl import threadpool_limits
 
 from asynctune.demo.training import Digits, DigitsModel
 from asynctune.demo.workers import Worker, WorkerDiedError
@@ -50,9 +50,15 @@ asyncio.run(main())
 """
 
 
-async def test_a_worker_gives_what_the_model_gives(tmp_path):
-    model = DigitsModel(CONFIG, await asyncio.to_thread(Digits.load))
-    expected = [model.train_epoch() for _ in range(3)]
+@pytest.fixture
+def expected():
+    """The metrics of a model's first three epochs."""
+    model = DigitsModel(CONFIG, Digits.load())
+    with threadpool_limits(1):  # as in the worker: more threads sum in another order
+        return [model.train_epoch() for _ in range(3)]
+
+
+async def test_a_worker_gives_what_the_model_gives(tmp_path, expected):
     worker = await Worker.start()
     try:
         task = {"config": CONFIG, "checkpoint": None, "until": 2, "directory": str(tmp_path / "a")}
@@ -63,11 +69,11 @@ async def test_a_worker_gives_what_the_model_gives(tmp_path):
     finally:
         await worker.aclose()
     messages = [message for message in first + second if "done" not in message]
-    for message, metrics in zip(messages, expected, strict=True):
-        assert message["metrics"] == pytest.approx(metrics, rel=1e-6)
+    assert [message["metrics"] for message in messages] == expected
     assert [message["epoch"] for message in messages] == [1, 2, 3]
     assert messages[0]["ended_at"] <= messages[1]["ended_at"] <= messages[2]["ended_at"]
-    assert test == [{"test_accuracy": pytest.approx(model.accuracy("test"), abs=0.01), "done": True}]
+    assert test[0]["done"]
+    assert 0.5 < test[0]["test_accuracy"] <= 1
 
 
 async def test_a_failed_trial_is_told_and_the_worker_goes_on(tmp_path):
