@@ -19,7 +19,7 @@ from asynctune.demo.resumption import examine, tell
 from asynctune.demo.scheduler import METRIC, Plan, SuccessiveHalving, sample_config
 from asynctune.demo.workers import Worker, WorkerDiedError
 from asynctune.errors import ConfigError
-from asynctune.store import ExperimentStore
+from asynctune.store.store import ExperimentStore
 from asynctune.trial import Trial, TrialStatus
 
 __all__ = ["SETTINGS_KEY", "TEST_KEY", "Driver"]

@@ -9,7 +9,7 @@ from asynctune.demo.display import Display, plural
 from asynctune.demo.driver import SETTINGS_KEY, TEST_KEY, Driver
 from asynctune.demo.scheduler import METRIC, Plan
 from asynctune.errors import ConfigError
-from asynctune.store import ExperimentStore
+from asynctune.store.store import ExperimentStore
 
 __all__ = ["run"]
 
