@@ -1,0 +1,162 @@
+"""Owns the commit of a staged directory: its turn, name, manifest and record. It fills no stage itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from asynctune.checkpoints.context import Context, logger
+from asynctune.checkpoints.deletion import Deletions
+from asynctune.checkpoints.manifest import Manifest
+from asynctune.checkpoints.records import CheckpointRecord, check_step, directory_name
+from asynctune.checkpoints.stage import Stage
+from asynctune.checkpoints.staging import give_up
+from asynctune.checkpoints.turns import Turns
+from asynctune.errors import ConfigError
+from asynctune.packing import pack, unpack
+from asynctune.trial import Checkpoint
+
+__all__ = ["Committer", "Wanted"]
+
+MAX_COPIES: Final = 16
+"""How many checkpoints are staged or restored at once; each holds a few megabytes of memory at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a new checkpoint is to be, as it was at the call."""
+
+    trial_id: str
+    trial_name: str
+    attempt: int
+    plain: bool
+    metrics: Mapping[str, Any]
+    timeline: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        trial_id: str,
+        trial_name: str,
+        *,
+        attempt: int,
+        plain: bool,
+        metrics: Mapping[str, Any] | None,
+        timeline: Mapping[str, Any] | None,
+    ) -> Wanted:
+        """Take it from a caller, whose later changes to `metrics` change nothing.
+
+        Raises:
+            ConfigError: The metrics cannot be stored, or the name or attempt cannot be part of a path.
+        """
+        if not trial_name or trial_name.startswith(".") or "/" in trial_name or "\0" in trial_name:
+            raise ConfigError(f"trial_name must be usable as the name of a directory, not {trial_name!r}")
+        if not isinstance(attempt, int) or isinstance(attempt, bool) or attempt < 0:
+            raise ConfigError(f"attempt must be a whole number from 0, not {attempt!r}")
+        kept = unpack(pack(dict(metrics or {}), "metrics"))
+        return cls(trial_id, trial_name, attempt, plain, kept, unpack(pack(dict(timeline or {}), "timeline")))
+
+
+class Committer:
+    """Commits stages, one after the other for each trial.
+
+    Args:
+        context: What the room shares.
+        deletions: Applies retention with every commit.
+
+    Attributes:
+        slots: Bounds how many directories are copied at once.
+        being_placed: Directories, relative to the experiment, that may have no record for a moment.
+    """
+
+    def __init__(self, context: Context, deletions: Deletions) -> None:
+        self._context = context
+        self._deletions = deletions
+        self._turns = Turns(context.records.steps)
+        self.slots: Final = asyncio.Semaphore(MAX_COPIES)
+        self.being_placed: Final[set[str]] = set()
+
+    @asynccontextmanager
+    async def turn(self, wanted: Wanted, step: int | None, *, at_least: int = 0) -> AsyncIterator[int]:
+        """Promise the step at once, then wait for the trial's turn and for a slot.
+
+        Raises:
+            CheckpointExistsError: The step is not above every recorded or promised one.
+            ConfigError: It is no step at all.
+        """
+        asked = None if step is None else check_step(step)
+        async with self._turns.take(wanted.trial_id, asked, at_least=at_least) as turn, self.slots:
+            yield turn
+
+    async def commit(self, wanted: Wanted, step: int, stage: Stage) -> Checkpoint:
+        """Put the stage in its place and record it; whatever fails before the record gives the stage up."""
+        context = self._context
+        manifest = Manifest(
+            trial_id=wanted.trial_id,
+            step=step,
+            epoch=context.epoch,
+            attempt=wanted.attempt,
+            files=tuple(sorted(stage.entries, key=lambda file: file.path)),
+            empty_directories=tuple(stage.empty_directories),
+        )
+        long_name = directory_name(step, epoch=context.epoch, attempt=wanted.attempt)
+        names = [directory_name(step), long_name] if wanted.plain else [long_name]
+        try:
+            with self._placing(wanted.trial_name, names):
+                parent = os.path.join(context.experiment_dir, wanted.trial_name)
+                digest = await context.threads.run(stage.place, manifest, parent, names)
+                record = CheckpointRecord(
+                    trial_id=wanted.trial_id,
+                    step=step,
+                    directory=f"{wanted.trial_name}/{os.path.basename(stage.path)}",
+                    manifest_sha256=digest,
+                    files=manifest.sizes,
+                    size_bytes=manifest.size_bytes,
+                    committed_at=context.clock.time(),
+                    metrics=wanted.metrics,
+                    timeline=wanted.timeline,
+                    epoch=context.epoch,
+                    attempt=wanted.attempt,
+                )
+                context.records.put(record)
+        except BaseException as error:
+            await give_up(context.threads, stage, error)
+            raise
+        # From here on it is recorded, even if the caller is cancelled: the commit goes on without them.
+        self._deletions.retire(wanted.trial_id)
+        await context.records.commit()
+        context.emit(
+            "checkpoint_saved",
+            trial_id=wanted.trial_id,
+            step=step,
+            message=f"checkpoint {step} of trial {wanted.trial_id} was saved",
+            path=stage.path,
+            size_bytes=record.size_bytes,
+            files=len(record.files),
+            how=stage.how,
+        )
+        await self._remove_source(stage)
+        return record.checkpoint(stage.path)
+
+    @contextmanager
+    def _placing(self, trial_name: str, names: Sequence[str]) -> Iterator[None]:
+        relative = {f"{trial_name}/{name}" for name in names}
+        self.being_placed.update(relative)
+        try:
+            yield
+        finally:
+            self.being_placed.difference_update(relative)
+
+    async def _remove_source(self, stage: Stage) -> None:
+        """Finish a move that had to copy."""
+        if stage.source is None:
+            return
+        try:
+            await self._context.threads.run(self._context.files.remove_tree, stage.source)
+        except OSError as error:
+            # The checkpoint is committed: failing now would say that it is not.
+            logger.warning("%s was given away and copied, but cannot be removed: %s", stage.source, error)

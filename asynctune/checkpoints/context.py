@@ -1,0 +1,64 @@
+"""Owns what the parts of this room share: the experiment's place, and ways to records, disk and events."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from asynctune.checkpoints.disk import DiskThreads
+from asynctune.checkpoints.records import CheckpointRecord, Records
+from asynctune.clock import Clock
+from asynctune.files import LocalFiles
+
+__all__ = ["Context", "Emit", "logger"]
+
+logger: Final = logging.getLogger("asynctune")
+
+
+class Emit(Protocol):
+    """Publishes an event of the store. Loop only, no I/O."""
+
+    def __call__(
+        self,
+        kind: str,
+        /,
+        *,
+        trial_id: str | None = None,
+        step: int | None = None,
+        message: str = "",
+        **data: Any,
+    ) -> None:
+        """Publish `kind`; `data` are msgpack values."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What the parts of this room share; all of it is given from above.
+
+    Attributes:
+        experiment_dir: Absolute path.
+        scratch_dir: Where private copies of restored checkpoints go, made when needed.
+        epoch: Number of this opening.
+        nonce: Part of each name that only this opening uses.
+    """
+
+    experiment_dir: str
+    scratch_dir: str
+    epoch: int
+    nonce: str
+    records: Records
+    files: LocalFiles
+    threads: DiskThreads
+    clock: Clock
+    emit: Emit
+
+    def path_of(self, record: CheckpointRecord) -> str:
+        """Absolute path of a checkpoint's directory."""
+        return record.path(self.experiment_dir)
+
+    def below(self, *parts: str) -> str:
+        """Absolute path below the experiment's own `.asynctune`."""
+        return os.path.join(self.experiment_dir, ".asynctune", *parts)
