@@ -157,6 +157,10 @@ class StateWriter:
         if self._failure is not None:
             raise self._failure
 
+    def add_cost(self, seconds: float) -> None:
+        """Count time that somebody else spent on a commit."""
+        self._seconds += seconds
+
     @property
     def committed_seq(self) -> int:
         """The last durable commit."""

@@ -1,0 +1,56 @@
+"""Owns what each command asks: one coroutine for each, from a location to a report and what draws it."""
+
+from __future__ import annotations
+
+from asynctune.inspect import tables
+from asynctune.inspect.reading import ManyExperimentsError, Mode, Query, experiment, list_experiments
+from asynctune.inspect.screen import Answer
+from asynctune.inspect.verifying import verify
+
+__all__ = [
+    "answer_best",
+    "answer_checkpoints",
+    "answer_summary",
+    "answer_trial",
+    "answer_trials",
+    "answer_verify",
+]
+
+
+async def answer_summary(location: str, query: Query) -> Answer:
+    """An experiment with its trials, or the experiments of a directory."""
+    try:
+        async with experiment(location) as opened:
+            return "summary", await opened.trials(query), tables.summary_view
+    except ManyExperimentsError:
+        report = await list_experiments(location, query.metric, query.mode)
+        return "experiments", report, tables.experiments_view
+
+
+async def answer_trials(location: str, query: Query) -> Answer:
+    """The trials that match."""
+    async with experiment(location) as opened:
+        return "trials", await opened.trials(query), tables.trials_view
+
+
+async def answer_trial(location: str, trial_id: str) -> Answer:
+    """One trial."""
+    async with experiment(location) as opened:
+        return "trial", await opened.trial(trial_id), tables.trial_view
+
+
+async def answer_checkpoints(location: str, trial_id: str | None, limit: int) -> Answer:
+    """The checkpoints of one trial or all."""
+    async with experiment(location) as opened:
+        return "checkpoints", await opened.checkpoints(trial_id, limit), tables.checkpoints_view
+
+
+async def answer_best(location: str, metric: str, mode: Mode, limit: int) -> Answer:
+    """The best trials."""
+    async with experiment(location) as opened:
+        return "best", await opened.best(metric, mode, limit), tables.best_view
+
+
+async def answer_verify(location: str) -> Answer:
+    """Whether everything is as it was written."""
+    return "verify", await verify(location), tables.verify_view

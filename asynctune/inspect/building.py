@@ -1,0 +1,113 @@
+"""Owns how reports are built from what a store says, and what is said of names that nothing has. Pure.
+
+Reads an open store, never a file; whether files are there is looked up elsewhere and passed in.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Literal
+
+from asynctune.errors import TrialNotFoundError
+from asynctune.inspect.exits import MetricNotFoundError
+from asynctune.inspect.fields import FIELDS, duration_s, field_value, iteration
+from asynctune.inspect.report import Head, Presence, TrialRow, Writer
+from asynctune.inspect.scan import Scan
+from asynctune.inspect.text import path_text, printable
+from asynctune.store import ExperimentStore
+from asynctune.store.opening import Opening
+from asynctune.trial import Trial
+
+__all__ = ["build_head", "check_names", "find_trial", "no_such_name", "trial_row"]
+
+_NEAR_IDS: Final = 3
+_NAMES_LISTED: Final = 20
+
+
+def build_head(store: ExperimentStore, *, as_of: float, last_change_at: float | None) -> Head:
+    """What a store says of its experiment."""
+    opening = store.opening
+    return Head(
+        location=path_text(store.location),
+        name=path_text(store.location.name),
+        experiment_id=printable(store.experiment_id),
+        created_at=store.created_at,
+        last_change_at=last_change_at,
+        as_of=as_of,
+        writer=_writer(store.writer_info, opening),
+        tear=None if opening.tear is None else printable(opening.tear),
+        damage=tuple(map(printable, opening.damage)),
+        trials_total=len(store.trials),
+        metadata=store.metadata,
+    )
+
+
+def _writer(info: Mapping[str, Any] | None, opening: Opening) -> Writer:
+    if info is None:
+        closed_at = opening.previous_closed_at
+        return Writer("closed", opening.pid, opening.hostname, opening.opened_at, closed_at)
+    alive = info["alive"]
+    state: Literal["live", "dead", "unknown"] = "unknown" if alive is None else "live" if alive else "dead"
+    return Writer(state, info["pid"], info["hostname"], info["since"])
+
+
+def trial_row(trial: Trial, head: Head, presence: Presence | None = None) -> TrialRow:
+    """A trial with what reports add to it."""
+    return TrialRow(trial, iteration(trial), duration_s(trial, head.trials_as_of), presence)
+
+
+def find_trial(store: ExperimentStore, trial_id: str) -> Trial:
+    """The trial called so.
+
+    Raises:
+        TrialNotFoundError: There is none; the message has the ids that look most like it.
+    """
+    try:
+        return store.get_trial(trial_id)
+    except TrialNotFoundError:
+        near = difflib.get_close_matches(trial_id, _ids_like(store, trial_id), n=_NEAR_IDS, cutoff=0.5)
+        hint = f"did you mean {_or(near)}?" if near else "the command `trials` lists them"
+        there = f"{path_text(store.location)}, which has {len(store.trials):,}"
+        msg = f"no trial {printable(trial_id)!r} in {there}; {hint}"
+        raise TrialNotFoundError(msg) from None
+
+
+def _ids_like(store: ExperimentStore, trial_id: str) -> list[str]:
+    """Ids worth a comparison: difflib takes seconds for 100 000 of them."""
+    ids = [trial.trial_id for trial in store.trials]
+    ends = (trial_id[:3], trial_id[-3:])
+    return [each for each in ids if each.startswith(ends[0]) or each.endswith(ends[1])][:1000] or ids[:1000]
+
+
+def check_names(names: Iterable[str], scan: Scan, rows: Sequence[TrialRow]) -> None:
+    """Refuse a column that nothing has, unless there are no results yet that could have it.
+
+    Raises:
+        MetricNotFoundError: With the names that there are.
+    """
+    for name in names:
+        known: Mapping[str, None] = scan.settings if name.startswith("config/") else scan.metrics
+        if not known or name in known or name in FIELDS:
+            continue
+        if all(field_value(row.trial, name, 0.0) is None for row in rows):
+            raise no_such_name(name, scan)
+
+
+def no_such_name(name: str, scan: Scan) -> MetricNotFoundError:
+    """The error for a metric or column that no trial has."""
+    known = list(scan.settings if name.startswith("config/") else scan.metrics)
+    near = difflib.get_close_matches(name, known, n=_NEAR_IDS, cutoff=0.6)
+    what = "hyperparameter" if name.startswith("config/") else "metric"
+    if not known:
+        return MetricNotFoundError(f"no trial has {printable(name)!r}: there is no {what} of any kind yet")
+    listed = ", ".join(printable(each) for each in known[:_NAMES_LISTED])
+    more = f", and {len(known) - _NAMES_LISTED} more" if len(known) > _NAMES_LISTED else ""
+    hint = f"did you mean {_or(near)}? " if near else ""
+    return MetricNotFoundError(
+        f"no trial has the {what} {printable(name)!r}; {hint}there are: {listed}{more}"
+    )
+
+
+def _or(names: Sequence[str]) -> str:
+    return " or ".join(printable(name) for name in names)

@@ -1,0 +1,101 @@
+"""Owns the columns of the other tables: checkpoints, and the experiments of a directory. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from asynctune.inspect.columns import Column
+from asynctune.inspect.fields import lookup
+from asynctune.inspect.report import CheckpointEntry, ExperimentLine
+from asynctune.inspect.text import DASH, ago, flatten, metric_number, path_text, printable, size
+from asynctune.trial import TrialStatus
+
+__all__ = ["checkpoint_columns", "experiment_columns"]
+
+_MIN_TEXT_WIDTH: Final = 16
+_STATUS_PRIORITY: Final = {TrialStatus.RUNNING: 5, TrialStatus.ERROR: 6, TrialStatus.TERMINATED: 7}
+_OTHERS: Final = 10
+_PRESENCE: Final = {
+    "present": "ok",
+    "missing": "MISSING",
+    "deleted": "deleted",
+    "elsewhere": "elsewhere",
+    "unchecked": DASH,
+}
+
+
+def checkpoint_columns(entries: Sequence[CheckpointEntry], as_of: float, *, with_trial: bool) -> list[Column]:
+    """Step, what it holds, when it was saved, with which metrics, and whether its files are there.
+
+    Args:
+        entries: The checkpoints.
+        as_of: The moment the report speaks of.
+        with_trial: Whether they are of several trials.
+    """
+    kept = [entry.checkpoint for entry in entries]
+    columns = [
+        Column("trial", "trial", tuple(printable(c.trial_id or DASH) for c in kept), priority=0),
+        Column("step", "step", tuple(str(c.step) for c in kept), right=True, priority=1),
+        Column("files are", "files are", tuple(_PRESENCE[e.presence] for e in entries), priority=2),
+        Column("size", "size", tuple(size(c.size_bytes) for c in kept), right=True, priority=3),
+        Column("files", "files", tuple(str(len(c.files)) for c in kept), right=True, priority=6),
+        Column("saved", "saved", tuple(_saved(c.committed_at, as_of) for c in kept), right=True, priority=4),
+        Column(
+            "metrics", "metrics", tuple(_metrics(e) for e in entries), priority=5, min_width=_MIN_TEXT_WIDTH
+        ),
+        Column(
+            "path", "path", tuple(DASH if c.path is None else path_text(c.path) for c in kept), priority=7
+        ),
+    ]
+    return columns if with_trial else columns[1:]
+
+
+def _saved(committed_at: float | None, as_of: float) -> str:
+    return DASH if committed_at is None else ago(committed_at, as_of)
+
+
+def _metrics(entry: CheckpointEntry) -> str:
+    pairs = (f"{printable(name)}={metric_number(value)}" for name, value in flatten(entry.checkpoint.metrics))
+    return " ".join(pairs) or DASH
+
+
+def experiment_columns(lines: Sequence[ExperimentLine], as_of: float, metric: str | None) -> list[Column]:
+    """Name, trials by status, best value, last change, driver."""
+    columns = [
+        Column("name", "experiment", tuple(line.name for line in lines), priority=0),
+        Column("driver", "driver", tuple(_driver(line) for line in lines), priority=1),
+        Column("changed", "changed", tuple(_changed(line, as_of) for line in lines), right=True, priority=2),
+        Column("trials", "trials", tuple(_total(line) for line in lines), right=True, priority=3),
+    ]
+    for status in TrialStatus:
+        if any(line.counts.get(status) for line in lines):
+            cells = tuple(str(line.counts.get(status, 0) or DASH) for line in lines)
+            priority = _STATUS_PRIORITY.get(status, _OTHERS)
+            columns.append(Column(status.value, status.value.lower(), cells, right=True, priority=priority))
+    if metric is not None:
+        cells = tuple(_best(line, metric) for line in lines)
+        columns.append(Column("best", f"best {printable(metric)}", cells, right=True, priority=4))
+        ids = tuple(DASH if line.best is None else printable(line.best.trial.trial_id) for line in lines)
+        columns.append(Column("best trial", "best trial", ids, priority=_OTHERS + 1))
+    return columns
+
+
+def _driver(line: ExperimentLine) -> str:
+    if line.head is None:
+        return "cannot be read"
+    return line.head.writer.state
+
+
+def _changed(line: ExperimentLine, as_of: float) -> str:
+    if line.head is None or line.head.last_change_at is None:
+        return DASH
+    return ago(line.head.last_change_at, as_of)
+
+
+def _total(line: ExperimentLine) -> str:
+    return DASH if line.head is None else str(line.head.trials_total)
+
+
+def _best(line: ExperimentLine, metric: str) -> str:
+    return DASH if line.best is None else metric_number(lookup(line.best.trial.last_result, metric))

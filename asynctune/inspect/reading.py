@@ -1,0 +1,338 @@
+"""Owns how a command gets its answer: opens stores in read mode, and looks for files in threads.
+
+Takes no lock and writes nothing, so it may run beside a driver at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from asynctune.clock import Clock, SystemClock
+from asynctune.errors import AsynctuneError, ConfigError, ExperimentNotFoundError, TrialNotFoundError
+from asynctune.inspect.building import build_head, check_names, find_trial, no_such_name, trial_row
+from asynctune.inspect.places import experiments_in, last_change, look_for, missing_problems
+from asynctune.inspect.report import (
+    BestReport,
+    CheckpointEntry,
+    CheckpointsReport,
+    ExperimentLine,
+    ExperimentsReport,
+    Head,
+    Problem,
+    TrialReport,
+    TrialRow,
+    TrialsReport,
+)
+from asynctune.inspect.scan import Order, Scan
+from asynctune.inspect.text import count, path_text, printable
+from asynctune.store import ExperimentStore
+from asynctune.trial import Checkpoint, Trial, TrialStatus
+
+__all__ = [
+    "Inspection",
+    "ManyExperimentsError",
+    "Mode",
+    "Query",
+    "experiment",
+    "follow_trials",
+    "list_experiments",
+]
+
+_TRIALS_BETWEEN_YIELDS: Final = 500
+_NAMES_LISTED: Final = 10
+_REST: Final = 4  # seconds of rest for each second of looking
+
+Mode = Literal["min", "max"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """Which trials are wanted, and in which order.
+
+    Attributes:
+        statuses: Only trials with one of these; empty: all.
+        order: Sort order; `None`: as created.
+        limit: At most so many; 0: all.
+        names: Columns and metrics that the reader named, which must exist.
+        metric: Metric by which to name the best trial.
+        mode: Which end of it is best.
+    """
+
+    statuses: tuple[TrialStatus, ...] = ()
+    order: Order | None = None
+    limit: int = 0
+    names: tuple[str, ...] = ()
+    metric: str | None = None
+    mode: Mode = "max"
+
+
+class Inspection:
+    """One experiment, open for reading; each method answers one command, as of its call."""
+
+    def __init__(self, store: ExperimentStore, clock: Clock | None = None) -> None:
+        self._store = store
+        self._clock = clock or SystemClock()
+
+    @property
+    def path(self) -> str:
+        """Directory of the experiment."""
+        return os.fspath(self._store.location)
+
+    async def head(self) -> Head:
+        """What is said of the experiment whatever was asked."""
+        changed = await asyncio.to_thread(last_change, self.path)
+        return build_head(self._store, as_of=self._clock.time(), last_change_at=changed)
+
+    async def catch_up(self) -> None:
+        """Take over what was committed meanwhile."""
+        await self._store.refresh()
+
+    async def still_has(self, trial_id: str, step: int) -> bool:
+        """Whether the checkpoint is recorded now: a driver beside us records a deletion before it deletes."""
+        await self._store.refresh()
+        return self._has(trial_id, step)
+
+    def _has(self, trial_id: str, step: int) -> bool:
+        try:
+            return any(checkpoint.step == step for checkpoint in self._store.checkpoints(trial_id))
+        except TrialNotFoundError:
+            return False
+
+    async def trials(self, query: Query) -> TrialsReport:
+        """The trials that match.
+
+        Raises:
+            MetricNotFoundError: No trial has a name that was asked for.
+        """
+        head = await self.head()
+        scan = await self._scan(query.statuses, query.order, query.limit, head)
+        rows = await self._rows(scan.chosen(), head)
+        check_names(query.names, scan, rows)
+        left_out = _left_out(scan, rows)
+        best = None if query.metric is None else await self._best(query.metric, query.mode, head)
+        return TrialsReport(
+            head=head,
+            counts=scan.counts,
+            matching=scan.matched.total(),
+            left_out=left_out,
+            rows=tuple(rows),
+            best=best,
+            metric=query.metric,
+            problems=(*_damage(head), *missing_problems(_newest(rows))),
+        )
+
+    async def trial(self, trial_id: str) -> TrialReport:
+        """One trial.
+
+        Raises:
+            TrialNotFoundError: There is none with this id.
+        """
+        head = await self.head()
+        trial = find_trial(self._store, trial_id)
+        entries = await self._entries(trial.checkpoints)
+        return TrialReport(
+            head=head,
+            row=trial_row(trial, head, entries[-1].presence if entries else None),
+            directory=path_text(self._store.location / trial.trial_name),
+            checkpoints=entries,
+            problems=(*_damage(head), *missing_problems(entries)),
+        )
+
+    async def checkpoints(self, trial_id: str | None, limit: int) -> CheckpointsReport:
+        """The checkpoints of one trial, or of all in the order they were saved, the newest `limit` of them.
+
+        Raises:
+            TrialNotFoundError: There is none with this id.
+        """
+        head = await self.head()
+        if trial_id is not None:
+            kept = list(find_trial(self._store, trial_id).checkpoints)
+        else:
+            kept = [c async for trial in self._each_trial() for c in trial.checkpoints]
+            kept.sort(key=lambda checkpoint: checkpoint.committed_at or 0.0)
+        entries = await self._entries(kept)
+        return CheckpointsReport(
+            head=head,
+            trial_id=trial_id,
+            total=len(kept),
+            size_bytes=sum(checkpoint.size_bytes for checkpoint in kept),
+            entries=entries[-limit:] if limit else entries,
+            problems=(*_damage(head), *missing_problems(entries)),
+        )
+
+    async def best(self, metric: str, mode: Mode, limit: int) -> BestReport:
+        """The trials with the best last value of `metric`, best first; of equal ones the older.
+
+        Raises:
+            MetricNotFoundError: No trial has reported a number for it.
+        """
+        head = await self.head()
+        order = Order(metric, descending=mode == "max", numbers_only=True)
+        scan = await self._scan((), order, limit, head)
+        if not scan.with_value:
+            raise no_such_name(metric, scan)
+        rows = await self._rows(scan.chosen(), head)
+        entries = await self._entries(rows[0].trial.checkpoints)
+        return BestReport(
+            head=head,
+            metric=metric,
+            mode=mode,
+            ranked=scan.with_value,
+            ranking=tuple(rows),
+            checkpoints=entries,
+            problems=(*_damage(head), *missing_problems(entries)),
+        )
+
+    # -- one step each -------------------------------------------------------------------------------------
+
+    async def _scan(
+        self, statuses: Iterable[TrialStatus], order: Order | None, limit: int, head: Head
+    ) -> Scan:
+        scan = Scan(statuses=statuses, order=order, limit=limit, as_of=head.trials_as_of)
+        async for trial in self._each_trial():
+            scan.add(trial)
+        return scan
+
+    async def _best(self, metric: str, mode: Mode, head: Head) -> TrialRow | None:
+        scan = await self._scan((), Order(metric, descending=mode == "max", numbers_only=True), 1, head)
+        rows = await self._rows(scan.chosen(), head)
+        return rows[0] if rows else None
+
+    async def _each_trial(self) -> AsyncIterator[Trial]:
+        for index, trial in enumerate(self._store.trials):
+            if index % _TRIALS_BETWEEN_YIELDS == 0:
+                await asyncio.sleep(0)
+            yield trial
+
+    async def _rows(self, trial_ids: Sequence[str], head: Head) -> list[TrialRow]:
+        trials = [self._store.get_trial(trial_id) for trial_id in trial_ids]
+        newest = [trial.checkpoints[-1] for trial in trials if trial.checkpoints]
+        presence = {entry.checkpoint.trial_id: entry.presence for entry in await self._entries(newest)}
+        return [trial_row(trial, head, presence.get(trial.trial_id)) for trial in trials]
+
+    async def _entries(self, checkpoints: Sequence[Checkpoint]) -> tuple[CheckpointEntry, ...]:
+        """Each checkpoint with where its files are; what is gone only counts if it is still recorded."""
+        entries = await asyncio.to_thread(look_for, checkpoints)
+        if any(entry.presence == "missing" for entry in entries):
+            await self._store.refresh()
+            entries = [self._confirmed(entry) for entry in entries]
+        return tuple(entries)
+
+    def _confirmed(self, entry: CheckpointEntry) -> CheckpointEntry:
+        if entry.presence != "missing":
+            return entry
+        trial_id, step = entry.checkpoint.trial_id, entry.checkpoint.step
+        if trial_id is None or step is None or self._has(trial_id, step):
+            return entry
+        return replace(entry, presence="deleted")
+
+
+class ManyExperimentsError(ConfigError):
+    """The location is a directory of experiments, and the command is about one."""
+
+
+@asynccontextmanager
+async def experiment(location: str, clock: Clock | None = None) -> AsyncIterator[Inspection]:
+    """Open the experiment at `location` for reading.
+
+    Raises:
+        ManyExperimentsError: It is a directory of experiments.
+        ExperimentNotFoundError: There is nothing of the kind.
+        AsynctuneError: It cannot be read.
+        OSError: The disk refused.
+    """
+    try:
+        store = await ExperimentStore.open(location, mode="read")
+    except ExperimentNotFoundError as error:
+        names = await asyncio.to_thread(experiments_in, location)
+        if not names:
+            raise
+        listed = ", ".join(map(path_text, names[:_NAMES_LISTED])) + (
+            ", ..." if len(names) > _NAMES_LISTED else ""
+        )
+        what = f"{path_text(location)} is a directory of {count(len(names), 'experiment')}"
+        raise ManyExperimentsError(f"{what}; name one of them: {listed}") from error
+    async with store:
+        yield Inspection(store, clock)
+
+
+async def follow_trials(
+    location: str, query: Query, interval_s: float, clock: Clock | None = None
+) -> AsyncGenerator[TrialsReport]:
+    """The trials that match, again and again.
+
+    Args:
+        location: Of the experiment.
+        query: Which trials.
+        interval_s: Seconds between two looks; more if a look takes long, so that looking stays a small part.
+        clock: Time.
+    """
+    clock = clock or SystemClock()
+    async with experiment(location, clock) as opened:
+        while True:
+            began = clock.monotonic()
+            yield await opened.trials(query)
+            await clock.sleep(max(interval_s, _REST * (clock.monotonic() - began)))
+            await opened.catch_up()
+
+
+async def list_experiments(
+    location: str, metric: str | None, mode: Mode, clock: Clock | None = None
+) -> ExperimentsReport:
+    """One line for each experiment in a directory of them; one that cannot be read is a line and a problem.
+
+    Raises:
+        ExperimentNotFoundError: There is none.
+        OSError: The directory cannot be listed.
+    """
+    clock = clock or SystemClock()
+    names = await asyncio.to_thread(experiments_in, location)
+    lines = [await _line(os.path.join(location, name), name, metric, mode, clock) for name in names]
+    return ExperimentsReport(
+        location=path_text(location),
+        as_of=clock.time(),
+        lines=tuple(lines),
+        metric=metric,
+        problems=tuple(
+            Problem("unreadable", f"{line.location}: {line.error}")
+            for line in lines
+            if line.error is not None
+        ),
+    )
+
+
+async def _line(location: str, name: str, metric: str | None, mode: Mode, clock: Clock) -> ExperimentLine:
+    shown, where = path_text(name), path_text(location)
+    try:
+        async with await ExperimentStore.open(location, mode="read") as store:
+            query = Query(limit=1, metric=metric, mode=mode)
+            report = await Inspection(store, clock).trials(query)
+    except (AsynctuneError, OSError) as error:
+        return ExperimentLine(name=shown, location=where, error=printable(str(error)))
+    return ExperimentLine(
+        name=shown, location=where, head=report.head, counts=report.counts, best=report.best
+    )
+
+
+# -- small things ------------------------------------------------------------------------------------------
+
+
+def _left_out(scan: Scan, rows: Sequence[TrialRow]) -> Mapping[TrialStatus, int]:
+    shown = Counter(row.trial.status for row in rows)
+    return {status: scan.matched[status] - shown[status] for status in TrialStatus}
+
+
+def _damage(head: Head) -> list[Problem]:
+    return [Problem("state", message) for message in head.damage]
+
+
+def _newest(rows: Iterable[TrialRow]) -> Iterator[CheckpointEntry]:
+    for row in rows:
+        if row.presence is not None:
+            yield CheckpointEntry(row.trial.checkpoints[-1], row.presence)

@@ -1,0 +1,85 @@
+"""Owns the state of a searcher or scheduler: when it is captured, its own 5 % budget, and giving it back.
+
+`get_state()` may be slow, so it is not called for every commit: its cost is spaced by the same rule as commits,
+apart from theirs. The record says which commit's events the state knows, so that later ones can be replayed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asynctune.clock import Clock
+from asynctune.errors import AsynctuneError, ConfigError
+from asynctune.protocols import Stateful
+from asynctune.state.pacing import CostBudget
+from asynctune.store.records import Records
+
+__all__ = ["AttachedState", "CaptureError"]
+
+
+class CaptureError(AsynctuneError):
+    """`get_state()` of a searcher or scheduler failed, or returned what cannot be stored; the last state stays."""
+
+
+class AttachedState:
+    """The place of one such object in the experiment, `searcher` or `scheduler`.
+
+    Args:
+        key: The record's key, and the word for messages.
+        records: Where it is stored.
+        clock: For the cost of a capture.
+    """
+
+    def __init__(self, key: str, records: Records, clock: Clock) -> None:
+        self._key = key
+        self._records = records
+        self._clock = clock
+        self._object: Stateful | None = None
+        self._budget = CostBudget()
+        self._last: Any = None
+
+    @property
+    def next_start(self) -> float | None:
+        """When the state may be captured again (monotonic); `None` while nothing is attached."""
+        return None if self._object is None else self._budget.next_start
+
+    def attach(self, value: Stateful) -> int | None:
+        """Take the object, and give it the saved state if there is one; returns the commit that state knows of.
+
+        Raises:
+            ConfigError: It lacks `get_state` or `set_state`, or another one is attached.
+        """
+        for name in ("get_state", "set_state"):
+            if not callable(getattr(value, name, None)):
+                msg = f"the {self._key} {type(value).__name__} has no method {name}(); the store needs it to keep its state"
+                raise ConfigError(msg)
+        if self._object is not None and self._object is not value:
+            msg = f"a {self._key} is attached already; a store keeps the state of one"
+            raise ConfigError(msg)
+        saved = self._records.get(self._key)
+        if saved is not None and self._object is None:
+            value.set_state(saved["state"])
+        self._object = value
+        return None if saved is None else int(saved["seq"])
+
+    def capture(self, seq: int) -> float:
+        """Put the present state as known at commit `seq`, if it changed; returns the seconds it took.
+
+        Raises:
+            CaptureError: The object failed.
+        """
+        if self._object is None:
+            return 0.0
+        began = self._clock.monotonic()
+        try:
+            state = self._object.get_state()
+            changed = self._records.get(self._key)
+            if changed is None or changed["state"] != state:
+                self._records.put(self._key, {"seq": seq, "state": state}, f"{self._key} state")
+        except Exception as error:
+            msg = f"the state of the {self._key} {type(self._object).__name__} could not be captured: {error!r}"
+            raise CaptureError(msg) from error
+        finally:
+            ended = self._clock.monotonic()
+            self._budget.spent(ended, ended - began)
+        return ended - began

@@ -1,0 +1,370 @@
+"""Owns one experiment opened for writing: joins journal, results and checkpoints, and the tasks that serve them.
+
+The front room (`store.store`) checks arguments and calls in here. What a record means is `store.trials`'; how bytes
+become durable is the rooms' below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from asynctune.checkpoints.catalog import TrialCheckpoints
+from asynctune.clock import Clock
+from asynctune.config import CheckpointConfig
+from asynctune.errors import StorageError, StoreClosedError, TrialNotFoundError
+from asynctune.files import LocalFiles
+from asynctune.results.projector import ResultFiles
+from asynctune.results.rows import OpeningInfo, TrialInfo
+from asynctune.state.journal import CommitDone
+from asynctune.state.pacing import CommitPacing
+from asynctune.state.thread import WorkThread
+from asynctune.state.writer import StateWriter
+from asynctune.store.attached import AttachedState, CaptureError
+from asynctune.store.events import EventStream
+from asynctune.store.opening import OpenedForWriting, open_for_writing
+from asynctune.store.records import Records
+from asynctune.store.sink import RecordSink
+from asynctune.store.supervisor import Supervisor
+from asynctune.store.trials import TrialTable
+
+__all__ = ["Engine"]
+
+logger = logging.getLogger("asynctune")
+
+FORMAT = 1
+
+
+class Engine:
+    """One opening for writing. Made by `start`, ended by `close`."""
+
+    def __init__(
+        self,
+        path: str,
+        opened: OpenedForWriting,
+        *,
+        events: EventStream,
+        pacing: CommitPacing,
+        checkpoint_config: CheckpointConfig | None,
+        tensorboard: bool,
+        clock: Clock,
+        files: LocalFiles,
+    ) -> None:
+        self.opening = opened.opening
+        self.experiment_id = opened.experiment_id
+        self.records = opened.records
+        self.events = events
+        self._clock = clock
+        self._lock = opened.lock
+        self._pid = os.getpid()
+        self._failure: BaseException | None = None
+        self.opened_mono = clock.monotonic()
+        recovered = opened.recovered
+        self.writer = StateWriter(
+            opened.journal,
+            pacing=pacing,
+            clock=clock,
+            observer=self,
+            snapshots=recovered.snapshots,
+            snapshot_bytes=recovered.snapshot_bytes,
+            journal_bytes=recovered.journal_bytes,
+        )
+        self.records.sink = self.writer
+        self.experiment = self._experiment_record(path, checkpoint_config)
+        self.checkpoint_config = CheckpointConfig(**self.experiment["checkpoint_config"])
+        self.table = TrialTable(self.records, clock, self.experiment["prefix"])
+        self.searcher = AttachedState("searcher", self.records, clock)
+        self.scheduler = AttachedState("scheduler", self.records, clock)
+        self.sink = RecordSink(self.records, self.check, self.writer.flush)
+        self.results = ResultFiles(path, files=files, clock=clock, tensorboard=tensorboard, emit=events.emit)
+        self.checkpoints = TrialCheckpoints(
+            path,
+            sink=self.sink,
+            config=self.checkpoint_config,
+            files=files,
+            clock=clock,
+            emit=events.emit,
+            epoch=self.opening.epoch,
+        )
+        self._info = OpeningInfo(hostname=opened.opening.hostname, node_ip=opened.node_ip, pid=opened.opening.pid)
+        self._recovered_rows = [
+            (r.seq, r.data, OpeningInfo(hostname=r.claim.hostname, node_ip=r.node_ip, pid=r.claim.pid))
+            for r in recovered.rows
+        ]
+        self._results_ready = asyncio.Event()
+        self._held_rows: list[tuple[int, list[bytes]]] = []
+        self._supervisor = Supervisor(
+            [self.writer.run, self._run_results, self.checkpoints.run, self._settle], self._on_failure
+        )
+
+    def _experiment_record(self, path: str, config: CheckpointConfig | None) -> dict[str, Any]:
+        record = self.records.get("experiment")
+        if record is None:
+            record = {
+                "experiment_id": self.experiment_id,
+                "name": os.path.basename(path),
+                "created_at": self.opening.opened_at,
+                "prefix": self.experiment_id[:5],
+                "format": FORMAT,
+                "checkpoint_config": asdict(config or CheckpointConfig()),
+            }
+            self.records.put("experiment", record)
+        elif config is not None and asdict(config) != record["checkpoint_config"]:
+            record["checkpoint_config"] = asdict(config)
+            self.records.put("experiment", record)
+        return record
+
+    @classmethod
+    async def start(
+        cls, path: str, mode: str, *, clock: Clock, files: LocalFiles, events: EventStream, **settings: Any
+    ) -> Engine:
+        """Open the experiment at `path` and start its tasks.
+
+        A caller that is cancelled meanwhile leaves no lock behind. Errors: as for `open_for_writing`.
+        """
+        opened = await _open_in_thread(path, mode, files, clock)
+        engine: Engine | None = None
+        try:
+            engine = cls(path, opened, clock=clock, files=files, events=events, **settings)
+            await engine._begin()  # noqa: SLF001 - its own class
+        except BaseException:
+            if engine is not None:
+                await engine._abandon()  # noqa: SLF001 - its own class
+            opened.journal.close()
+            opened.lock.release()
+            raise
+        return engine
+
+    async def _begin(self) -> None:
+        self.records.put("opening", self._opening_record(None))
+        self._supervisor.start()
+        await self.results.prepare()
+        await self.writer.flush()
+        opening = self.opening
+        if opening.tear is not None:
+            logger.warning("%s", opening.tear)
+            self.events.emit("recovered_tear", message=opening.tear)
+        for message in opening.damage:
+            logger.warning("%s", message)
+            self.events.emit("recovered_damage", message=message)
+
+    def _opening_record(self, closed_at: float | None) -> dict[str, Any]:
+        opening = self.opening
+        return {
+            "epoch": opening.epoch,
+            "hostname": opening.hostname,
+            "pid": opening.pid,
+            "opened_at": opening.opened_at,
+            "closed_at": closed_at,
+        }
+
+    def _trial_of(self, trial_name: str) -> str | None:
+        """Id of the trial with this directory, or `None`."""
+        if (trial_id := self.records.get(f"name/{trial_name}")) is not None:
+            return str(trial_id)
+        return trial_name if trial_name in self.records.trial_ids else None
+
+    async def _settle(self) -> None:
+        """Put the checkpoint directories in order, beside everything else."""
+        try:
+            await self.checkpoints.settle(self._trial_of)
+        except StoreClosedError:
+            return  # closed at once; the next opening does it
+        except StorageError as error:
+            logger.warning("checkpoint directories without a record stay where they are: %s", error)
+            self.events.emit("write_failed", message=str(error))
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise what keeps this opening from changing anything.
+
+        Raises:
+            StoreClosedError: In a forked child.
+            FencedError, StorageError: The failure that ended this opening.
+        """
+        if os.getpid() != self._pid:
+            msg = (
+                f"this store belongs to process {self._pid} and this is its forked child {os.getpid()}; open "
+                'the experiment with mode="read" here, and write from the parent'
+            )
+            raise StoreClosedError(msg)
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended this opening early, or `None`."""
+        return self._failure
+
+    def _on_failure(self, error: BaseException) -> None:
+        if self._failure is None:
+            logger.error("the store of %s failed: %s", self.experiment.get("name"), error)
+            self._failure = error
+        self.writer.fail(error)
+
+    def journal_rows(self, rows: Sequence[bytes]) -> None:
+        """Let result rows ride in the next commit."""
+        for row in rows:
+            self.writer.add_row(row)
+
+    async def flush(self) -> int:
+        """Make everything durable, the state of searcher and scheduler included.
+
+        Raises:
+            CaptureError: A `get_state()` failed; everything else is durable then.
+            FencedError, StorageError: Nothing can be made durable any more.
+        """
+        failed: CaptureError | None = None
+        for attached in (self.searcher, self.scheduler):
+            try:
+                self.writer.add_cost(attached.capture(self.writer.next_seq))
+            except CaptureError as error:
+                failed = error
+        seq = await self.writer.flush()
+        if failed is not None:
+            raise failed
+        return seq
+
+    # -- what the writer asks and tells (`state.writer.Observer`) --------------------------------------------
+
+    def before_cut(self, seq: int, *, explicit: bool) -> float | None:
+        """Capture searcher and scheduler if their budget allows, unless a checkpoint forces this commit."""
+        again: list[float] = []
+        for attached in (self.searcher, self.scheduler):
+            start = attached.next_start
+            if start is None:
+                continue
+            if explicit or self._clock.monotonic() < start:
+                again.append(start)
+                continue
+            try:
+                attached.capture(seq)
+            except CaptureError as error:
+                logger.warning("%s", error)
+                self.events.emit("searcher_failed", message=str(error))
+        return min(again, default=None)
+
+    def committed(self, seq: int, rows: list[bytes], done: CommitDone) -> None:
+        """Hand committed rows to the result files."""
+        if not self._results_ready.is_set():
+            self._held_rows.append((seq, rows))
+        else:
+            self.results.add(seq, rows, self._trial_info, self._info)
+        self.events.emit("committed", seq=seq, rows=len(rows), seconds=done.ended_at - done.started_at)
+
+    def happened(self, kind: str, message: str, **data: Any) -> None:
+        """Publish what the writer met."""
+        self.events.emit(kind, message=message, **data)
+
+    async def before_prune(self, seq: int) -> bool:
+        """Make the result files durable up to `seq`, and record that they are, before the journal forgets."""
+        await self._results_ready.wait()
+        try:
+            covered = await self.results.sync()
+        except StorageError as error:
+            logger.warning("the journal is kept for now: %s", error)
+            return False
+        self.records.put("projected", covered)
+        await self.writer.flush()
+        return covered >= seq
+
+    def _trial_info(self, trial_id: str) -> TrialInfo | None:
+        try:
+            name, _, config, _ = self.table.given(trial_id)
+        except TrialNotFoundError:
+            return None
+        return TrialInfo(trial_id=trial_id, trial_name=name, config=config)
+
+    async def _run_results(self) -> None:
+        rows, self._recovered_rows = self._recovered_rows, []
+        if rows:
+            await self.results.complete(rows, self._trial_info)
+        for seq, held in self._held_rows:
+            self.results.add(seq, held, self._trial_info, self._info)
+        self._held_rows.clear()
+        self._results_ready.set()
+        await self.results.run()
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    async def close(self, timeout_s: float | None) -> None:
+        """Make everything durable, end the tasks, and let go of the experiment.
+
+        Raises:
+            StorageError, FencedError, CaptureError: Something is not durable; the experiment is let go all the same.
+        """
+        try:
+            self.check()
+            async with asyncio.timeout(timeout_s):
+                await self._finish()
+        except TimeoutError as error:
+            stats = self.writer.stats()
+            msg = (
+                f"the store was closed after {timeout_s:g} s with {stats.dirty_keys} changed records not on the disk "
+                f"(the last durable commit is {stats.committed_seq})"
+            )
+            raise StorageError(msg, operation="close", hint="free some space, or allow more time") from error
+        finally:
+            await self._abandon()
+
+    async def _finish(self) -> None:
+        await self.checkpoints.aclose()
+        failed: CaptureError | None = None
+        try:
+            await self.flush()
+        except CaptureError as error:
+            failed = error
+        await self._results_ready.wait()
+        try:
+            self.records.put("projected", await self.results.sync())
+        except StorageError as error:
+            logger.warning("the result files are completed at the next opening: %s", error)
+        self.records.put("opening", self._opening_record(self._clock.time()))
+        await self.writer.flush()
+        if failed is not None:
+            raise failed
+
+    async def _abandon(self) -> None:
+        try:
+            await self._supervisor.stop()
+            await self.writer.aclose()
+            try:
+                await self.results.aclose()
+            except StorageError as error:
+                logger.warning("the result files are completed at the next opening: %s", error)
+        finally:
+            self._lock.release()
+            self.events.emit("closed")
+            self.events.close()
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this is the process that opened it, and not a forked child."""
+        return os.getpid() == self._pid
+
+    def release(self) -> None:
+        """Let go of the lock without closing; for a store that was forgotten."""
+        if self.is_owner:
+            self._lock.release()
+
+
+async def _open_in_thread(path: str, mode: str, files: LocalFiles, clock: Clock) -> OpenedForWriting:
+    thread = WorkThread("asynctune-open")
+    task = asyncio.ensure_future(thread.run(open_for_writing, path, mode, files, clock))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        # The thread cannot be interrupted; what it opens after all must not stay locked.
+        await asyncio.wait([task])
+        if not task.cancelled() and task.exception() is None:
+            opened = task.result()
+            opened.journal.close()
+            opened.lock.release()
+        raise
+    finally:
+        thread.stop()

@@ -1,0 +1,115 @@
+"""Owns the stream of events: one bounded queue for each subscriber, oldest dropped first, drops counted."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+__all__ = ["EventStream", "StoreEvent"]
+
+QUEUE_LENGTH: Final = 1024
+"""How many events a subscriber may lag behind before the oldest are dropped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreEvent:
+    """Something that happened in an experiment.
+
+    Attributes:
+        kind: `trial_added`, `status_changed`, `result`, `checkpoint_saved`, `checkpoint_deleted`,
+            `checkpoint_damaged`, `committed`, `snapshot_written`, `recovered_tear`, `recovered_damage`,
+            `orphan_set_aside`, `disk_full`, `disk_recovered`, `write_failed`, `searcher_failed`, `lagged` (this
+            subscriber was too slow; `data["dropped"]` says how many events it missed), `closed`.
+        trial_id: The trial it is about, if one.
+        step: The checkpoint it is about, if one.
+        seq: The commit it is about, if one.
+        message: One sentence for people; may be empty.
+        data: More, by kind.
+    """
+
+    kind: str
+    trial_id: str | None = None
+    step: int | None = None
+    seq: int | None = None
+    message: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+class EventStream:
+    """Hands each event to every subscriber. Loop only."""
+
+    def __init__(self) -> None:
+        self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
+        self._closed = False
+
+    def emit(
+        self,
+        kind: str,
+        /,
+        *,
+        trial_id: str | None = None,
+        step: int | None = None,
+        seq: int | None = None,
+        message: str = "",
+        **data: Any,
+    ) -> None:
+        """Tell all subscribers; costs next to nothing while there are none."""
+        if not self._subscriptions:
+            return
+        event = StoreEvent(kind=kind, trial_id=trial_id, step=step, seq=seq, message=message, data=data)
+        for subscription in list(self._subscriptions):
+            subscription.push(event)
+
+    def subscribe(self) -> Subscription:
+        """A new subscriber: gets every event from this call on."""
+        subscription = Subscription(closed=self._closed)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def close(self) -> None:
+        """End all subscriptions, after what they have not yet taken."""
+        self._closed = True
+        for subscription in list(self._subscriptions):
+            subscription.close()
+
+
+class Subscription(AsyncIterator[StoreEvent]):
+    """The events since `events()` was called, as an async iterator that ends when the store is closed."""
+
+    def __init__(self, *, closed: bool) -> None:
+        self._queue: deque[StoreEvent] = deque()
+        self._dropped = 0
+        self._ready = asyncio.Event()
+        self._closed = closed
+
+    def push(self, event: StoreEvent) -> None:
+        """Add one event, dropping the oldest if the subscriber lags too far behind."""
+        if len(self._queue) >= QUEUE_LENGTH:
+            self._queue.popleft()
+            self._dropped += 1
+        self._queue.append(event)
+        self._ready.set()
+
+    def close(self) -> None:
+        """No more events will come."""
+        self._closed = True
+        self._ready.set()
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> StoreEvent:
+        while not self._queue:
+            if self._closed:
+                raise StopAsyncIteration
+            self._ready.clear()
+            await self._ready.wait()
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            message = f"{dropped} events were dropped because this subscriber was too slow"
+            return StoreEvent(kind="lagged", message=message, data={"dropped": dropped})
+        return self._queue.popleft()

@@ -1,0 +1,260 @@
+"""Owns the part of a store that works in every mode: what the experiment is, its trials, checkpoints, figures."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+from asynctune.checkpoints.catalog import TrialCheckpoints
+from asynctune.clock import Clock
+from asynctune.config import CheckpointConfig
+from asynctune.errors import CheckpointNotFoundError, StoreClosedError
+from asynctune.files import LocalFiles
+from asynctune.store.engine import Engine
+from asynctune.store.events import EventStream, StoreEvent
+from asynctune.store.opening import Mode, Opening
+from asynctune.store.reader import Reader
+from asynctune.store.sink import RecordSink
+from asynctune.store.stats import StoreStats
+from asynctune.store.supervisor import Supervisor
+from asynctune.store.view import TrialsView
+from asynctune.trial import Checkpoint, Trial
+
+__all__ = ["ReadableStore"]
+
+
+class ReadableStore:
+    """What can be asked of an open experiment. `ExperimentStore` adds what changes it."""
+
+    def __init__(
+        self,
+        path: str,
+        mode: Mode,
+        *,
+        engine: Engine | None,
+        reader: Reader | None,
+        events: EventStream,
+        clock: Clock,
+        files: LocalFiles,
+    ) -> None:
+        # Not for users: `open` does what must be awaited.
+        source = engine or reader
+        assert source is not None
+        self._path = path
+        self._mode: Mode = mode
+        self._engine = engine
+        self._reader = reader
+        self._events = events
+        self._clock = clock
+        self._records = source.records
+        self._table = source.table
+        self._added: set[str] = set()
+        self._closing: asyncio.Task[None] | None = None
+        if engine is not None:
+            self._checkpoints = engine.checkpoints
+        else:
+            assert reader is not None
+            self._checkpoints = TrialCheckpoints(
+                path,
+                sink=RecordSink(reader.records, reader.refuse, reader.refuse),
+                config=CheckpointConfig(),
+                files=files,
+                clock=clock,
+                emit=events.emit,
+                epoch=reader.opening.epoch,
+                scratch_dir=os.path.join(tempfile.gettempdir(), f"asynctune-{os.getpid()}-{id(self):x}"),
+            )
+            self._reading = Supervisor([self._checkpoints.run], lambda _error: None)
+            self._reading.start()
+
+    # -- what it is ------------------------------------------------------------------------------------------
+
+    @property
+    def location(self) -> Path:
+        """The experiment's directory."""
+        return Path(self._path)
+
+    @property
+    def mode(self) -> Mode:
+        """As it was opened; `"auto"` has become `"create"` or `"resume"`."""
+        return self._mode
+
+    @property
+    def experiment_id(self) -> str:
+        """Unique, made with the experiment."""
+        return self._source.experiment_id
+
+    @property
+    def created_at(self) -> float:
+        """When the experiment was made, seconds since the Unix epoch."""
+        return float(self._source.experiment.get("created_at", 0.0))
+
+    @property
+    def opening(self) -> Opening:
+        """How it was opened and what was found, such as a commit that a crash had cut short."""
+        return self._source.opening
+
+    @property
+    def writer_info(self) -> dict[str, Any] | None:
+        """For a reader: `pid`, `hostname`, `since` and `alive` of the writer, `None` after its clean close."""
+        return self._reader.writer_info if self._reader is not None else None
+
+    @property
+    def _source(self) -> Engine | Reader:
+        source = self._engine or self._reader
+        assert source is not None
+        return source
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closing is not None else self._mode
+        return f"<ExperimentStore {self._path!r} {state}, {len(self._records.trial_ids)} trials>"
+
+    # -- trials ---------------------------------------------------------------------------------------------
+
+    @property
+    def trials(self) -> Sequence[Trial]:
+        """All trials in the order they were added, each built when asked for; those started over are left out."""
+        return TrialsView(self._table.listed(), self.get_trial)
+
+    def get_trial(self, trial_id: str) -> Trial:
+        """One trial, as it stands.
+
+        Raises:
+            TrialNotFoundError: No such trial.
+        """
+        return self._table.get(trial_id, self._checkpoints.list(trial_id) if self._records.steps(trial_id) else ())
+
+    def best_trial(self, metric: str, mode: str) -> Trial | None:
+        """The trial with the best last value of `metric` (`"a/b"` for nested ones), `mode` `"min"` or `"max"`.
+
+        `None` where no trial has reported it; NaN never is best. Looks at every trial: about 3 µs each.
+
+        Raises:
+            ConfigError: Another mode.
+        """
+        trial_id = self._table.best(metric, mode)
+        return None if trial_id is None else self.get_trial(trial_id)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What `set_metadata` stored, unpacked afresh."""
+        return {name: self._records.get(f"meta/{name}") for name in self._records.named("meta")}
+
+    # -- checkpoints ----------------------------------------------------------------------------------------
+
+    def checkpoints(self, trial_id: str) -> tuple[Checkpoint, ...]:
+        """A trial's committed checkpoints, oldest first.
+
+        Raises:
+            TrialNotFoundError: No such trial.
+        """
+        self._table.given(trial_id)
+        return self._checkpoints.list(trial_id)
+
+    async def restore_checkpoint(
+        self, trial_id: str, step: int | None = None, to: str | os.PathLike[str] | None = None
+    ) -> Checkpoint:
+        """A verified private copy of a checkpoint, free to be written to.
+
+        Where the newest is damaged, the one before is taken, with a warning in the log and an event; an unfinished
+        trial's result rows after that one are cut off then, as the trial goes on from there.
+
+        Args:
+            trial_id: Whose.
+            step: Which; by default the newest that is intact.
+            to: A new or empty directory; by default one of asynctune's own, removed at the close.
+
+        Raises:
+            TrialNotFoundError: No such trial.
+            CheckpointNotFoundError: There is none, none that is intact, or the one asked for is damaged.
+            StorageError: The copy cannot be written.
+        """
+        status = self._table.status(trial_id)
+        newest = max((c.step or 0 for c in self._checkpoints.list(trial_id)), default=0)
+        restored = await self._checkpoints.restore(trial_id, step, to)
+        fell_back = step is None and restored.step is not None and restored.step < newest
+        if fell_back and self._engine is not None and not status.is_finished:
+            self._engine.journal_rows(self._table.rewind(trial_id, restored.step or 0))
+        return restored
+
+    def lease(self, trial_id: str, step: int | None = None) -> AbstractAsyncContextManager[Checkpoint]:
+        """`async with store.lease(...) as checkpoint`: the committed files themselves, not deleted meanwhile.
+
+        To read, never to write. Raises `CheckpointNotFoundError` on entering if there is none.
+        """
+        self._table.given(trial_id)
+        return self._checkpoints.lease(trial_id, step)
+
+    async def fetch(self, checkpoint: Checkpoint, to: str | os.PathLike[str] | None = None) -> Path:
+        """The local directory of a committed checkpoint's files; with `to`, a verified copy there.
+
+        Raises:
+            CheckpointNotFoundError: It is not one of this experiment, was deleted, or is damaged.
+        """
+        trial_id, step = checkpoint.trial_id, checkpoint.step
+        if trial_id is None or step is None:
+            msg = "this checkpoint was never committed; fetch() takes one that the store returned"
+            raise CheckpointNotFoundError(msg)
+        if to is not None:
+            return (await self._checkpoints.restore(trial_id, step, to)).path or Path(to)
+        found = next((c for c in self._checkpoints.list(trial_id) if c.step == step), None)
+        if found is None or found.path is None or not await asyncio.to_thread(found.path.is_dir):
+            msg = f"checkpoint {step} of trial {trial_id!r} is not here any more; store.checkpoints() lists those that are"
+            raise CheckpointNotFoundError(msg)
+        return found.path
+
+    # -- figures and events ---------------------------------------------------------------------------------
+
+    async def refresh(self) -> int:
+        """Let a reader catch up with the writer; the seq of the last commit it knows then. For a writer: its own.
+
+        Raises:
+            ExperimentNotFoundError: The experiment was removed or replaced.
+            CorruptStateError: It cannot be read any more.
+        """
+        self._check_open()
+        if self._reader is not None:
+            return await self._reader.refresh()
+        return self._writable().writer.committed_seq
+
+    def events(self) -> AsyncIterator[StoreEvent]:
+        """What happens from this call on, until the close. Bounded: who lags gets a `lagged` event instead."""
+        self._check_open()
+        return self._events.subscribe()
+
+    def stats(self) -> StoreStats:
+        """Figures since the opening."""
+        trials = len(self._records.trial_ids) - len(self._records.named("replaced"))
+        common: dict[str, Any] = {
+            "mirrored_seq": None,
+            "uploads_pending": 0,
+            "uploads_done": 0,
+            "uploads_failed": 0,
+            "upload_bytes": 0,
+            "trials": trials,
+        }
+        if self._reader is not None:
+            return StoreStats.of_reader(
+                self._reader.seq, self._reader.journal_bytes, self._reader.snapshot_bytes, **common
+            )
+        assert self._engine is not None
+        elapsed = self._clock.monotonic() - self._engine.opened_mono
+        return StoreStats.of_writer(self._engine.writer.stats(), elapsed, **common)
+
+    def _check_open(self) -> None:
+        if self._closing is not None:
+            msg = f"the store of {self._path} is closed; open it again"
+            raise StoreClosedError(msg)
+
+    def _writable(self) -> Engine:
+        self._check_open()
+        if self._engine is None:
+            assert self._reader is not None
+            self._reader.refuse()
+        self._engine.check()
+        return self._engine

@@ -1,0 +1,125 @@
+"""Owns one experiment opened for reading: the records as of the last refresh; no lock, no writing, no tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, NoReturn
+
+from asynctune.clock import Clock
+from asynctune.errors import ConfigError, ExperimentNotFoundError
+from asynctune.files import LocalFiles
+from asynctune.state.epochs import Claim, is_alive
+from asynctune.state.recovery import Position, follow
+from asynctune.state.segments import Commit
+from asynctune.state.thread import WorkThread
+from asynctune.store.opening import STATE_DIR, OpenedForReading, Opening, newest_claim, open_for_reading
+from asynctune.store.trials import TrialTable
+
+__all__ = ["Reader"]
+
+_KEYS_AT_ONCE = 2000
+
+
+class Reader:
+    """What a reader knows of the experiment, and how it catches up."""
+
+    def __init__(self, path: str, opened: OpenedForReading, *, clock: Clock, files: LocalFiles) -> None:
+        self._path = path
+        self._clock = clock
+        self._files = files
+        self._turn = asyncio.Lock()
+        self.records = opened.records
+        self.experiment: dict[str, Any] = opened.records.get("experiment") or {}
+        self.experiment_id: str = opened.recovered.experiment_id or ""
+        self.table = TrialTable(self.records, clock, str(self.experiment.get("prefix", "")))
+        self._take(opened)
+
+    def _take(self, opened: OpenedForReading) -> None:
+        position = opened.recovered.position
+        assert position is not None
+        self.opening: Opening = opened.opening
+        self.seq = opened.recovered.seq
+        self.journal_bytes = opened.recovered.journal_bytes
+        self.snapshot_bytes = opened.recovered.snapshot_bytes
+        self._position: Position = position
+        self._claim = opened.claim
+
+    @classmethod
+    async def start(cls, path: str, *, clock: Clock, files: LocalFiles) -> Reader:
+        """Read the experiment at `path`. Errors: as for `open_for_reading`."""
+        return cls(path, await _in_thread(open_for_reading, path, files), clock=clock, files=files)
+
+    async def refresh(self) -> int:
+        """Catch up with the writer; returns the seq of the last commit now known.
+
+        Raises:
+            ExperimentNotFoundError: The experiment was removed, or replaced by another one.
+            CorruptStateError: It cannot be read any more.
+        """
+        async with self._turn:
+            state_dir = f"{self._path}/{STATE_DIR}"
+            try:
+                found = await _in_thread(_look, state_dir, self._files, self._position)
+            except OSError:
+                found = None
+            if found is None:
+                opened = await _in_thread(open_for_reading, self._path, self._files)
+                if opened.recovered.experiment_id != self.experiment_id:
+                    msg = f"the experiment at {self._path} was replaced by another one; open it anew"
+                    raise ExperimentNotFoundError(msg)
+                self.records.become(opened.records)
+                self._take(opened)
+            else:
+                commits, self._position, self._claim = found
+                await self._replay(commits)
+            return self.seq
+
+    async def _replay(self, commits: list[Commit]) -> None:
+        done = 0
+        for commit in commits:
+            for ops in commit.ops:
+                self.records.replay(ops.puts, ops.deletes)
+                done += len(ops.puts)
+            self.seq = commit.seq
+            self.journal_bytes += commit.end - commit.start
+            if done > _KEYS_AT_ONCE:
+                done = 0
+                await asyncio.sleep(0)
+
+    @property
+    def writer_info(self) -> dict[str, Any] | None:
+        """Who has the experiment open for writing, or had it last without closing; `None` after a clean close."""
+        last = self.records.get("opening") or {}
+        claim: Claim | None = self._claim
+        if claim is None:
+            return None
+        if last.get("epoch") == claim.epoch and last.get("closed_at") is not None:
+            return None
+        return {
+            "pid": claim.pid,
+            "hostname": claim.hostname,
+            "since": claim.opened_at,
+            "alive": is_alive(claim),
+        }
+
+    def refuse(self) -> NoReturn:
+        """A reader changes nothing.
+
+        Raises:
+            ConfigError: Always.
+        """
+        msg = f'the experiment at {self._path} was opened with mode="read"; open it with mode="resume" to change it'
+        raise ConfigError(msg)
+
+
+def _look(state_dir: str, files: LocalFiles, since: Position) -> tuple[list[Commit], Position, Claim | None] | None:
+    found = follow(state_dir, files, since)
+    return None if found is None else (*found, newest_claim(state_dir, files))
+
+
+async def _in_thread(function: Any, *args: Any) -> Any:
+    thread = WorkThread("asynctune-read")
+    try:
+        return await thread.run(function, *args)
+    finally:
+        thread.stop()

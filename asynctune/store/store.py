@@ -1,0 +1,359 @@
+"""Owns `ExperimentStore`, what users hold: each method checks, delegates to the room that does it, and returns.
+
+What a record means is `store.trials`', the tasks and the order of things `store.engine`'s, bytes the rooms' below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from asynctune.checkpoints.staging import StagedCheckpoint
+from asynctune.clock import Clock
+from asynctune.config import CheckpointConfig
+from asynctune.errors import ConfigError
+from asynctune.files import LocalFiles
+from asynctune.protocols import Stateful
+from asynctune.store.opening import Mode
+from asynctune.store.pending import PendingStore, prepare
+from asynctune.store.readable import ReadableStore
+from asynctune.trial import Checkpoint, Trial, TrialStatus
+
+__all__ = ["ExperimentStore"]
+
+
+class ExperimentStore(ReadableStore):
+    """One experiment: its trials, their results and checkpoints, its metadata; durable.
+
+    Made by `ExperimentStore.open`. Methods that change something are plain calls: no I/O, safe anywhere on the event
+    loop; what they did is durable with the next commit, at the latest when `await flush()` returns. All of them raise
+    `StoreClosedError` after the close and in a forked child, `ConfigError` where the store was opened with
+    `mode="read"`, and the failure (`FencedError`, `StorageError`) once the store could not go on.
+    """
+
+    @classmethod
+    def open(
+        cls,
+        location: str | os.PathLike[str],
+        mode: Mode = "auto",
+        local_dir: str | os.PathLike[str] | None = None,
+        sync_config: SyncConfig | None = None,
+        checkpoint_config: CheckpointConfig | None = None,
+        checkpoint_period: float | str = "auto",
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        max_interval_s: float | None = None,
+        tensorboard: bool = False,
+        clock: Clock | None = None,
+        files: LocalFiles | None = None,
+    ) -> PendingStore[Self]:
+        """Open an experiment; `async with` the result, or `await` it and `aclose()` the store later.
+
+        No trial's status is changed: what was running may run still. `requeue()` decides how to go on.
+
+        Args:
+            location: Directory of the experiment.
+            mode: `"create"` refuses an existing one, `"resume"` a missing one, `"auto"` takes what is there, `"read"`
+                takes no lock and writes nothing.
+            local_dir: Where an experiment opened from a URI is staged; only for those.
+            sync_config: Where it is mirrored to.
+            checkpoint_config: How many checkpoints are kept; by default as the experiment was made.
+            checkpoint_period: Seconds between commits of the state, or `"auto"`: at most 5 % of the time goes into
+                them. The environment variable `TUNE_GLOBAL_CHECKPOINT_S` overrides it.
+            storage_options: Credentials and endpoint of a bucket; never stored, never logged.
+            max_interval_s: The longest rest between commits, even where the 5 % rule asks for more.
+            tensorboard: Write TensorBoard events too; needs the extra `tensorboard`.
+            clock: Time, for tests.
+            files: The disk, for tests.
+
+        Raises:
+            ConfigError: A setting that cannot work, or a place where no experiment can be.
+            ExperimentExistsError, ExperimentNotFoundError: The place does not fit the mode.
+            ExperimentLockedError: Another process on this host has it open for writing.
+            CorruptStateError, UnsupportedFormatError: It cannot be read; nothing was changed.
+            StorageError: The disk refused.
+        """
+        return prepare(
+            cls,
+            location,
+            mode,
+            local_dir=local_dir,
+            sync_config=sync_config,
+            checkpoint_config=checkpoint_config,
+            checkpoint_period=checkpoint_period,
+            storage_options=storage_options,
+            max_interval_s=max_interval_s,
+            tensorboard=tensorboard,
+            clock=clock,
+            files=files,
+        )
+
+    # -- trials ----------------------------------------------------------------------------------------------
+
+    def add_trial(
+        self,
+        config: Mapping[str, Any],
+        trial_id: str | None = None,
+        trial_name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Trial:
+        """Add a `PENDING` trial.
+
+        Args:
+            config: Its hyperparameters; text keys, msgpack values (see `asynctune.packing`).
+            trial_id: Unique, never reused; generated if left out, such as `3f9ac_00007`.
+            trial_name: Name of its directory; the id by default.
+            metadata: The driver's own notes.
+
+        Raises:
+            ConfigError: A name that is taken or cannot be a directory, or a value that cannot be stored.
+        """
+        engine = self._writable()
+        made = self._table.add(config, trial_id, trial_name, metadata)
+        self._added.add(made)
+        engine.events.emit("trial_added", trial_id=made)
+        return self.get_trial(made)
+
+    def update_trial(
+        self, trial_id: str, config: Mapping[str, Any] | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """Replace a trial's config, and merge `metadata` into its notes; what is left out stays.
+
+        Raises:
+            TrialNotFoundError: No such trial.
+            ConfigError: A value that cannot be stored.
+        """
+        engine = self._writable()
+        engine.journal_rows(self._table.update(trial_id, config, metadata))
+
+    def set_status(
+        self, trial_id: str, status: TrialStatus | str, error: str | BaseException | None = None
+    ) -> None:
+        """Move a trial to another status; setting the present one changes nothing.
+
+        A trial that goes back to `PENDING` (a retry, or one that is extended) goes on from its latest checkpoint: later
+        result rows are cut off and kept aside.
+
+        Args:
+            trial_id: Which.
+            status: See `TrialStatus`.
+            error: What went wrong, for `ERROR`, and for `PENDING` as a retry; an exception is stored as its traceback.
+
+        Raises:
+            TrialNotFoundError: No such trial.
+            TransitionError: Not allowed from the present status.
+            ConfigError: Not a status, or an error where none belongs.
+        """
+        engine = self._writable()
+        before, after, operations = self._table.set_status(trial_id, status, error)
+        engine.journal_rows(operations)
+        if before is not after:
+            engine.events.emit("status_changed", trial_id=trial_id, status=after.value, before=before.value)
+
+    def report(self, trial_id: str, metrics: Mapping[str, Any], iteration: int | None = None) -> None:
+        """Add a result row to a trial.
+
+        Args:
+            trial_id: Which.
+            metrics: Names with msgpack values; nested mappings are addressed as `"a/b"` elsewhere.
+            iteration: The training iteration; by default `metrics["training_iteration"]`, else one more than the last.
+
+        Raises:
+            TrialNotFoundError: No such trial.
+            TransitionError: The trial is finished.
+            ConfigError: An iteration that is not above the last one, or a metric that cannot be stored.
+        """
+        engine = self._writable()
+        number, row = self._table.report(trial_id, metrics, iteration)
+        engine.journal_rows((row,))
+        engine.events.emit("result", trial_id=trial_id, iteration=number)
+
+    # -- experiment --------------------------------------------------------------------------------------------
+
+    def set_metadata(self, key: str, value: Any) -> None:
+        """Store a value of the driver's own under `key`; `None` is a value like others.
+
+        Raises:
+            ConfigError: The key is not a text, or the value cannot be stored.
+        """
+        self._writable()
+        if not isinstance(key, str) or not key:
+            msg = f"a metadata key must be a text of at least one character, not {key!r}"
+            raise ConfigError(msg)
+        self._records.put(f"meta/{key}", value, f"metadata {key!r}")
+
+    def attach_searcher(self, searcher: Stateful) -> int | None:
+        """Keep a searcher's state with the experiment; a state saved before is given to its `set_state` at once.
+
+        Returns:
+            The seq of the commit whose events that state knows, `None` if there was none.
+
+        Raises:
+            ConfigError: It lacks `get_state` or `set_state`, or another one is attached.
+        """
+        return self._writable().searcher.attach(searcher)
+
+    def attach_scheduler(self, scheduler: Stateful) -> int | None:
+        """Likewise for a scheduler."""
+        return self._writable().scheduler.attach(scheduler)
+
+    def requeue(
+        self, resume_unfinished: bool = True, resume_errored: bool = False, restart_errored: bool = False
+    ) -> None:
+        """Decide for all trials how the experiment goes on after a restart, by their saved status.
+
+        `TERMINATED` stays. `PENDING` and `RUNNING` become `PENDING` and go on from the latest checkpoint, `PAUSED` stays;
+        with `resume_unfinished=False` all three become `TERMINATED`. `ERROR` stays; with `resume_errored` it becomes
+        `PENDING` likewise, with `restart_errored` the trial is started over under a new id, and left out of `trials`.
+        Both: resume wins. Result rows after the checkpoint are cut off and kept aside. Looks at every trial.
+        """
+        engine = self._writable()
+        changed, operations = self._table.requeue(
+            resume_unfinished=resume_unfinished, resume_errored=resume_errored, restart_errored=restart_errored
+        )
+        engine.journal_rows(operations)
+        for trial_id, status in changed:
+            engine.events.emit("status_changed", trial_id=trial_id, status=status.value)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    async def save_checkpoint(
+        self,
+        trial_id: str,
+        directory: str | os.PathLike[str] | Checkpoint,
+        step: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        move: bool = False,
+    ) -> Checkpoint:
+        """Commit a directory's files as a checkpoint of the trial; durable when this returns.
+
+        Args:
+            trial_id: Whose.
+            directory: Its files; or a `Checkpoint` made by `from_directory` or `from_dict`.
+            step: Above every recorded one; by default one more than the highest.
+            metrics: What it is ranked by; the trial's last result by default.
+            move: Give the directory away: it is renamed into place instead of copied.
+
+        Raises:
+            TrialNotFoundError: No such trial.
+            CheckpointExistsError: The step is not above every recorded one.
+            ConfigError: Something in the directory cannot be stored.
+            StorageError: The disk refused, or the files were written to meanwhile.
+        """
+        place = self._place(trial_id, metrics)
+        return await self._checkpoints.save(trial_id, directory, step=step, move=move, **place)
+
+    async def adopt_checkpoint(
+        self,
+        trial_id: str,
+        manifest: StagedCheckpoint | str | os.PathLike[str],
+        step: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
+        """Commit a directory that a worker staged on this filesystem (`stage_for_adoption`); nothing is read again.
+
+        Args and errors as for `save_checkpoint`; `manifest` is what the staging returned.
+        """
+        place = self._place(trial_id, metrics)
+        return await self._checkpoints.adopt(trial_id, manifest, step=step, **place)
+
+    async def clone_checkpoint(
+        self, source_trial_id: str, step: int | None = None, *, to_trial: str
+    ) -> Checkpoint:
+        """Commit a verified copy of one trial's checkpoint (the newest by default) as another's.
+
+        Raises:
+            TrialNotFoundError: No such trial.
+            CheckpointNotFoundError: There is no such checkpoint, or it is damaged.
+            StorageError: The disk refused.
+        """
+        self._table.given(source_trial_id)
+        place = {**self._place(to_trial, None), "metrics": None}
+        return await self._checkpoints.clone(source_trial_id, step, to_trial=to_trial, **place)
+
+    def _place(self, trial_id: str, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What the checkpoints' room needs to know of a trial, as of the call."""
+        engine = self._writable()
+        name = self._table.given(trial_id)[0]
+        run = self._table.run(trial_id)
+        return {
+            "trial_name": name,
+            "attempt": run.attempt,
+            "plain": run.attempt == 0 and (engine.opening.epoch == 1 or trial_id in self._added),
+            "metrics": run.metrics if metrics is None else metrics,
+            "timeline": self._table.timeline(trial_id),
+        }
+
+    # -- durability --------------------------------------------------------------------------------------------
+
+    async def flush(self, mirror: bool = False) -> int:
+        """Return when everything done above is on this disk; the seq of the commit that has it.
+
+        A cancelled caller stops waiting; the commit goes on.
+
+        Raises:
+            ConfigError: `mirror=True`, and there is no `upload_dir`.
+            CaptureError: A searcher's `get_state()` failed; everything else is durable.
+            FencedError, StorageError: It cannot be made durable.
+        """
+        engine = self._writable()
+        self._check_mirror(mirror)
+        return await engine.flush()
+
+    def _check_mirror(self, mirror: bool) -> None:
+        if mirror:
+            msg = "flush(mirror=True) waits for the copy in upload_dir, and this experiment has none"
+            raise ConfigError(msg)
+
+    async def drain(self) -> None:
+        """Return when all uploads are done; at once where there is no `upload_dir`."""
+        self._writable()
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    async def aclose(self, drain_timeout_s: float | None = None) -> None:
+        """Make everything durable, end all tasks, let go of the experiment. Again: does nothing.
+
+        A cancelled caller stops waiting; the close goes on.
+
+        Args:
+            drain_timeout_s: How long to wait for a disk that is full and for deletions; `None`: as long as it takes.
+
+        Raises:
+            StorageError, FencedError, CaptureError: Something is not durable; the experiment is let go all the same.
+        """
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close(drain_timeout_s))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, drain_timeout_s: float | None) -> None:
+        if self._engine is not None:
+            await self._engine.close(drain_timeout_s)
+            return
+        await self._checkpoints.aclose()
+        await self._reading.stop()
+        self._events.close()
+
+    async def __aenter__(self) -> ExperimentStore:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            await self.aclose()
+        except Exception as failed:
+            # the same failure on its way out already needs no second telling
+            if failed is not error:
+                raise
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        engine = getattr(self, "_engine", None)
+        if engine is None or self._closing is not None or not engine.is_owner:
+            return
+        _warn(f"{self!r} was never closed; use `async with`, or `await store.aclose()`", ResourceWarning, source=self)
+        engine.release()
