@@ -50,6 +50,7 @@ Cell: TypeAlias = "float | int | str | None"
 NOT_INSTALLED: Final = "not installed"
 """Stands in the cells of a peer that the `bench` extra would install."""
 
+_FILE_WIDTH: Final = 180
 _VERSIONS: Final = ("asynctune", "msgpack", "google-crc32c", "ray", "optuna")
 
 
@@ -277,7 +278,7 @@ def machine_line(facts: Mapping[str, Any]) -> str:
 
 def print_report(report: Mapping[str, Any]) -> None:
     """Print a JSON report for people."""
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
     table = Table(title=report["title"], title_justify="left")
     for column in report["columns"]:
         table.add_column(column["title"], justify="right")
