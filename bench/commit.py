@@ -158,8 +158,8 @@ def _report(
         ),
         notes=(
             "bare: write + fdatasync of as many bytes, appended to one file on the same disk.",
-            "Ray Tune: save_to_dir, a result of four fields per trial; no cluster, no fsync, no copy to storage.",
-            "Optuna: journal file; ask, attribute and tell are three or more synced appends; random sampling.",
+            "Ray Tune: save_to_dir, a result of four fields per trial; no cluster, fsync or copy to storage.",
+            "Optuna: journal file; ask, attribute and tell (three or more synced appends); random sampling.",
         ),
         settings={
             "rounds": settings.rounds,
