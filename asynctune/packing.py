@@ -125,6 +125,7 @@ def _as_plain(value: Any) -> Any:
     """A subclass or a foreign number as the plain Python value it stands for."""
     if isinstance(value, enum.Enum):
         return value.value
+    base: Any
     for base in (bool, int, float, str, bytes, dict, list, tuple, set, frozenset):
         if isinstance(value, base):
             if hasattr(value, "_fields"):  # a named tuple would come back without its names
@@ -165,7 +166,9 @@ def _explain(value: Any, what: str, error: BaseException) -> ConfigError:
             break
         path, part = path + step[0], step[1]
     if seen >= _MAX_DEPTH or isinstance(error, RecursionError) or "recursion" in str(error):
-        return ConfigError(f"{what} is nested too deeply (or contains itself) and cannot be stored; flatten it")
+        return ConfigError(
+            f"{what} is nested too deeply (or contains itself) and cannot be stored; flatten it"
+        )
     hint = "use plain numbers, strings, lists and dicts"
     if isinstance(part, str):
         reason, hint = "is text that is not valid Unicode", "encode it as bytes"

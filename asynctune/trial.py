@@ -126,7 +126,11 @@ class Checkpoint:
             return target
         source = self._local()
         shutil.copytree(
-            source, target, dirs_exist_ok=True, symlinks=True, ignore=lambda _, names: {MANIFEST_FILE} & set(names)
+            source,
+            target,
+            dirs_exist_ok=True,
+            symlinks=True,
+            ignore=lambda _, names: {MANIFEST_FILE} & set(names),
         )
         return target
 

@@ -137,7 +137,14 @@ class Ops:
 
 
 def encode_frame(
-    kind: FrameType, payload: bytes, *, epoch: int, seq: int, prev: int, more: bool = False, compress: bool = False
+    kind: FrameType,
+    payload: bytes,
+    *,
+    epoch: int,
+    seq: int,
+    prev: int,
+    more: bool = False,
+    compress: bool = False,
 ) -> bytes:
     """One whole frame.
 

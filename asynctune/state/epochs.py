@@ -15,15 +15,32 @@ import secrets
 import socket
 import threading
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from asynctune.clock import Clock
 from asynctune.errors import ExperimentLockedError, FencedError, StorageError
 from asynctune.files import FILE_MODE, LocalFiles
-from asynctune.state.codec import FrameError, FrameType, decode_fields, decode_frame, encode_fields, encode_frame
+from asynctune.state.codec import (
+    FrameError,
+    FrameType,
+    decode_fields,
+    decode_frame,
+    encode_fields,
+    encode_frame,
+)
 
-__all__ = ["Claim", "HostLock", "claim_epoch", "host_info", "is_alive", "is_fenced", "list_epochs", "read_claim"]
+__all__ = [
+    "Claim",
+    "HostLock",
+    "claim_epoch",
+    "host_info",
+    "is_alive",
+    "is_fenced",
+    "list_epochs",
+    "read_claim",
+]
 
 _EPOCH_NAME: Final = re.compile(r"epoch-(\d{1,15})\Z")
 _KEEP_CLAIMS: Final = 8
@@ -79,7 +96,9 @@ def _process_mark(pid: int) -> str:
     """Boot id and start time of a process, or "" where the system does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        fields = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
         start = fields[19]  # field 22 of proc(5), counted behind the name
     except (OSError, IndexError):
         return ""
@@ -170,9 +189,7 @@ def locked_error(directory: str, files: LocalFiles) -> ExperimentLockedError:
             f"the experiment at {where} is being opened by another process on this host; "
             'wait for it to end, or open it with mode="read"'
         )
-    import datetime  # noqa: PLC0415 - only for this message
-
-    since = datetime.datetime.fromtimestamp(claim.opened_at, tz=datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    since = datetime.fromtimestamp(claim.opened_at, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return ExperimentLockedError(
         f"the experiment at {where} is open for writing by pid {claim.pid} on {claim.hostname} since {since}; "
         'wait for it to end (or end it), or open the experiment with mode="read"',

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Any, Final
 
 from asynctune.clock import Clock
@@ -18,7 +18,13 @@ from asynctune.errors import FencedError, StorageError
 from asynctune.files import LocalFiles, is_disk_full
 from asynctune.state.codec import FrameType, Ops, encode_frame, encode_ops, frame_crc
 from asynctune.state.epochs import Claim, is_fenced
-from asynctune.state.segments import History, SegmentHeader, SegmentName, encode_segment_header, parse_segment_name
+from asynctune.state.segments import (
+    History,
+    SegmentHeader,
+    SegmentName,
+    encode_segment_header,
+    parse_segment_name,
+)
 from asynctune.state.snapshot import Image, parse_snapshot_name
 
 __all__ = ["Batch", "CommitDone", "DiskFullError", "Journal"]
@@ -271,7 +277,7 @@ class Journal:
             seq = parse_snapshot_name(text)
             if seq is not None and seq < keep_from:
                 self.files.unlink(f"{self.directory}/{text}")
-        for name, following in zip(segments, segments[1:], strict=False):
+        for name, following in pairwise(segments):
             if following.first_seq <= keep_from + 1 and str(name) != self._name:
                 self.files.unlink(f"{self.directory}/{name}")
 

@@ -161,7 +161,9 @@ class _Reading:
             return Recovered(notices=self._notices)
         last = links[-1].header
         if mixed := {link.header.experiment_id for link in links} - {last.experiment_id}:
-            raise self._corrupt(str(links[0].name), 0, f"segments of other experiments ({', '.join(sorted(mixed))})")
+            raise self._corrupt(
+                str(links[0].name), 0, f"segments of other experiments ({', '.join(sorted(mixed))})"
+            )
         state = Recovered(
             experiment_id=last.experiment_id,
             history=list(last.history),
@@ -306,12 +308,16 @@ class _Reading:
         return offset
 
     def _judge_tail(self, name: str, data: bytes, damage: Damage, seq: int) -> None:
-        torn = is_torn(data, damage.offset, damage.error) and not has_valid_frame_after(data, damage.offset, seq)
+        torn = is_torn(data, damage.offset, damage.error) and not has_valid_frame_after(
+            data, damage.offset, seq
+        )
         if not torn or seq <= self._acknowledged:
             raise self._corrupt(name, damage.offset, str(damage.error), newer=damage.error.newer)
         if not self._live:
             lost = len(data) - damage.offset
-            message = f"a commit cut short by a crash ({lost:,} bytes, acknowledged to nobody) was left behind"
+            message = (
+                f"a commit cut short by a crash ({lost:,} bytes, acknowledged to nobody) was left behind"
+            )
             self._notice("tear", name, damage.offset, message)
 
     def _collect_rows(self, state: Recovered, links: list[Link], after: int) -> None:
@@ -324,7 +330,11 @@ class _Reading:
                 break
             data = self._read(str(link.name))
             for item in walk_commits(
-                data, link.header.end, epoch=link.name.epoch, seq=link.header.first_seq, crc=link.header.prev_crc
+                data,
+                link.header.end,
+                epoch=link.name.epoch,
+                seq=link.header.first_seq,
+                crc=link.header.prev_crc,
             ):
                 if isinstance(item, Damage) or (link.end_seq is not None and item.seq >= link.end_seq):
                     break
@@ -343,7 +353,9 @@ class _Reading:
     def _corrupt(self, name: str, offset: int, detail: str, *, newer: bool = False) -> Exception:
         path = f"{self._directory}/{name}"
         if newer:
-            return UnsupportedFormatError(f"{path} was written by a newer asynctune ({detail}); upgrade asynctune")
+            return UnsupportedFormatError(
+                f"{path} was written by a newer asynctune ({detail}); upgrade asynctune"
+            )
         return CorruptStateError(
             f"the experiment state is damaged: {path} at byte {offset:,}: {detail}. Nothing was changed; keep a copy "
             "of the directory, then restore it from a backup or a mirror",

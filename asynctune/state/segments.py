@@ -160,7 +160,9 @@ def decode_history(value: Any) -> History:
     return history
 
 
-def walk_commits(data: bytes, offset: int, *, epoch: int, seq: int, crc: int | None) -> Iterator[Commit | Damage]:
+def walk_commits(
+    data: bytes, offset: int, *, epoch: int, seq: int, crc: int | None
+) -> Iterator[Commit | Damage]:
     """The commits from `offset` on; the last thing yielded is a `Damage` if the bytes do not end cleanly.
 
     Args:

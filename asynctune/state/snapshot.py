@@ -112,7 +112,9 @@ def _write_frames(
 
     def frame(kind: FrameType, payload: bytes) -> None:
         nonlocal crc, size, unsynced
-        data = encode_frame(kind, payload, epoch=claim.epoch, seq=seq, prev=crc, compress=kind is FrameType.CHUNK)
+        data = encode_frame(
+            kind, payload, epoch=claim.epoch, seq=seq, prev=crc, compress=kind is FrameType.CHUNK
+        )
         files.write_all(fd, data)
         crc = frame_crc(data)
         size += len(data)
@@ -174,7 +176,11 @@ def read_snapshot(data: bytes) -> Snapshot:
         pairs = decode_table(frame.payload)
         records.update(zip(pairs[::2], pairs[1::2], strict=True))
         count += len(pairs) // 2
-    if decode_fields(frame.payload).get("records") != count or len(records) != count or frame.end != len(data):
+    if (
+        decode_fields(frame.payload).get("records") != count
+        or len(records) != count
+        or frame.end != len(data)
+    ):
         msg = "the snapshot does not hold what its end says"
         raise FrameError(msg)
     try:

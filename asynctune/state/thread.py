@@ -6,6 +6,7 @@ A bare queue and a thread answer in half the time that an executor takes, which 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -24,7 +25,9 @@ class WorkThread:
         self._queue: SimpleQueue[Any] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def call(self, on_done: Callable[[Any, BaseException | None], None], function: Callable[..., Any], *args: Any) -> None:
+    def call(
+        self, on_done: Callable[[Any, BaseException | None], None], function: Callable[..., Any], *args: Any
+    ) -> None:
         """Run `function(*args)` in the thread, then `on_done(result, error)` on the running loop."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -60,8 +63,8 @@ class WorkThread:
                 result = function(*args)
             except BaseException as caught:  # noqa: BLE001 - handed to the caller, whatever it is
                 error = caught
-            try:
+            with contextlib.suppress(
+                RuntimeError
+            ):  # the loop is closed: nobody is left who could want the answer
                 loop.call_soon_threadsafe(on_done, result, error)
-            except RuntimeError:
-                pass  # the loop is closed: nobody is left who could want the answer
             del item, loop, on_done, function, args, result, error

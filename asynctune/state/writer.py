@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -257,7 +256,9 @@ class StateWriter:
             self._retry_s = _RETRY_FIRST_S
             self._observer.happened("disk_recovered", "there is space on the disk again; commits go on")
         if done.overcame is not None:
-            message = f"the disk refused a write ({done.overcame}); the commit went into a new journal segment"
+            message = (
+                f"the disk refused a write ({done.overcame}); the commit went into a new journal segment"
+            )
             self._observer.happened("write_failed", message)
         self._observer.committed(batch.seq, batch.rows, done)
         ready = [future for version, future in self._waiters if version <= self._durable_version]
@@ -286,7 +287,9 @@ class StateWriter:
         """Enter the failed state: every waiter and every later call gets `error`."""
         if self._failure is None:
             if not isinstance(error, FencedError | StorageError):
-                wrapped = StorageError(f"the writer of the experiment state failed: {error!r}", operation="commit")
+                wrapped = StorageError(
+                    f"the writer of the experiment state failed: {error!r}", operation="commit"
+                )
                 wrapped.__cause__ = error
                 error = wrapped
             self._failure = error
@@ -339,7 +342,9 @@ class StateWriter:
             except (OSError, FrameError) as error:
                 # The journal has everything; it grows on, and the next try comes when it has doubled.
                 self._snapshot_after = 2 * self._bytes_since_snapshot
-                message = f"a snapshot of the experiment state could not be written ({error}); it is tried again"
+                message = (
+                    f"a snapshot of the experiment state could not be written ({error}); it is tried again"
+                )
                 logger.warning("%s", message)
                 self._observer.happened("write_failed", message)
             except FencedError as error:
@@ -359,7 +364,10 @@ class StateWriter:
         self._bytes_since_snapshot -= covered
         self._journal_bytes -= covered
         self._observer.happened(
-            "snapshot_written", f"snapshot of commit {image.seq}, {size:,} bytes", snapshot_seq=image.seq, size_bytes=size
+            "snapshot_written",
+            f"snapshot of commit {image.seq}, {size:,} bytes",
+            snapshot_seq=image.seq,
+            size_bytes=size,
         )
         self._snapshots_on_disk.append(image.seq)
         if len(self._snapshots_on_disk) >= 2:  # noqa: PLR2004 - two generations are kept

@@ -77,7 +77,9 @@ class AttachedState:
             if changed is None or changed["state"] != state:
                 self._records.put(self._key, {"seq": seq, "state": state}, f"{self._key} state")
         except Exception as error:
-            msg = f"the state of the {self._key} {type(self._object).__name__} could not be captured: {error!r}"
+            msg = (
+                f"the state of the {self._key} {type(self._object).__name__} could not be captured: {error!r}"
+            )
             raise CaptureError(msg) from error
         finally:
             ended = self._clock.monotonic()

@@ -27,7 +27,6 @@ from asynctune.state.writer import StateWriter
 from asynctune.store.attached import AttachedState, CaptureError
 from asynctune.store.events import EventStream
 from asynctune.store.opening import OpenedForWriting, open_for_writing
-from asynctune.store.records import Records
 from asynctune.store.sink import RecordSink
 from asynctune.store.supervisor import Supervisor
 from asynctune.store.trials import TrialTable
@@ -90,7 +89,9 @@ class Engine:
             emit=events.emit,
             epoch=self.opening.epoch,
         )
-        self._info = OpeningInfo(hostname=opened.opening.hostname, node_ip=opened.node_ip, pid=opened.opening.pid)
+        self._info = OpeningInfo(
+            hostname=opened.opening.hostname, node_ip=opened.node_ip, pid=opened.opening.pid
+        )
         self._recovered_rows = [
             (r.seq, r.data, OpeningInfo(hostname=r.claim.hostname, node_ip=r.node_ip, pid=r.claim.pid))
             for r in recovered.rows
@@ -130,10 +131,10 @@ class Engine:
         engine: Engine | None = None
         try:
             engine = cls(path, opened, clock=clock, files=files, events=events, **settings)
-            await engine._begin()  # noqa: SLF001 - its own class
+            await engine._begin()
         except BaseException:
             if engine is not None:
-                await engine._abandon()  # noqa: SLF001 - its own class
+                await engine._abandon()
             opened.journal.close()
             opened.lock.release()
             raise

@@ -316,7 +316,9 @@ def open_for_reading(path: str, files: LocalFiles) -> OpenedForReading:
     except OSError as error:
         raise _storage_error("read", path, error) from error
     if recovered.position is None or recovered.claim is None:
-        msg = f"the experiment at {path} was never begun: its creation was cut short before anything was saved"
+        msg = (
+            f"the experiment at {path} was never begun: its creation was cut short before anything was saved"
+        )
         raise ExperimentNotFoundError(msg)
     records = Records.index(recovered.records)
     recovered.records = {}
@@ -336,4 +338,6 @@ def newest_claim(state_dir: str, files: LocalFiles) -> Claim | None:
 
 def _storage_error(operation: str, path: str, error: OSError) -> StorageError:
     hint = "check that the directory and its files can be read and written by this user"
-    return StorageError(f"cannot {operation} the experiment at {path}: {error}", operation=operation, key=path, hint=hint)
+    return StorageError(
+        f"cannot {operation} the experiment at {path}: {error}", operation=operation, key=path, hint=hint
+    )

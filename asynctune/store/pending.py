@@ -110,7 +110,13 @@ class PendingStore(Generic[S]):
             )
             mode = "resume" if engine.opening.resumed else "create"
         return self._owner(
-            self._path, mode, engine=engine, reader=reader, events=events, clock=self._clock, files=self._files
+            self._path,
+            mode,
+            engine=engine,
+            reader=reader,
+            events=events,
+            clock=self._clock,
+            files=self._files,
         )
 
     async def __aenter__(self) -> S:

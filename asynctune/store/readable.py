@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,9 @@ class ReadableStore:
         Raises:
             TrialNotFoundError: No such trial.
         """
-        return self._table.get(trial_id, self._checkpoints.list(trial_id) if self._records.steps(trial_id) else ())
+        return self._table.get(
+            trial_id, self._checkpoints.list(trial_id) if self._records.steps(trial_id) else ()
+        )
 
     def best_trial(self, metric: str, mode: str) -> Trial | None:
         """The trial with the best last value of `metric` (`"a/b"` for nested ones), `mode` `"min"` or `"max"`.

@@ -112,7 +112,9 @@ class Reader:
         raise ConfigError(msg)
 
 
-def _look(state_dir: str, files: LocalFiles, since: Position) -> tuple[list[Commit], Position, Claim | None] | None:
+def _look(
+    state_dir: str, files: LocalFiles, since: Position
+) -> tuple[list[Commit], Position, Claim | None] | None:
     found = follow(state_dir, files, since)
     return None if found is None else (*found, newest_claim(state_dir, files))
 

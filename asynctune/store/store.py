@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.clock import Clock
-from asynctune.config import CheckpointConfig
+from asynctune.config import CheckpointConfig, SyncConfig
 from asynctune.errors import ConfigError
 from asynctune.files import LocalFiles
 from asynctune.protocols import Stateful
@@ -119,7 +119,10 @@ class ExperimentStore(ReadableStore):
         return self.get_trial(made)
 
     def update_trial(
-        self, trial_id: str, config: Mapping[str, Any] | None = None, metadata: Mapping[str, Any] | None = None
+        self,
+        trial_id: str,
+        config: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Replace a trial's config, and merge `metadata` into its notes; what is left out stays.
 
@@ -213,7 +216,9 @@ class ExperimentStore(ReadableStore):
         """
         engine = self._writable()
         changed, operations = self._table.requeue(
-            resume_unfinished=resume_unfinished, resume_errored=resume_errored, restart_errored=restart_errored
+            resume_unfinished=resume_unfinished,
+            resume_errored=resume_errored,
+            restart_errored=restart_errored,
         )
         engine.journal_rows(operations)
         for trial_id, status in changed:
@@ -355,5 +360,9 @@ class ExperimentStore(ReadableStore):
         engine = getattr(self, "_engine", None)
         if engine is None or self._closing is not None or not engine.is_owner:
             return
-        _warn(f"{self!r} was never closed; use `async with`, or `await store.aclose()`", ResourceWarning, source=self)
+        _warn(
+            f"{self!r} was never closed; use `async with`, or `await store.aclose()`",
+            ResourceWarning,
+            source=self,
+        )
         engine.release()

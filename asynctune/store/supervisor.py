@@ -25,7 +25,11 @@ class Supervisor:
     It never cancels the task that opened the store.
     """
 
-    def __init__(self, runs: Sequence[Callable[[], Coroutine[Any, Any, None]]], on_failure: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        runs: Sequence[Callable[[], Coroutine[Any, Any, None]]],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
         self._runs = runs
         self._on_failure = on_failure
         self._stop = asyncio.Event()

@@ -36,6 +36,7 @@ from asynctune.trial import ALLOWED_TRANSITIONS, Checkpoint, Trial, TrialStatus
 
 __all__ = ["TrialTable"]
 
+
 class TrialTable:
     """The trials of one experiment.
 
@@ -85,7 +86,9 @@ class TrialTable:
     def _not_found(self, trial_id: object) -> TrialNotFoundError:
         ids = list(self._records.trial_ids)
         some = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")  # noqa: PLR2004 - enough to see their form
-        return TrialNotFoundError(f"no trial {trial_id!r}; " + (f"there are {some}" if ids else "there are none yet"))
+        return TrialNotFoundError(
+            f"no trial {trial_id!r}; " + (f"there are {some}" if ids else "there are none yet")
+        )
 
     def get(self, trial_id: str, checkpoints: Sequence[Checkpoint]) -> Trial:
         """The trial as a value.
@@ -122,7 +125,11 @@ class TrialTable:
     def listed(self) -> list[str]:
         """Ids of all trials in the order they were added, without replaced ones."""
         replaced = self._records.named("replaced")
-        return [i for i in self._records.trial_ids if i not in replaced] if replaced else list(self._records.trial_ids)
+        return (
+            [i for i in self._records.trial_ids if i not in replaced]
+            if replaced
+            else list(self._records.trial_ids)
+        )
 
     # -- changing ------------------------------------------------------------------------------------------
 
@@ -181,7 +188,7 @@ class TrialTable:
         return [] if config is None else [encode(Announce(trial_id=trial_id))]
 
     def set_status(
-        self, trial_id: str, status: TrialStatus, error: str | BaseException | None
+        self, trial_id: str, status: TrialStatus | str, error: str | BaseException | None
     ) -> tuple[TrialStatus, TrialStatus, list[bytes]]:
         """Move the trial to `status`; returns the old one, the new one, and row operations to journal.
 
@@ -209,7 +216,12 @@ class TrialTable:
         return present, target, operations
 
     def _move(
-        self, trial_id: str, run: Run, present: TrialStatus, target: TrialStatus, error: str | BaseException | None
+        self,
+        trial_id: str,
+        run: Run,
+        present: TrialStatus,
+        target: TrialStatus,
+        error: str | BaseException | None,
     ) -> list[bytes]:
         operations = []
         if error is not None or target is TrialStatus.ERROR:
