@@ -25,9 +25,14 @@ _NAME: Final = re.compile(r"events\.out\.tfevents\..*\.asynctune")
 
 @dataclass(slots=True)
 class EventState:
-    """A trial's event file as this process left it; the size is None where that is not known."""
+    """A trial's event file as this process left it.
 
-    path: str = ""
+    Attributes:
+        name: Its name; empty where that is not known.
+        size: In bytes; None where that is not known.
+    """
+
+    name: str = ""
     size: int | None = None
 
 
@@ -45,11 +50,14 @@ class EventFiles:
         self._placer = placer
         self._codec = EventCodec()
 
-    def append(self, state: EventState, rows: Sequence[Mapping[str, Any]], ordinal: int) -> bool:
+    def append(
+        self, directory: str, state: EventState, rows: Sequence[Mapping[str, Any]], ordinal: int
+    ) -> bool:
         """Add flattened rows, the first of them row `ordinal`. False where the file is not as it was left."""
-        if state.size is None or self._placer.size(state.path) != state.size:
+        path = os.path.join(directory, state.name)
+        if state.size is None or self._placer.size(path) != state.size:
             return False
-        self._add(state, self._records(rows, ordinal))
+        self._add(path, state, self._records(rows, ordinal))
         return True
 
     def align(
@@ -74,20 +82,23 @@ class EventFiles:
             hostname: For the name of a new file.
         """
         names = sorted(filter(_NAME.fullmatch, self._placer.names(directory)))
+        state.name = names[-1] if names else ""
         if names:
-            state.path = os.path.join(directory, names[-1])
-            if self._complete(state, lines, known_from, offset):
+            path = os.path.join(directory, state.name)
+            if self._complete(path, state, lines, known_from, offset):
                 return
         if lines or names:
             self._make(directory, state, lines, offset, hostname)
 
-    def _complete(self, state: EventState, lines: Sequence[bytes], known_from: int, offset: int) -> bool:
-        data = self._placer.read(state.path) or b""
+    def _complete(
+        self, path: str, state: EventState, lines: Sequence[bytes], known_from: int, offset: int
+    ) -> bool:
+        data = self._placer.read(path) or b""
         found = self._codec.scan(data)
         if found.size == 0 or len(found.rows) < known_from:
             return False
         if len(data) > found.size:  # the last record was cut short
-            self._placer.truncate(state.path, found.size)
+            self._placer.truncate(path, found.size)
         state.size = found.size
         ordinal = offset + known_from + 1
         rows = list(read_cells(lines[known_from:]))
@@ -95,12 +106,12 @@ class EventFiles:
         records = self._records(rows, ordinal)
         has = found.rows[known_from:]
         if has == [(step, checksum(record)) for step, record in zip(steps, records, strict=True)][: len(has)]:
-            self._add(state, records[len(has) :])
+            self._add(path, state, records[len(has) :])
             return True
         first = min([*steps, *(step for step, _ in has)])
         if not self._codec.can_void([step for step, _ in found.rows], known_from, first):
             return False
-        self._add(state, [self._codec.start(first, _wall_time(rows)), *records])
+        self._add(path, state, [self._codec.start(first, _wall_time(rows)), *records])
         return True
 
     def _make(
@@ -109,16 +120,14 @@ class EventFiles:
         state.size = None
         rows = list(read_cells(lines))
         when = _wall_time(rows)
-        state.path = state.path or os.path.join(
-            directory, f"events.out.tfevents.{int(when):010d}.{hostname}.asynctune"
-        )
+        state.name = state.name or f"events.out.tfevents.{int(when):010d}.{hostname}.asynctune"
         data = b"".join([self._codec.version(when), *self._records(rows, offset + 1)])
-        self._placer.replace(state.path, data)
+        self._placer.replace(os.path.join(directory, state.name), data)
         state.size = len(data)
 
-    def _add(self, state: EventState, records: Sequence[bytes]) -> None:
+    def _add(self, path: str, state: EventState, records: Sequence[bytes]) -> None:
         if data := b"".join(records):
-            self._placer.append(state.path, data, size=state.size)
+            self._placer.append(path, data, size=state.size)
             state.size = (state.size or 0) + len(data)
 
     def _records(self, rows: Sequence[Mapping[str, Any]], ordinal: int) -> list[bytes]:

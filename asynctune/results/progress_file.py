@@ -23,9 +23,14 @@ BREATH: Final = 32
 
 @dataclass(slots=True)
 class ProgressState:
-    """A trial's progress.csv as this process left it; the size is None where that is not known."""
+    """A trial's progress.csv as this process left it; None where that is not known.
 
-    columns: Columns | None = None
+    Attributes:
+        columns: Number of its columns in the `ProgressFiles` that wrote it: most trials share theirs.
+        size: In bytes.
+    """
+
+    columns: int | None = None
     size: int | None = None
 
 
@@ -50,16 +55,18 @@ class ProgressFiles:
 
     def __init__(self, placer: Placer) -> None:
         self._placer = placer
-        self._columns: dict[tuple[str, ...], Columns] = {}  # one object for all trials that have the same
+        self._columns: list[Columns] = []
+        self._numbers: dict[tuple[str, ...], int] = {}
 
     def append(self, path: str, state: ProgressState, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Add flattened rows. False where the file is not as it was left, or lacks a column: align it."""
-        if state.columns is None or state.size is None or not state.columns.hold(rows):
+        if state.columns is None or state.size is None or self._placer.size(path) != state.size:
             return False
-        if self._placer.size(path) != state.size:
+        columns = self._columns[state.columns]
+        if not columns.hold(rows):
             return False
         if rows:
-            text = csv_lines(state.columns, rows)
+            text = csv_lines(columns, rows)
             self._placer.append(path, text, size=state.size)
             state.size += len(text)
         return True
@@ -81,27 +88,30 @@ class ProgressFiles:
                 self.make(path, state, lines)
             return
         names, count = found
-        columns = self._shared(Columns(names))
+        columns = Columns(names)
         first = max(0, min(known_from, count - 1))
         rows = list(read_cells(lines[first:]))
         if not columns.hold(rows) or not data.endswith(csv_lines(columns, rows[: count - first])):
             self.make(path, state, lines)
             return
-        state.columns, state.size = columns, len(data)
+        state.columns, state.size = self._number(columns), len(data)
         self.append(path, state, rows[count - first :])
 
     def make(self, path: str, state: ProgressState, lines: Sequence[bytes]) -> None:
         """Make the file anew from the lines of result.json."""
         state.size = None
         rows = list(read_cells(lines))
-        state.columns = self._shared(Columns.of(rows))
-        parts = [csv_lines(state.columns, (), header=True)] if rows else []
+        columns = Columns.of(rows)
+        parts = [csv_lines(columns, (), header=True)] if rows else []
         for start in range(0, len(rows), BREATH):
-            parts.append(csv_lines(state.columns, rows[start : start + BREATH]))
+            parts.append(csv_lines(columns, rows[start : start + BREATH]))
             time.sleep(0)
         text = b"".join(parts)
         self._placer.replace(path, text)
-        state.size = len(text)
+        state.columns, state.size = self._number(columns), len(text)
 
-    def _shared(self, columns: Columns) -> Columns:
-        return self._columns.setdefault(columns.names, columns)
+    def _number(self, columns: Columns) -> int:
+        number = self._numbers.setdefault(columns.names, len(self._columns))
+        if number == len(self._columns):
+            self._columns.append(columns)
+        return number

@@ -51,7 +51,6 @@ class _Batch:
         groups: Operations by trial, in order.
         trials: What is known of each trial of `groups`.
         stop: Set to make the thread return between two trials.
-        notices: What the user should hear of.
         done: The trials that need nothing more.
         failures: The error of each trial whose files could not be written.
     """
@@ -59,7 +58,6 @@ class _Batch:
     groups: dict[str, PackedOperations]
     trials: dict[str, TrialInfo] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
-    notices: list[Notice] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
     failures: dict[str, OSError] = field(default_factory=dict)
 
@@ -277,7 +275,10 @@ class ResultFiles:
                 await asyncio.sleep(0)
 
     def _tell(self, batch: _Batch) -> None:
-        for notice in batch.notices:
+        notices: list[Notice] = []
+        if self._trial_files is not None:
+            notices, self._trial_files.notices = self._trial_files.notices, []
+        for notice in notices:
             logger.warning("%s", notice.message)
             self._emit(notice.kind, trial_id=notice.trial_id, message=notice.message, data=notice.data)
         if batch.failures:
@@ -321,7 +322,7 @@ class ResultFiles:
                 return
             try:
                 operations = [(decode(data), opening) for data, opening in batch.groups[trial_id]]
-                batch.notices += files.project(trial, operations)
+                files.project(trial, operations)
             except OSError as error:
                 batch.failures[trial_id] = error
                 in_a_row += 1

@@ -54,6 +54,9 @@ class Notice:
     data: dict[str, Any]
 
 
+_PackedState = tuple[bool, int, int, int | None, int | None, int | None, str, int | None]
+
+
 @dataclass(slots=True)
 class _State:
     """A trial's files as this process left them.
@@ -72,6 +75,27 @@ class _State:
     progress: ProgressState = field(default_factory=ProgressState)
     events: EventState = field(default_factory=EventState)
 
+    def packed(self) -> _PackedState:
+        """As a tuple, which the garbage collector need not visit: there may be 100 000."""
+        progress, events = self.progress, self.events
+        return (
+            self.in_line,
+            self.lines,
+            self.offset,
+            self.size,
+            progress.columns,
+            progress.size,
+            events.name,
+            events.size,
+        )
+
+    @classmethod
+    def unpacked(cls, packed: _PackedState) -> _State:
+        """The inverse of `packed`."""
+        in_line, lines, offset, size, columns, progress_size, name, events_size = packed
+        progress, events = ProgressState(columns, progress_size), EventState(name, events_size)
+        return cls(in_line, lines, offset, size, progress, events)
+
 
 class TrialFiles:
     """All trials' files of one experiment.
@@ -80,6 +104,9 @@ class TrialFiles:
         root: The experiment's directory.
         placer: What writes them.
         events: For TensorBoard; None: no events are written.
+
+    Attributes:
+        notices: What the user should hear of; whoever tells takes them out.
     """
 
     def __init__(self, root: str, placer: Placer, events: EventFiles | None = None) -> None:
@@ -87,11 +114,10 @@ class TrialFiles:
         self._placer = placer
         self._progress = ProgressFiles(placer)
         self._events = events
-        self._states: dict[str, _State] = {}
+        self._states: dict[str, _PackedState] = {}
+        self.notices: list[Notice] = []
 
-    def project(
-        self, trial: TrialInfo, operations: Sequence[tuple[RowOperation, OpeningInfo]]
-    ) -> list[Notice]:
+    def project(self, trial: TrialInfo, operations: Sequence[tuple[RowOperation, OpeningInfo]]) -> None:
         """Bring the trial's files to the timeline that these operations, in order, lead to.
 
         Raises:
@@ -110,19 +136,25 @@ class TrialFiles:
             elif isinstance(each, Cut):
                 changes.append(each)
         if not changes:
-            return []
-        state = self._states.setdefault(trial.trial_id, _State())
+            return
+        packed = self._states.get(trial.trial_id)
+        state = _State() if packed is None else _State.unpacked(packed)
+        try:
+            self._apply(trial, state, changes, operations[-1][1].hostname)
+        finally:
+            self._states[trial.trial_id] = state.packed()
+
+    def _apply(
+        self, trial: TrialInfo, state: _State, changes: Sequence[KnownLine | Cut], hostname: str
+    ) -> None:
         rows = [each for each in changes if isinstance(each, KnownLine)]
         at_the_end = len(rows) == len(changes) and state.in_line and self._follow(trial, state, rows)
         state.in_line = False  # until everything has been written
-        hostname = operations[-1][1].hostname
-        notices: list[Notice] = []
         if at_the_end:
             self._append(trial, state, rows, hostname)
         else:
-            notices = self._bring_in_line(trial, state, changes, hostname)
+            self._bring_in_line(trial, state, changes, hostname)
         state.in_line = True
-        return notices
 
     def _follow(self, trial: TrialInfo, state: _State, rows: Sequence[KnownLine]) -> bool:
         ordinal = state.offset + state.lines + 1
@@ -141,9 +173,12 @@ class TrialFiles:
         path = self._path(trial, PROGRESS_FILE)
         if not self._progress.append(path, state.progress, cells):
             self._progress.make(path, state.progress, self._lines(trial))
-        if self._events is not None and not self._events.append(state.events, cells, rows[0].ordinal):
+        if self._events is None:
+            return
+        directory = self._path(trial)
+        if not self._events.append(directory, state.events, cells, rows[0].ordinal):
             self._events.align(
-                self._path(trial),
+                directory,
                 state.events,
                 self._lines(trial),
                 state.lines - len(rows),
@@ -153,7 +188,7 @@ class TrialFiles:
 
     def _bring_in_line(
         self, trial: TrialInfo, state: _State, changes: Sequence[KnownLine | Cut], hostname: str
-    ) -> list[Notice]:
+    ) -> None:
         path = self._path(trial, RESULT_FILE)
         data = self._placer.read(path)
         present = (data or b"").split(b"\n")
@@ -170,12 +205,11 @@ class TrialFiles:
             text = _joined(made.append)
             self._placer.append(path, text, size=state.size)
             state.size = (state.size or 0) + len(text)
-        notices = list(_notices(trial, path, made, state.offset))
+        self.notices += _notices(trial, path, made, state.offset)
         lines = present[: made.keep] + made.append
         state.lines, state.offset = len(lines), made.offset
 
-        if self._placer.size(self._path(trial, PARAMS_FILE)) is None:
-            self._write_params(trial)
+        self._write_params(trial)
         progress = self._path(trial, PROGRESS_FILE)
         if any(isinstance(each, Cut) for each in changes):  # columns that only void rows have shall go
             self._progress.make(progress, state.progress, lines)
@@ -190,7 +224,6 @@ class TrialFiles:
                 offset=made.offset,
                 hostname=hostname,
             )
-        return notices
 
     def _write_aside(self, trial: TrialInfo, lines: Sequence[bytes]) -> None:
         """Put lines into a new cut file, durably; not those that one has already."""
