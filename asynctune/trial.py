@@ -28,7 +28,7 @@ MANIFEST_FILE: Final = ".manifest.json"
 """Written last into each committed checkpoint directory; never part of the user's files."""
 
 
-class TrialStatus(str, enum.Enum):
+class TrialStatus(enum.StrEnum):
     """Where a trial stands. The values are stored, and stay."""
 
     PENDING = "PENDING"
@@ -36,9 +36,6 @@ class TrialStatus(str, enum.Enum):
     PAUSED = "PAUSED"
     TERMINATED = "TERMINATED"
     ERROR = "ERROR"
-
-    def __str__(self) -> str:
-        return self.value
 
     @property
     def is_finished(self) -> bool:

@@ -15,16 +15,15 @@ from typing import Any, Final, Protocol
 from asynctune.clock import Clock
 from asynctune.errors import FencedError, StorageError
 from asynctune.state.codec import FrameError
+from asynctune.state.generations import Generations
 from asynctune.state.journal import Batch, CommitDone, DiskFullError, Journal
 from asynctune.state.pacing import CommitPacing
-from asynctune.state.snapshot import write_snapshot
 from asynctune.state.thread import WorkThread
 
 __all__ = ["Observer", "StateWriter", "WriterStats"]
 
 logger = logging.getLogger("asynctune")
 
-_MIN_JOURNAL_BYTES: Final = 1024 * 1024
 _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 2.0
 
@@ -96,7 +95,14 @@ class StateWriter:
         self._clock = clock
         self._observer = observer
         self._thread = WorkThread("asynctune-journal")
-        self._snapshot_thread = WorkThread("asynctune-snapshot")
+        self._generations = Generations(
+            journal,
+            self._thread,
+            clock,
+            snapshots=snapshots,
+            snapshot_bytes=snapshot_bytes,
+            journal_bytes=journal_bytes,
+        )
         self._wake = asyncio.Event()
         self._snapshot_wanted = asyncio.Event()
         self._failure: BaseException | None = None
@@ -117,12 +123,6 @@ class StateWriter:
         # figures
         self._commits = 0
         self._seconds = 0.0
-        self._snapshots_on_disk = snapshots
-        self._snapshot_bytes = snapshot_bytes
-        self._journal_bytes = journal_bytes
-        self._bytes_since_snapshot = journal_bytes
-        self._snapshot_after = max(_MIN_JOURNAL_BYTES, snapshot_bytes)
-        self._snapshots = 0
 
     # -- marking (loop, no I/O) ----------------------------------------------------------------------------
 
@@ -183,9 +183,9 @@ class StateWriter:
             checkpoint_seconds=self._seconds,
             interval_s=self._pacing.interval_s,
             oldest_dirty_age_s=max(0.0, self._clock.monotonic() - since) if since is not None else 0.0,
-            journal_bytes=self._journal_bytes,
-            snapshot_bytes=self._snapshot_bytes,
-            snapshots=self._snapshots,
+            journal_bytes=self._generations.journal_bytes,
+            snapshot_bytes=self._generations.snapshot_bytes,
+            snapshots=self._generations.count,
         )
 
     # -- commits -------------------------------------------------------------------------------------------
@@ -248,8 +248,7 @@ class StateWriter:
         cost = done.ended_at - done.started_at
         self._commits += 1
         self._seconds += cost
-        self._journal_bytes += done.size_bytes
-        self._bytes_since_snapshot += done.size_bytes
+        self._generations.grew(done.size_bytes)
         self._pacing.committed(done.started_at, done.ended_at, cost, done.size_bytes)
         self._durable_version = self._cut_version
         if self._retry_s != _RETRY_FIRST_S:
@@ -266,7 +265,7 @@ class StateWriter:
         for future in ready:
             if not future.done():
                 future.set_result(batch.seq)
-        if self._bytes_since_snapshot > self._snapshot_after:
+        if self._generations.due:
             self._snapshot_wanted.set()
         self._pump()
         self._wake.set()
@@ -340,8 +339,6 @@ class StateWriter:
             try:
                 await self._write_snapshot()
             except (OSError, FrameError) as error:
-                # The journal has everything; it grows on, and the next try comes when it has doubled.
-                self._snapshot_after = 2 * self._bytes_since_snapshot
                 message = (
                     f"a snapshot of the experiment state could not be written ({error}); it is tried again"
                 )
@@ -351,49 +348,24 @@ class StateWriter:
                 self.fail(error)
 
     async def _write_snapshot(self) -> None:
-        journal, covered = self._journal, self._bytes_since_snapshot
-        started_at = self._clock.monotonic()
-        image = await self._thread.run(journal.capture)
-        size = await self._snapshot_thread.run(self._write_image, image)
-        cost = self._clock.monotonic() - started_at
-        self._seconds += cost
-        self._pacing.snapshot_written(cost, covered)
-        self._snapshots += 1
-        self._snapshot_bytes = size
-        self._snapshot_after = max(_MIN_JOURNAL_BYTES, size)
-        self._bytes_since_snapshot -= covered
-        self._journal_bytes -= covered
+        generations = self._generations
+        done = await generations.write()
+        self._seconds += done.cost_s
+        self._pacing.snapshot_written(done.cost_s, done.journal_bytes)
+        message = f"snapshot of commit {done.seq}, {done.size_bytes:,} bytes"
         self._observer.happened(
-            "snapshot_written",
-            f"snapshot of commit {image.seq}, {size:,} bytes",
-            snapshot_seq=image.seq,
-            size_bytes=size,
+            "snapshot_written", message, snapshot_seq=done.seq, size_bytes=done.size_bytes
         )
-        self._snapshots_on_disk.append(image.seq)
-        if len(self._snapshots_on_disk) >= 2:  # noqa: PLR2004 - two generations are kept
-            keep_from = self._snapshots_on_disk[-2]
-            if await self._observer.before_prune(keep_from):
-                await self._snapshot_thread.run(journal.prune, keep_from)
-                del self._snapshots_on_disk[:-2]
-
-    def _write_image(self, image: Any) -> int:
-        journal = self._journal
-        return write_snapshot(
-            journal.directory,
-            image,
-            experiment_id=journal.experiment_id,
-            claim=journal.claim,
-            history=journal.history,
-            files=journal.files,
-        )
+        keep_from = generations.droppable
+        if keep_from is not None and await self._observer.before_prune(keep_from):
+            await generations.prune(keep_from)
 
     async def aclose(self) -> None:
         """Let the threads end, after `run` was cancelled; what is dirty still is not written by this."""
         if self._failure is None:
             self._failure = StorageError("the writer of the experiment state is closed", operation="commit")
         try:
-            await self._snapshot_thread.run(lambda: None)
+            await self._generations.aclose()
             await self._thread.run(self._journal.close)
         finally:
-            self._snapshot_thread.stop()
             self._thread.stop()

@@ -51,8 +51,10 @@ class AttachedState:
         """
         for name in ("get_state", "set_state"):
             if not callable(getattr(value, name, None)):
-                msg = f"the {self._key} {type(value).__name__} has no method {name}(); the store needs it to keep its state"
-                raise ConfigError(msg)
+                kind = type(value).__name__
+                raise ConfigError(
+                    f"the {self._key} {kind} has no method {name}(); the store needs it to keep its state"
+                )
         if self._object is not None and self._object is not value:
             msg = f"a {self._key} is attached already; a store keeps the state of one"
             raise ConfigError(msg)

@@ -206,8 +206,8 @@ class ReadableStore:
             return (await self._checkpoints.restore(trial_id, step, to)).path or Path(to)
         found = next((c for c in self._checkpoints.list(trial_id) if c.step == step), None)
         if found is None or found.path is None or not await asyncio.to_thread(found.path.is_dir):
-            msg = f"checkpoint {step} of trial {trial_id!r} is not here any more; store.checkpoints() lists those that are"
-            raise CheckpointNotFoundError(msg)
+            msg = f"checkpoint {step} of trial {trial_id!r} is not here any more"
+            raise CheckpointNotFoundError(f"{msg}; store.checkpoints() lists those that are")
         return found.path
 
     # -- figures and events ---------------------------------------------------------------------------------

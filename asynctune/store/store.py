@@ -343,7 +343,7 @@ class ExperimentStore(ReadableStore):
         await self._reading.stop()
         self._events.close()
 
-    async def __aenter__(self) -> ExperimentStore:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

@@ -297,10 +297,8 @@ class TrialTable:
         number = next_iteration(metrics, iteration, run.iteration, trial_id)
         now, wall = self._clock.monotonic(), self._clock.time()
         began = self._marks.get(trial_id)
-        if began is None:
-            spent = max(0.0, wall - (run.reported_at or run.started_at or wall))
-        else:
-            spent = max(0.0, now - began)
+        since_start = now - began if began is not None else wall - (run.reported_at or run.started_at or wall)
+        spent = max(0.0, since_start)
         row = encode(
             ResultRow(
                 trial_id=trial_id,

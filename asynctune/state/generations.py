@@ -1,0 +1,122 @@
+"""Owns when a snapshot is due, and the keeping of two generations: capture, write, then drop what neither needs.
+
+The task around it belongs to the writer. A snapshot that cannot be written costs nothing but journal space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from asynctune.clock import Clock
+from asynctune.state.journal import Journal
+from asynctune.state.snapshot import Image, write_snapshot
+from asynctune.state.thread import WorkThread
+
+__all__ = ["Generations", "SnapshotDone"]
+
+_MIN_JOURNAL_BYTES: Final = 1024 * 1024
+_KEPT: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotDone:
+    """A snapshot that is durable: of which commit, its size, what it took, and the journal bytes it covers."""
+
+    seq: int
+    size_bytes: int
+    cost_s: float
+    journal_bytes: int
+
+
+class Generations:
+    """The snapshots of one opening.
+
+    Args:
+        journal: Whose image they are of.
+        journal_thread: Where the journal lives; the image is captured there, between two commits.
+        clock: For their cost.
+        snapshots: Seqs of those on the disk, rising.
+        snapshot_bytes: Size of the newest.
+        journal_bytes: Size of the journal after it.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        journal_thread: WorkThread,
+        clock: Clock,
+        *,
+        snapshots: list[int],
+        snapshot_bytes: int,
+        journal_bytes: int,
+    ) -> None:
+        self._journal = journal
+        self._journal_thread = journal_thread
+        self._thread = WorkThread("asynctune-snapshot")
+        self._clock = clock
+        self._on_disk = snapshots
+        self._threshold = max(_MIN_JOURNAL_BYTES, snapshot_bytes)
+        self.snapshot_bytes = snapshot_bytes
+        self.journal_bytes = journal_bytes
+        self.count = 0
+
+    @property
+    def due(self) -> bool:
+        """Whether the journal has outgrown the last snapshot, and a mebibyte."""
+        return self.journal_bytes > self._threshold
+
+    def grew(self, size_bytes: int) -> None:
+        """A commit added so many bytes to the journal."""
+        self.journal_bytes += size_bytes
+
+    async def write(self) -> SnapshotDone:
+        """Write one; it is durable when this returns.
+
+        Raises:
+            OSError, FrameError: The disk refused, or gave back something else; `due` again when the journal doubled.
+            FencedError: Another opening owns the experiment.
+        """
+        covered, started_at = self.journal_bytes, self._clock.monotonic()
+        self._threshold = 2 * covered
+        image = await self._journal_thread.run(self._journal.capture)
+        size = await self._thread.run(self._write_image, image)
+        self.count += 1
+        self.snapshot_bytes = size
+        self.journal_bytes -= covered
+        self._threshold = max(_MIN_JOURNAL_BYTES, size)
+        self._on_disk.append(image.seq)
+        return SnapshotDone(image.seq, size, self._clock.monotonic() - started_at, covered)
+
+    def _write_image(self, image: Image) -> int:
+        journal = self._journal
+        return write_snapshot(
+            journal.directory,
+            image,
+            experiment_id=journal.experiment_id,
+            claim=journal.claim,
+            history=journal.history,
+            files=journal.files,
+        )
+
+    @property
+    def droppable(self) -> int | None:
+        """The seq up to which the journal may be dropped for all that recovery needs; `None`: none of it."""
+        return self._on_disk[-_KEPT] if len(self._on_disk) >= _KEPT else None
+
+    async def prune(self, keep_from: int) -> None:
+        """Drop snapshots below `keep_from` and the journal up to it.
+
+        Raises:
+            OSError: The disk refused; the rest goes the next time.
+            FencedError: Another opening owns the experiment.
+        """
+        await self._thread.run(self._journal.prune, keep_from)
+        self._on_disk = [seq for seq in self._on_disk if seq >= keep_from]
+
+    async def aclose(self) -> None:
+        """Wait for what is under way, and let the thread end."""
+        try:
+            await self._thread.run(lambda: None)
+        finally:
+            self._thread.stop()
