@@ -15,13 +15,14 @@ from asynctune.inspect.fields import FIELDS, duration_s, field_value, iteration
 from asynctune.inspect.report import Head, Presence, TrialRow, Writer
 from asynctune.inspect.scan import Scan
 from asynctune.inspect.text import path_text, printable
-from asynctune.store import ExperimentStore
 from asynctune.store.opening import Opening
+from asynctune.store.store import ExperimentStore
 from asynctune.trial import Trial
 
 __all__ = ["build_head", "check_names", "find_trial", "no_such_name", "trial_row"]
 
 _NEAR_IDS: Final = 3
+_IDS_COMPARED: Final = 1000
 _NAMES_LISTED: Final = 20
 
 
@@ -66,18 +67,19 @@ def find_trial(store: ExperimentStore, trial_id: str) -> Trial:
     try:
         return store.get_trial(trial_id)
     except TrialNotFoundError:
-        near = difflib.get_close_matches(trial_id, _ids_like(store, trial_id), n=_NEAR_IDS, cutoff=0.5)
+        near = _near_ids(trial_id, [trial.trial_id for trial in store.trials])
         hint = f"did you mean {_or(near)}?" if near else "the command `trials` lists them"
         there = f"{path_text(store.location)}, which has {len(store.trials):,}"
         msg = f"no trial {printable(trial_id)!r} in {there}; {hint}"
         raise TrialNotFoundError(msg) from None
 
 
-def _ids_like(store: ExperimentStore, trial_id: str) -> list[str]:
-    """Ids worth a comparison: difflib takes seconds for 100 000 of them."""
-    ids = [trial.trial_id for trial in store.trials]
-    ends = (trial_id[:3], trial_id[-3:])
-    return [each for each in ids if each.startswith(ends[0]) or each.endswith(ends[1])][:1000] or ids[:1000]
+def _near_ids(trial_id: str, ids: list[str]) -> list[str]:
+    """Ids that contain what was typed; else those that look like it, of a thousand: more would take seconds."""
+    found = [each for each in ids if trial_id and trial_id in each]
+    return found[:_NEAR_IDS] or difflib.get_close_matches(
+        trial_id, ids[:_IDS_COMPARED], _NEAR_IDS, cutoff=0.5
+    )
 
 
 def check_names(names: Iterable[str], scan: Scan, rows: Sequence[TrialRow]) -> None:

@@ -220,13 +220,19 @@ def _trials(
         statuses=options["statuses"],
         order=options["order"],
         limit=rows if limit is None else limit,
-        names=(*(options["columns"] or ()), *(options["metrics"] or ())),
+        names=_named(options),
         metric=options["metric"],
         mode=options["mode"] or "max",
     )
     if options["follow"]:
         return screen.follow(follow_trials(location, query, options["interval"]), view)
     return screen.answer(answer(location, query))
+
+
+def _named(options: dict[str, Any]) -> tuple[str, ...]:
+    """Every column that the reader asked for by name."""
+    order = options["order"]
+    return (*(options["columns"] or ()), *(options["metrics"] or ()), *([order.name] if order else ()))
 
 
 def _screen(options: dict[str, Any]) -> Screen:

@@ -232,6 +232,7 @@ def _experiment(line: ExperimentLine) -> dict[str, Any]:
         "experiment": None if line.head is None else _head(line.head),
         "trials_by_status": _counts(line.counts) if line.head is not None else None,
         "best": None if line.best is None else _trial(line.best),
+        "begun": line.begun,
         "error": line.error,
     }
 

@@ -83,7 +83,7 @@ def experiment_columns(lines: Sequence[ExperimentLine], as_of: float, metric: st
 
 def _driver(line: ExperimentLine) -> str:
     if line.head is None:
-        return "cannot be read"
+        return "cannot be read" if line.begun else "not begun"
     return line.head.writer.state
 
 

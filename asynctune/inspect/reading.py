@@ -31,7 +31,7 @@ from asynctune.inspect.report import (
 )
 from asynctune.inspect.scan import Order, Scan
 from asynctune.inspect.text import count, path_text, printable
-from asynctune.store import ExperimentStore
+from asynctune.store.store import ExperimentStore
 from asynctune.trial import Checkpoint, Trial, TrialStatus
 
 __all__ = [
@@ -302,7 +302,7 @@ async def list_experiments(
         problems=tuple(
             Problem("unreadable", f"{line.location}: {line.error}")
             for line in lines
-            if line.error is not None
+            if line.begun and line.error
         ),
     )
 
@@ -313,6 +313,8 @@ async def _line(location: str, name: str, metric: str | None, mode: Mode, clock:
         async with await ExperimentStore.open(location, mode="read") as store:
             query = Query(limit=1, metric=metric, mode=mode)
             report = await Inspection(store, clock).trials(query)
+    except ExperimentNotFoundError as error:
+        return ExperimentLine(name=shown, location=where, error=printable(str(error)), begun=False)
     except (AsynctuneError, OSError) as error:
         return ExperimentLine(name=shown, location=where, error=printable(str(error)))
     return ExperimentLine(

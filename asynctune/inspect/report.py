@@ -224,7 +224,10 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentLine:
-    """One experiment of a directory of them; `error` instead of the rest where it cannot be read."""
+    """One experiment of a directory of them; `error` instead of the rest where it cannot be read.
+
+    One that is not `begun` has nothing in it yet: it is being created, or its creation was cut short.
+    """
 
     name: str
     location: str
@@ -232,6 +235,7 @@ class ExperimentLine:
     counts: Mapping[TrialStatus, int] = field(default_factory=dict)
     best: TrialRow | None = None
     error: str | None = None
+    begun: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Owns the proof that an experiment is intact: opens it, then reads every frame and every checkpointed file.
 
 What opening it in read mode reports is the first answer; the older generation of the state, which an opening
-does not read, and the checkpoints come on top. Decides what is a problem; the rooms that wrote do the comparing.
+does not read, and the checkpoints come on top. Decides what is a problem; the rooms below compare.
 """
 
 from __future__ import annotations

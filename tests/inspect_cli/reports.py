@@ -1,0 +1,153 @@
+"""One report of each kind, with everything in it that can be: for golden files and for looking at tables."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import Final
+
+from asynctune.inspect import tables
+from asynctune.inspect.jsonout import Report
+from asynctune.inspect.report import (
+    BestReport,
+    CheckpointsReport,
+    ExperimentLine,
+    ExperimentsReport,
+    Problem,
+    TrialReport,
+    TrialsReport,
+    VerifyReport,
+    Writer,
+)
+from asynctune.inspect.screen import View
+from asynctune.trial import TrialStatus
+from tests.inspect_cli.examples import NOW, START, a_checkpoint, a_head, a_row, an_entry
+
+HEAD: Final = a_head(
+    trials_total=6,
+    tear="wal-2-31: a commit cut short by a crash (17 bytes, acknowledged to nobody) was left behind",
+    metadata={
+        "note": "first try",
+        "seeds": (1, 2),
+        "blob": b"\x00\xff",
+        "when": datetime(2026, 1, 2, tzinfo=UTC),
+    },
+)
+ROWS: Final = (
+    a_row(0, "present", checkpoints=(a_checkpoint(4), a_checkpoint(8)), metadata={"host": "gpu1"}),
+    a_row(1, status=TrialStatus.RUNNING, ended_at=None, last_result={"loss": math.nan, "acc": math.inf}),
+    a_row(
+        2,
+        "missing",
+        status=TrialStatus.ERROR,
+        error='Traceback (most recent call last):\n  File "t.py", line 3\nRuntimeError: out of memory\n',
+        num_failures=2,
+        checkpoints=(a_checkpoint(2, 2, path=None),),
+    ),
+    a_row(
+        3,
+        status=TrialStatus.PENDING,
+        started_at=None,
+        ended_at=None,
+        last_result={},
+        num_results=0,
+        config={"lr": 0.001, "units": 2**70, "opt": {"name": "adam", "betas": (0.9, 0.999)}, 3: {"b", "a"}},
+    ),
+)
+MISSING: Final = Problem(
+    "missing_checkpoint", "the files of checkpoint 2 of trial 3f9ac_00002 are not there", "3f9ac_00002", 2
+)
+COUNTS: Final = {
+    TrialStatus.PENDING: 1,
+    TrialStatus.RUNNING: 1,
+    TrialStatus.TERMINATED: 3,
+    TrialStatus.ERROR: 1,
+}
+TRIALS: Final = TrialsReport(
+    head=HEAD,
+    counts=COUNTS,
+    matching=6,
+    left_out={TrialStatus.TERMINATED: 2},
+    rows=ROWS,
+    best=ROWS[0],
+    metric="loss",
+    problems=(MISSING,),
+)
+
+REPORTS: Final[dict[str, tuple[Report, View]]] = {
+    "summary": (TRIALS, tables.summary_view),
+    "trials": (TRIALS, tables.trials_view),
+    "trial": (
+        TrialReport(
+            head=HEAD,
+            row=ROWS[2],
+            directory="/data/digits/3f9ac_00002",
+            checkpoints=(an_entry(2, "missing", number=2, path=None, mirrored=False),),
+            problems=(MISSING,),
+        ),
+        tables.trial_view,
+    ),
+    "checkpoints": (
+        CheckpointsReport(
+            head=HEAD,
+            trial_id=None,
+            total=9,
+            size_bytes=18_540,
+            entries=(an_entry(4), an_entry(8, "deleted"), an_entry(2, "elsewhere", number=2, mirrored=True)),
+        ),
+        tables.checkpoints_view,
+    ),
+    "best": (
+        BestReport(
+            head=HEAD,
+            metric="loss",
+            mode="min",
+            ranked=2,
+            ranking=ROWS[:1] + ROWS[2:3],
+            checkpoints=(an_entry(8),),
+        ),
+        tables.best_view,
+    ),
+    "verify": (
+        VerifyReport(
+            location="/data/digits",
+            head=HEAD,
+            frames=211,
+            snapshots=2,
+            state_bytes=70_123,
+            checkpoints=3,
+            files=12,
+            checkpoint_bytes=4_194_304,
+            problems=(MISSING, Problem("state", "wal-1-1 at byte 812: the header's checksum differs")),
+        ),
+        tables.verify_view,
+    ),
+    "experiments": (
+        ExperimentsReport(
+            location="/data",
+            as_of=NOW,
+            lines=(
+                ExperimentLine(
+                    name="digits", location="/data/digits", head=HEAD, counts=COUNTS, best=ROWS[0]
+                ),
+                ExperimentLine(
+                    name="done",
+                    location="/data/done",
+                    head=a_head(
+                        name="done",
+                        writer=Writer("closed", 7, "node7", START, START + 60),
+                        last_change_at=None,
+                        trials_total=0,
+                        created_at=START,
+                    ),
+                ),
+                ExperimentLine(
+                    name="broken", location="/data/broken", error="the experiment state is damaged"
+                ),
+            ),
+            metric="loss",
+            problems=(Problem("unreadable", "/data/broken: the experiment state is damaged"),),
+        ),
+        tables.experiments_view,
+    ),
+}
