@@ -1,8 +1,7 @@
 """Owns the writing of projection files: append, replace, cut, and sync on request; knows no row.
 
 Blocking, for one thread. A file is open only while it is written, so that ten thousand running trials need
-one descriptor. Directories and files get the permissions that the umask leaves: they are for people to
-read.
+one descriptor. Directories and files have the permissions that the umask leaves: they are for people.
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ class Placer:
         self._files = files
         self._dirty: set[str] = set()
         self._dirty_dirs: set[str] = set()
-        # Their fdatasync failed: the system may have dropped the bytes and would report success the next
-        # time.
+        # Their fdatasync failed: the system may have dropped the bytes, and would report success next time.
         self._suspect: set[str] = set()
 
     def read(self, path: str) -> bytes | None:
@@ -161,15 +159,17 @@ class Placer:
     ) -> None:
         def work() -> None:
             while paths and not stopping():
-                with suppress(IndexError):  # another thread took the last one
+                try:
                     path = paths.pop()
-                    try:
-                        action(path)
-                    except OSError as error:
-                        if error.errno in _GONE:
-                            self._forget(path)
-                        else:
-                            failures.append(error)
+                except IndexError:  # another thread took the last one
+                    return
+                try:
+                    action(path)
+                except OSError as error:
+                    if error.errno in _GONE:
+                        self._forget(path)
+                    else:
+                        failures.append(error)
 
         if len(paths) < _MANY:
             work()

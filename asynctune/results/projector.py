@@ -66,11 +66,12 @@ class ResultFiles:
     """The result files of one experiment, as the store uses them.
 
     Args:
-        experiment_dir: The experiment's directory; trials have theirs below it. files: The file operations.
-        clock: For the pace of batches and retries. tensorboard: Whether to write TensorBoard events; needs
-        the extra `tensorboard`. emit: Called on the loop as `emit(kind, trial_id=..., message=...,
-        data=...)`, with kind `write_failed`
+        experiment_dir: The experiment's directory; trials have theirs below it.
+        files: The file operations.
+        clock: For the pace of batches and retries.
+        emit: Called on the loop as `emit(kind, trial_id=..., message=..., **data)`, with kind `write_failed`
             (once until writing works again), `results_incomplete` or `results_repaired`.
+        tensorboard: Whether to write TensorBoard events; needs the extra `tensorboard`.
         interval_s: Seconds from the end of a batch to the next.
     """
 
@@ -195,8 +196,12 @@ class ResultFiles:
         self._lookup = lookup
         await self._write(everything=True, strict=False)
 
-    async def aclose(self) -> None:
+    async def aclose(self, *, write: bool = True) -> None:
         """Write and sync what is left, then let the thread go. `run` returns. Again: does nothing.
+
+        Args:
+            write: False leaves the files as they are, for an opening that was fenced: the next one completes
+                them, or has done so.
 
         Raises:
             StorageError: Something could not be written or synced; the journal has it.
@@ -205,7 +210,8 @@ class ResultFiles:
             return
         self._closing.set()
         try:
-            await self.sync()
+            if write:
+                await self.sync()
         finally:
             self._executor.shutdown(wait=False)
 
@@ -280,15 +286,21 @@ class ResultFiles:
             notices, self._trial_files.notices = self._trial_files.notices, []
         for notice in notices:
             logger.warning("%s", notice.message)
-            self._emit(notice.kind, trial_id=notice.trial_id, message=notice.message, data=notice.data)
+            self._emit(notice.kind, trial_id=notice.trial_id, message=notice.message, **notice.data)
         if batch.failures:
             self._failed.update(batch.failures)
             trial_id, error = next(iter(batch.failures.items()))
             if self._retry_s == 0:
                 message = str(self._storage_error("write", error))
                 logger.warning("%s", message)
-                data = {"error": str(error), "errno": error.errno, "disk_full": is_disk_full(error)}
-                self._emit("write_failed", trial_id=trial_id, message=message, data=data)
+                self._emit(
+                    "write_failed",
+                    trial_id=trial_id,
+                    message=message,
+                    error=str(error),
+                    errno=error.errno,
+                    disk_full=is_disk_full(error),
+                )
             self._retry_s = min(max(2 * self._retry_s, _FIRST_RETRY_S), _LAST_RETRY_S)
             self._retry_at = self._clock.monotonic() + self._retry_s
         elif self._retry_s and not self._failed:
