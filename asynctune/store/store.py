@@ -209,10 +209,10 @@ class ExperimentStore(ReadableStore):
     ) -> None:
         """Decide for all trials how the experiment goes on after a restart, by their saved status.
 
-        `TERMINATED` stays. `PENDING` and `RUNNING` become `PENDING` and go on from the latest checkpoint, `PAUSED` stays;
-        with `resume_unfinished=False` all three become `TERMINATED`. `ERROR` stays; with `resume_errored` it becomes
-        `PENDING` likewise, with `restart_errored` the trial is started over under a new id, and left out of `trials`.
-        Both: resume wins. Result rows after the checkpoint are cut off and kept aside. Looks at every trial.
+        `TERMINATED` stays. `PENDING` and `RUNNING` become `PENDING` and go on from the latest checkpoint, `PAUSED`
+        stays; with `resume_unfinished=False` all three become `TERMINATED`. `ERROR` stays; with `resume_errored` it
+        becomes `PENDING` likewise, with `restart_errored` the trial is started over under a new id, and left out of
+        `trials`. Both: resume wins. Result rows after the checkpoint are cut off and kept aside. Looks at every trial.
         """
         engine = self._writable()
         changed, operations = self._table.requeue(
