@@ -47,7 +47,7 @@ def run_killed(arguments: Sequence[str], moment: Moment, signal_number: int = si
     """Run Python with `arguments`, and send it a signal at `moment` unless it has ended by then."""
     with _start(arguments) as process:
         assert process.stdout is not None
-        seen = []
+        seen: list[str] = []
         while len(seen) < moment.lines and (line := process.stdout.readline()):
             seen.append(line)
         time.sleep(moment.seconds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 import signal
 import sys
 
@@ -50,26 +51,45 @@ def main(directory: str, trials: int | None, epochs: int | None, seed: int | Non
     options = {"trials": trials, "epochs": epochs, "seed": seed}
     given = {name: value for name, value in options.items() if value is not None}
     with Display() as display:
+        # What the library warns about belongs between the lines that are printed, not across them.
+        logging.getLogger("asynctune").addHandler(_Log(display))
         code = _run(directory, given, workers, display)
     sys.exit(code)
 
 
+class _Log(logging.Handler):
+    def __init__(self, display: Display) -> None:
+        super().__init__(logging.WARNING)
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._display.line(f"{record.levelname.lower()}: {record.getMessage()}", style="yellow")
+
+
 def _run(directory: str, given: dict[str, int], workers: int, display: Display) -> int:
+    code = 0
     try:
         for package, module in (("scikit-learn", "sklearn"), ("numpy", "numpy")):
             if importlib.util.find_spec(module) is None:
                 raise MissingExtraError("demo", package, "the demo")
         asyncio.run(_interruptible(directory, given, workers, display))
-    except AsynctuneError as error:
-        click.echo(f"asynctune demo: {error}", err=True)
-        return 1
-    except KeyboardInterrupt:
+    except* AsynctuneError as errors:
+        click.echo(f"asynctune demo: {_first(errors)}", err=True)
+        code = 1
+    except* KeyboardInterrupt:
         _say_how_to_go_on(display)
-        return 128 + signal.SIGINT
-    except asyncio.CancelledError:
+        code = 128 + signal.SIGINT
+    except* asyncio.CancelledError:
         _say_how_to_go_on(display)
-        return 128 + signal.SIGTERM
-    return 0
+        code = 128 + signal.SIGTERM
+    return code
+
+
+def _first(errors: BaseExceptionGroup[AsynctuneError]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _interruptible(directory: str, given: dict[str, int], workers: int, display: Display) -> None:

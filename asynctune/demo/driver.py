@@ -18,7 +18,7 @@ from asynctune.demo.heartbeat import INTERVAL_S, Heartbeat, LastWords, Unsaved, 
 from asynctune.demo.resumption import examine, tell
 from asynctune.demo.scheduler import METRIC, Plan, SuccessiveHalving, sample_config
 from asynctune.demo.workers import Worker, WorkerDiedError
-from asynctune.errors import ConfigError
+from asynctune.errors import ConfigError, StorageError
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import Trial, TrialStatus
 
@@ -66,25 +66,33 @@ class Driver:
                 async with asyncio.TaskGroup() as serving:
                     for _ in range(workers):
                         serving.create_task(self._serve())
+                await self._test_best()
                 beats.cancel()
-            await self._test_best()
-        finally:
+        except asyncio.CancelledError:
+            for trial in self._store.trials:
+                if trial.status is TrialStatus.RUNNING:
+                    self._store.set_status(trial.trial_id, TrialStatus.PENDING)
             self._beat(heart, closed=True)
-            for trial_id in self._training:
-                self._store.set_status(trial_id, TrialStatus.PENDING)
+            raise
+        finally:
             heart.close()
         await asyncio.to_thread(shutil.rmtree, self._own)
 
     # -- the beginning -------------------------------------------------------------------------------
 
     def _open_heartbeat(self) -> Heartbeat:
-        os.makedirs(self._own, exist_ok=True)
         path = os.path.join(self._own, "heartbeat")
-        self._last_words = read_last_words(path)
-        for name in os.listdir(self._own):
-            if name.startswith("scratch-"):  # of drivers before: nothing there was acknowledged to anybody
-                shutil.rmtree(os.path.join(self._own, name), ignore_errors=True)
-        return Heartbeat(path)
+        try:
+            os.makedirs(self._own, exist_ok=True)
+            self._last_words = read_last_words(path)
+            for name in os.listdir(self._own):
+                if name.startswith(
+                    "scratch-"
+                ):  # of drivers before: nothing in it was acknowledged to anybody
+                    shutil.rmtree(os.path.join(self._own, name), ignore_errors=True)
+            return Heartbeat(path)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error}", operation="write", key=path) from error
 
     def _begin(self) -> None:
         store, display = self._store, self._display
@@ -157,48 +165,61 @@ class Driver:
         checkpoint, epoch = None, 0
         if trial.checkpoints:
             checkpoint = await store.restore_checkpoint(trial_id)
-            metrics, epoch = dict(checkpoint.metrics), checkpoint.step or 0
+            metrics, epoch = dict(checkpoint.metrics), checkpoint.metrics["epoch"]
         until = self._scheduler.next_rung(trial_id)
+        directory = os.path.join(self._scratch, trial.trial_name)
         task = {
             "config": trial.config,
             "checkpoint": None if checkpoint is None else str(checkpoint.path),
             "until": until,
-            "directory": os.path.join(self._scratch, trial.trial_name),
+            "directory": directory,
         }
         self._training[trial_id] = Unsaved(epoch, self._clock.time())
         self._rows[trial_id] = Row(trial.trial_name, epoch, until, metrics.get(METRIC))
         async for message in worker.perform(task):
+            if message.get("storage"):
+                raise StorageError(
+                    f"a worker cannot write {directory} or read its checkpoint: {message['error']}",
+                    key=directory,
+                    hint="put that right and start the demo again; it goes on",
+                )
             if "error" in message:
                 self._record_error(trial_id, message["error"])
                 return
             if "epoch" in message:
-                epoch, metrics = message["epoch"], message["metrics"]
+                epoch = message["epoch"]
+                metrics = {"epoch": epoch, **message["metrics"]}
                 store.report(trial_id, metrics, iteration=epoch)
+                # The step is the epoch, but for a trial that had to go back to before a damaged checkpoint.
+                step = max([epoch, *((each.step or 0) + 1 for each in store.checkpoints(trial_id)[-1:])])
                 await store.save_checkpoint(
-                    trial_id, message["checkpoint"], step=epoch, metrics=metrics, move=True
+                    trial_id, message["checkpoint"], step=step, metrics=metrics, move=True
                 )
                 self._training[trial_id] = Unsaved(epoch, message["ended_at"])
                 self._rows[trial_id] = Row(trial.trial_name, epoch, until, metrics[METRIC])
         decision = self._scheduler.on_trial_result(trial_id, {**metrics, "training_iteration": epoch})
         # No await from here on: score and status are in one commit, or in none.
         store.update_trial(trial_id, metadata={RUNGS_KEY: self._scheduler.scores(trial_id)})
-        if decision == "STOP":
-            self._finish(trial_id)
-        else:
-            store.set_status(trial_id, TrialStatus.PAUSED)
+        store.set_status(trial_id, TrialStatus.TERMINATED if decision == "STOP" else TrialStatus.PAUSED)
+        what = "finished" if decision == "STOP" else f"at epoch {epoch}"
+        self._display.line(f"{trial.trial_name} {what}: accuracy {metrics[METRIC]:.4f}")
 
     def _stop_the_beaten(self) -> None:
         """End the trials that are not promoted, and let waiting workers look again."""
-        for trial in self._store.trials:
-            if trial.status is TrialStatus.PAUSED and self._scheduler.verdict(trial.trial_id) == "STOP":
-                self._finish(trial.trial_id)
+        beaten = [
+            trial
+            for trial in self._store.trials
+            if trial.status is TrialStatus.PAUSED and self._scheduler.verdict(trial.trial_id) == "STOP"
+        ]
+        for trial in beaten:
+            self._store.set_status(trial.trial_id, TrialStatus.TERMINATED)
+        if beaten:
+            names = " ".join(trial.trial_name.removeprefix("trial_") for trial in beaten)
+            self._display.line(
+                f"{plural(len(beaten), 'trial')} finished here ({names}), the better half goes on; "
+                f"{self._progress().store_line}"
+            )
         self._changed.set()
-
-    def _finish(self, trial_id: str) -> None:
-        self._store.set_status(trial_id, TrialStatus.TERMINATED)
-        trial = self._store.get_trial(trial_id)
-        epochs = plural(trial.last_result.get("training_iteration", 0), "epoch")
-        self._display.line(f"{trial.trial_name} finished: accuracy {_accuracy(trial):.4f} after {epochs}")
 
     def _record_error(self, trial_id: str, error: str) -> None:
         self._store.set_status(trial_id, TrialStatus.ERROR, error=error)

@@ -70,7 +70,7 @@ class Heartbeat:
     def __init__(self, path: str) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, 2 * _HALF)
+            os.posix_fallocate(fd, 0, 2 * _HALF)  # a page without a block would be SIGBUS on a full disk
             self._pages = mmap.mmap(fd, 2 * _HALF)
         finally:
             os.close(fd)

@@ -22,7 +22,7 @@ class Resumption:
 
     Attributes:
         finished: Trials that are through and stay so.
-        waiting: Trials that wait at a rung, or have not begun.
+        paused: Trials that wait at a rung, with a checkpoint.
         resumed: Name, id and epoch of the newest checkpoint (0: none) of each trial that was in training.
         died_at: When the driver ended, seconds since the Unix epoch; `None` if that cannot be known.
         closed: Whether it had stopped by itself.
@@ -31,7 +31,7 @@ class Resumption:
     """
 
     finished: int
-    waiting: int
+    paused: int
     resumed: Sequence[tuple[str, str, int]]
     died_at: float | None
     closed: bool
@@ -66,7 +66,7 @@ def examine(trials: Sequence[Trial], words: LastWords | None, opening: int) -> R
         lost = {each: max(0.0, words.at - unsaved.since) * 1000 for each, unsaved in words.training.items()}
     return Resumption(
         finished=len(finished),
-        waiting=len(trials) - len(finished) - len(stopped),
+        paused=sum(trial.status is TrialStatus.PAUSED for trial in trials),
         resumed=resumed,
         died_at=died_at,
         closed=words is not None and words.closed and died_at is not None,
@@ -76,13 +76,13 @@ def examine(trials: Sequence[Trial], words: LastWords | None, opening: int) -> R
 
 
 def _epoch(trial: Trial) -> int:
-    return max((c.step for c in trial.checkpoints if c.step is not None), default=0)
+    return max((c.metrics["epoch"] for c in trial.checkpoints), default=0)
 
 
 def tell(found: Resumption, total: int, now: float) -> list[str]:
     """The same in lines for people."""
     lines = [_how_it_ended(found, now)]
-    lines.append(f"  kept     {found.finished} of {total} trials finished before, {found.waiting} waiting")
+    lines.append(f"  kept     {found.finished} of {total} trials finished before, {found.paused} paused ones")
     for name, _, epoch in found.resumed:
         origin = (
             f"from its checkpoint of epoch {epoch}" if epoch else "from the beginning: it had no checkpoint"
@@ -113,5 +113,5 @@ def _how_it_ended(found: Resumption, now: float) -> str:
     if found.died_at is None:
         return "Going on after a driver that ended before it trained anything, or left no trace of when:"
     at = datetime.fromtimestamp(found.died_at).astimezone().strftime("%H:%M:%S.%f")[:-3]
-    how = "stopped" if found.closed else "was killed"
+    how = "was stopped" if found.closed else "died"
     return f"Going on: the driver before {how} at {at}, {now - found.died_at:,.1f} s ago."

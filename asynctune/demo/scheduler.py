@@ -32,7 +32,7 @@ class Plan:
     """
 
     trials: int = 24
-    epochs: int = 40
+    epochs: int = 32
     seed: int = 1
 
     @property

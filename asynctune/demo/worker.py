@@ -10,7 +10,8 @@ in                                                   out
 `{"config", "checkpoint", "until", "directory"}`     `{"epoch", "metrics", "checkpoint", "ended_at"}` after
                                                      each epoch, then `{"done": true}`
 `{"config", "checkpoint", "test": true}`             `{"test_accuracy", "done": true}`
-anything that fails                                  `{"error"}`
+anything that fails                                  `{"error", "storage"}`: the reason, and whether it is the
+                                                     disk's and not the trial's
 ==================================================== ======================================================
 """
 
@@ -72,7 +73,8 @@ def main() -> None:
             for message in perform(task, digits):
                 _send(out, message)
         except Exception as error:  # noqa: BLE001 - the end of the trial, not the worker: the driver records it
-            _send(out, {"error": f"{type(error).__name__}: {error}"})
+            reason = f"{type(error).__name__}: {error}"
+            _send(out, {"error": reason, "storage": isinstance(error, OSError)})
 
 
 def _read(lines: BinaryIO, put: Callable[[Task], None]) -> None:

@@ -24,7 +24,7 @@ __all__ = ["Worker", "WorkerDiedError"]
 _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 # An overflow on the way to a trial's failure is told by the failure.
-_COMMAND: Final = (sys.executable, "-W", "ignore", "-m", "asynctune.demo.worker")
+_COMMAND: Final = [sys.executable, "-W", "ignore", "-m", "asynctune.demo.worker"]
 
 _END_S: Final = 5.0
 """Seconds for a worker to end once it was told to; then it is killed."""
@@ -106,8 +106,8 @@ def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
     with theirs:
         return subprocess.Popen(  # noqa: S603 - a fixed command
             _COMMAND,
-            stdin=theirs,
-            stdout=theirs,
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
             env=os.environ | _ONE_THREAD,
             start_new_session=True,  # Ctrl-C is for the driver, which then ends its workers
         )

@@ -131,9 +131,9 @@ class Service:
             return {"job": self.by_key[key]}
         if path == "/stats":
             return {"jobs": len(self.jobs), "posts": self.posts}
-        job = self.jobs[path.removeprefix("/jobs/")]
-        await asyncio.sleep(max(0.0, job["done_at"] - time.monotonic()))
-        return {"loss": job["loss"]}
+        known = self.jobs[path.removeprefix("/jobs/")]
+        await asyncio.sleep(max(0.0, known["done_at"] - time.monotonic()))
+        return {"loss": known["loss"]}
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection: one request, one reply."""

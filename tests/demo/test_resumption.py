@@ -24,7 +24,9 @@ def trial(index: int, status: TrialStatus, steps: tuple[int, ...] = (), **fields
         "created_at": NOW - 100,
         "started_at": None,
         "ended_at": None,
-        "checkpoints": tuple(Checkpoint(step=step, committed_at=NOW - 20) for step in steps),
+        "checkpoints": tuple(
+            Checkpoint(step=step, metrics={"epoch": step}, committed_at=NOW - 20) for step in steps
+        ),
     }
     return Trial(**values | fields)
 
@@ -47,13 +49,13 @@ WORDS = LastWords(
 
 def test_a_killed_driver_is_accounted_for():
     found = examine(TRIALS, WORDS, 2)
-    assert (found.finished, found.waiting) == (2, 2)
+    assert (found.finished, found.paused) == (2, 1)
     assert found.resumed == [("trial_01", "ab_00001", 7), ("trial_02", "ab_00002", 0)]
     assert found.died_at == NOW - 10
     assert found.lost_ms is not None
     assert {name: round(ms) for name, ms in found.lost_ms.items()} == {"ab_00001": 61, "ab_00002": 250}
     text = "\n".join(tell(found, 6, NOW))
-    assert "was killed at" in text
+    assert "died at" in text
     assert "10.0 s ago" in text
     assert "2 of 6 trials finished before" in text
     assert "trial_01 from its checkpoint of epoch 7" in text
@@ -71,8 +73,8 @@ def test_a_driver_that_stopped_by_itself_is_not_called_killed():
     found = examine(trials, replace(WORDS, closed=True), 2)
     assert ("trial_01", "ab_00001", 7) in found.resumed
     text = "\n".join(tell(found, 6, NOW))
-    assert "stopped at" in text
-    assert "killed" not in text
+    assert "was stopped at" in text
+    assert "died" not in text
     assert "heartbeat" not in text
 
 
