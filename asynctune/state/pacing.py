@@ -106,5 +106,5 @@ class CommitPacing:
 
     @property
     def exceeds_target(self) -> bool:
-        """Whether `max_interval_s` or the fixed period makes commits take more than 5 % of the time at present."""
-        return math.isfinite(self._last_end) and self.next_start < self._budget.next_start
+        """Whether `max_interval_s` makes commits take more than 5 % of the time at present."""
+        return self._period_s is None and self.next_start < self._budget.next_start

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from asynctune.clock import Clock
-from asynctune.errors import FencedError, StorageError
+from asynctune.errors import AsynctuneError, FencedError, StorageError, StoreClosedError
 from asynctune.state.codec import FrameError
 from asynctune.state.generations import Generations
 from asynctune.state.journal import Batch, CommitDone, DiskFullError, Journal
@@ -122,6 +122,7 @@ class StateWriter:
         self._waiters: list[tuple[int, asyncio.Future[int]]] = []
         # figures
         self._commits = 0
+        self._warned = False
         self._seconds = 0.0
 
     # -- marking (loop, no I/O) ----------------------------------------------------------------------------
@@ -250,6 +251,11 @@ class StateWriter:
         self._seconds += cost
         self._generations.grew(done.size_bytes)
         self._pacing.committed(done.started_at, done.ended_at, cost, done.size_bytes)
+        if self._pacing.exceeds_target and not self._warned:
+            self._warned = True
+            message = "max_interval_s makes commits take more than 5 % of the time; stats() has the fraction"
+            logger.warning("%s", message)
+            self._observer.happened("pacing_exceeded", message)
         self._durable_version = self._cut_version
         if self._retry_s != _RETRY_FIRST_S:
             self._retry_s = _RETRY_FIRST_S
@@ -285,7 +291,7 @@ class StateWriter:
     def fail(self, error: BaseException) -> None:
         """Enter the failed state: every waiter and every later call gets `error`."""
         if self._failure is None:
-            if not isinstance(error, FencedError | StorageError):
+            if not isinstance(error, AsynctuneError):
                 wrapped = StorageError(
                     f"the writer of the experiment state failed: {error!r}", operation="commit"
                 )
@@ -362,8 +368,7 @@ class StateWriter:
 
     async def aclose(self) -> None:
         """Let the threads end, after `run` was cancelled; what is dirty still is not written by this."""
-        if self._failure is None:
-            self._failure = StorageError("the writer of the experiment state is closed", operation="commit")
+        self.fail(StoreClosedError("the store is closed; what was not committed by then is not on the disk"))
         try:
             await self._generations.aclose()
             await self._thread.run(self._journal.close)

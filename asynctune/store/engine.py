@@ -196,6 +196,7 @@ class Engine:
             raise StoreClosedError(msg)
         if self._failure is not None:
             raise self._failure
+        self.writer.check()
 
     @property
     def failure(self) -> BaseException | None:
@@ -348,10 +349,11 @@ class Engine:
         """Whether this is the process that opened it, and not a forked child."""
         return os.getpid() == self._pid
 
-    def release(self) -> None:
-        """Let go of the lock without closing; for a store that was forgotten."""
-        if self.is_owner:
-            self._lock.release()
+    def forget(self) -> None:
+        """End everything at once, for a store that was never closed: what is not committed is lost. Any thread."""
+        self._failure = StoreClosedError("the store was dropped without being closed")
+        self._supervisor.cancel_soon()
+        self._lock.release()
 
 
 async def _open_in_thread(path: str, mode: str, files: LocalFiles, clock: Clock) -> OpenedForWriting:

@@ -331,6 +331,8 @@ class ExperimentStore(ReadableStore):
         Raises:
             StorageError, FencedError, CaptureError: Something is not durable; the experiment is let go all the same.
         """
+        if self._engine is not None and not self._engine.is_owner:
+            self._engine.check()
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close(drain_timeout_s))
         await asyncio.shield(self._closing)
@@ -365,4 +367,4 @@ class ExperimentStore(ReadableStore):
             ResourceWarning,
             source=self,
         )
-        engine.release()
+        engine.forget()

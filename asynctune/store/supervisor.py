@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -44,6 +45,13 @@ class Supervisor:
         self._stop.set()
         if self._task is not None:
             await asyncio.wait([self._task])
+
+    def cancel_soon(self) -> None:
+        """Cancel the tasks without waiting; from any thread, and after the loop has ended."""
+        task = self._task
+        if task is not None and not task.done():
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                task.get_loop().call_soon_threadsafe(task.cancel)
 
     async def _supervise(self) -> None:
         try:
