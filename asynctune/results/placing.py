@@ -179,10 +179,7 @@ class Placer:
                 each.result()
 
     def _sync_file(self, path: str) -> None:
-        if not self._files.exists(path):  # opening would make it
-            self._forget(path)
-            return
-        fd = self._files.open_append(path, _USER_FILE_MODE)
+        fd = self._files.open_read(path)
         try:
             self._files.sync_data(fd)
         except OSError:
