@@ -22,8 +22,9 @@ class StoreEvent:
     Attributes:
         kind: `trial_added`, `status_changed`, `result`, `checkpoint_saved`, `checkpoint_deleted`,
             `checkpoint_damaged`, `committed`, `snapshot_written`, `recovered_tear`, `recovered_damage`,
-            `orphan_set_aside`, `disk_full`, `disk_recovered`, `write_failed`, `pacing_exceeded`, `searcher_failed`, `lagged` (this
-            subscriber was too slow; `data["dropped"]` says how many events it missed), `closed`.
+            `orphan_set_aside`, `disk_full`, `disk_recovered`, `write_failed`, `pacing_exceeded`,
+            `searcher_failed`, `results_repaired`, `results_incomplete`, `lagged` (this subscriber was too slow;
+            `data["dropped"]` says how many events it missed), `closed`.
         trial_id: The trial it is about, if one.
         step: The checkpoint it is about, if one.
         seq: The commit it is about, if one.
