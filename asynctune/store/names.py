@@ -22,11 +22,10 @@ def check_name(name: Any, what: str) -> None:
         msg = f"{what} must be a string, not {type(name).__name__}"
         raise ConfigError(msg)
     reason = None
-    try:
-        size = len(name.encode("utf-8"))
-    except UnicodeEncodeError:
-        size, reason = 0, "is not valid Unicode"
-    if reason is None and (not name or name != name.strip()):
+    size = len(name.encode("utf-8", "surrogatepass"))
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        reason = "is not valid Unicode"
+    elif not name or name != name.strip():
         reason = "is empty, or begins or ends with white space"
     elif "/" in name or "\\" in name:
         reason = "holds a path separator"

@@ -22,12 +22,14 @@ import bisect
 import time
 from typing import Any, Final, Protocol
 
+from asynctune.errors import ConfigError
 from asynctune.packing import pack, unpack
 from asynctune.state.codec import MAX_RECORD_BYTES
 
 __all__ = ["Journaled", "Records"]
 
 _SLICE: Final = 20_000
+_SHOWN: Final = 80
 
 
 class Journaled(Protocol):
@@ -98,8 +100,13 @@ class Records:
         self.put_packed(key, pack(value, what, max_bytes=MAX_RECORD_BYTES))
 
     def put_packed(self, key: str, data: bytes) -> None:
-        """Set a record to bytes that are packed already."""
+        """Set a record to bytes that are packed already.
+
+        Raises:
+            ConfigError: The journal could not take it: over the limit, or a key that cannot be encoded.
+        """
         assert self.sink is not None
+        _check_record(key, data)
         self.sink.put(key, data)
         if key not in self._values:
             self._note(key)
@@ -141,3 +148,19 @@ class Records:
             values[key] = data
         for key in deletes:
             self._forget(key)
+
+
+def _check_record(key: str, data: bytes) -> None:
+    """Refuse here, at the caller's line, what the journal's thread would fail on."""
+    try:
+        size = len(data) + len(key.encode())
+    except UnicodeEncodeError:
+        msg = f"the key {key!r} is not valid Unicode and cannot be stored; use another name"
+        raise ConfigError(msg) from None
+    if size > MAX_RECORD_BYTES:
+        shown = key if len(key) <= _SHOWN else key[:_SHOWN] + "..."
+        msg = (
+            f"the record {shown!r} takes {size:,} bytes, and the limit is {MAX_RECORD_BYTES:,}; "
+            "put large data into a checkpoint's files instead"
+        )
+        raise ConfigError(msg)

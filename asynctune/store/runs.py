@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -189,6 +190,9 @@ def lookup_metric(metrics: Mapping[str, Any], name: str) -> float | None:
         value = metrics
         for part in name.split("/"):
             value = value.get(part) if isinstance(value, Mapping) else None
-    if isinstance(value, bool | int | float):
+    if not isinstance(value, bool | int | float):
+        return None
+    try:
         return float(value)
-    return None
+    except OverflowError:  # an integer beyond what a float holds
+        return math.inf if value > 0 else -math.inf
