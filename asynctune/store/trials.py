@@ -353,6 +353,10 @@ class TrialTable:
             elif status is TrialStatus.RUNNING:
                 target = TrialStatus.PENDING
             if target is status:
+                # one that reported before it ran goes on from its checkpoint like the others
+                if target is TrialStatus.PENDING and (cut := self.start_again(trial_id, run)):
+                    operations += cut
+                    self._put_run(trial_id, run)
                 continue
             if target is TrialStatus.PENDING:
                 operations += self.start_again(trial_id, run)
