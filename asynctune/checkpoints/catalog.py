@@ -285,7 +285,7 @@ class TrialCheckpoints:
             trial_of: Id of the trial whose directory has this name, or `None`.
 
         Raises:
-            StorageError: The experiment's directories cannot be read, or an orphan cannot be set aside.
+            StorageError: The experiment's directories cannot be read.
             CorruptStateError: A record cannot be used.
         """
         async with self._operation():

@@ -243,7 +243,7 @@ class _Target:
         _give_up(self._files, [] if fd is None else [fd])
 
     def _open_fd(self) -> int:
-        assert self._fd is not None  # noqa: S101  # open() comes first
+        assert self._fd is not None  # open() comes first
         return self._fd
 
 

@@ -43,6 +43,7 @@ class Deletions:
         self._leftovers: dict[str, None] = {}
         self._warned = False
         self._wake = asyncio.Event()
+        self._working = False
         self._closing = False
         self._ended = asyncio.Event()
         self._ended.set()
@@ -55,7 +56,12 @@ class Deletions:
     @property
     def pending(self) -> int:
         """How many checkpoints are retired and not deleted yet."""
-        return len(self._queue)
+        return len(self._queue) + len(self._failed)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being deleted, and nothing waits for it except what failed."""
+        return not (self._working or self._has_work())
 
     # -- asking, on the loop, no I/O -----------------------------------------------------------------
 
@@ -124,6 +130,13 @@ class Deletions:
         return bool(self._due or self._queue or self._leftovers)
 
     async def _work(self) -> None:
+        self._working = True
+        try:
+            await self._work_off()
+        finally:
+            self._working = False
+
+    async def _work_off(self) -> None:
         while self._due or self._leftovers:
             await self._apply_due()
             leftovers, self._leftovers = self._leftovers, {}

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
+from asynctune.checkpoints.breathing import breathe
 from asynctune.trial import MANIFEST_FILE
 
 __all__ = [
@@ -125,7 +125,7 @@ class Manifest:
         lines = []
         for number, file in enumerate(sorted(self.files, key=lambda file: file.path)):
             if number % _LINES_BETWEEN_YIELDS == 0:
-                time.sleep(0)  # encoded in a thread: let the event loop have the interpreter
+                breathe()
             lines.append(
                 _dump(
                     {
@@ -167,7 +167,7 @@ def check_paths(files: Iterable[str], empty_directories: Iterable[str] = ()) -> 
     seen: dict[str, tuple[str, bool]] = {}  # folded path: as it is spelled, and whether it has entries below
     for number, path in enumerate([*files, *empty_directories]):
         if number % _LINES_BETWEEN_YIELDS == 0:
-            time.sleep(0)
+            breathe()
         _check_one(path)
         _check_collisions(path, seen)
 

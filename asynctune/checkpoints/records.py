@@ -146,6 +146,8 @@ def _from_value(trial_id: str, step: int, value: Any) -> CheckpointRecord:
     if value["v"] != _FORM:
         raise ValueError(f"its form is {value['v']!r}, and this asynctune knows {_FORM}; upgrade asynctune")
     directory, state, files, metrics = value["dir"], value["state"], value["files"], value["metrics"]
+    if not isinstance(directory, str):
+        raise TypeError(f"its directory is {directory!r}")
     if state not in {_LIVE, _DELETING}:
         raise ValueError(f"its state is {state!r}")
     # What is deleted later is found by this path: it must never lead elsewhere.

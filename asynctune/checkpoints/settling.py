@@ -11,11 +11,11 @@ It may run beside the use of the store: what this opening is doing itself is tol
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from asynctune.checkpoints.breathing import breathe
 from asynctune.checkpoints.context import Context, logger
 from asynctune.checkpoints.deletion import Deletions
 from asynctune.checkpoints.disk import disk_errors
@@ -41,11 +41,13 @@ class SettleReport:
         resumed: Checkpoints whose deletion goes on, as (trial id, step).
         set_aside: Where orphans and leftovers are now.
         removed: Leftovers that are being removed.
+        stuck: Orphans that could not be set aside; they are in nobody's way, and met again at the next opening.
     """
 
     resumed: tuple[tuple[str, int], ...] = ()
     set_aside: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    stuck: tuple[str, ...] = ()
 
 
 async def settle(
@@ -67,7 +69,7 @@ async def settle(
             meanwhile.
 
     Raises:
-        StorageError: The experiment's directories cannot be read, or an orphan cannot be set aside.
+        StorageError: The experiment's directories cannot be read.
         CorruptStateError: A record cannot be used.
     """
     quarantine = _Quarantine(context, trial_of)
@@ -96,7 +98,12 @@ async def settle(
         await quarantine.take(f".asynctune/staging/{name}", "an unfinished save")
     removed = [*stages.worthless, *stages.private]
     deletions.remove_soon(removed)
-    return SettleReport(resumed=tuple(resumed), set_aside=tuple(quarantine.taken), removed=tuple(removed))
+    return SettleReport(
+        resumed=tuple(resumed),
+        set_aside=tuple(quarantine.taken),
+        removed=tuple(removed),
+        stuck=tuple(quarantine.stuck),
+    )
 
 
 # -- looking, in a thread ----------------------------------------------------------------------------------
@@ -139,7 +146,7 @@ def _list_trials(context: Context, trials: Mapping[str, str | None]) -> list[tup
     """Directories of checkpoints, as (relative path, what it would be without a record)."""
     found = []
     for name, trial_id in trials.items():
-        time.sleep(0)  # let the event loop have the interpreter
+        breathe()
         for entry in _list_dir(context.files, os.path.join(context.experiment_dir, name)):
             path = os.path.join(context.experiment_dir, name, entry)
             if is_checkpoint_name(entry) and (trial_id is not None or _has_manifest(path)):
@@ -168,18 +175,26 @@ class _Quarantine:
         self._context = context
         self._trial_of = trial_of
         self.taken: list[str] = []
+        self.stuck: list[str] = []
 
     async def take(self, relative: str, what: str) -> None:
         context = self._context
         source = os.path.join(context.experiment_dir, relative)
-        with disk_errors(f"set aside {what}", source):
+        trial_id = self._trial_of(relative.partition("/")[0])
+        try:
             target = await context.threads.run(self._move, source, relative)
+        except OSError as error:
+            # No reason to keep the experiment closed: a name that is taken is never used for a new checkpoint.
+            self.stuck.append(source)
+            message = f"{what} cannot be set aside: {error}; remove {source} when it is of no use"
+            logger.warning("%s", message)
+            context.emit("write_failed", trial_id=trial_id, message=message, path=source)
+            return
         if target is None:
             return
         self.taken.append(target)
         message = f"{what} was set aside: {source} is now {target}; delete it when it is of no use"
         logger.warning("%s", message)
-        trial_id = self._trial_of(relative.partition("/")[0])
         context.emit("orphan_set_aside", trial_id=trial_id, message=message, path=target, was=source)
 
     def _move(self, source: str, relative: str) -> str | None:

@@ -129,8 +129,7 @@ class Stage:
         Returns:
             The manifest's digest.
         """
-        encoded = manifest.encode()
-        self.write_manifest(encoded)
+        digest = self.write_manifest(manifest)
         ensure_directory(self._files, parent)
         target = parent
         for name in names:
@@ -143,10 +142,11 @@ class Stage:
         self._files.rename(self.path, target)
         self.path = target
         self._files.sync_dir(parent)
-        return digest_of(encoded)
+        return digest
 
-    def write_manifest(self, encoded: bytes) -> None:
-        """Write the manifest durably: last, so that a directory that has one is complete."""
+    def write_manifest(self, manifest: Manifest) -> str:
+        """Write the manifest durably: last, so that a directory that has one is complete; returns its digest."""
+        encoded = manifest.encode()
         temporary = self._below(f"{MANIFEST_FILE}.{secrets.token_hex(4)}")
         fd = self._files.create(temporary, FILE_MODE)
         try:
@@ -161,6 +161,7 @@ class Stage:
                 self._files.unlink(temporary)  # a directory that goes back must not hold it
             raise
         self._files.sync_dir(self.path)
+        return digest_of(encoded)
 
     def withdraw(self) -> None:
         """Give it up: remove a copy, put a directory that was taken back where it was."""

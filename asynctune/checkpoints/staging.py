@@ -106,7 +106,7 @@ async def stage_for_adoption(
                 tree = await threads.run(look, os.fspath(directory))
                 await _fill(threads, files, stage, tree, move=move)
                 manifest = unnamed_manifest(stage)
-                await threads.run(stage.write_manifest, manifest.encode())
+                await threads.run(stage.write_manifest, manifest)
                 await threads.run(files.sync_dir, parent)
             except BaseException as error:
                 await give_up(threads, stage, error)

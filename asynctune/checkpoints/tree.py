@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from asynctune.checkpoints.breathing import breathe
 from asynctune.checkpoints.manifest import ManifestError, check_paths
 from asynctune.errors import ConfigError
 from asynctune.trial import MANIFEST_FILE
@@ -96,7 +96,7 @@ def scan_tree(root: str, *, committed: bool = False) -> Tree:
     real = os.path.realpath(root)
     try:
         info = os.stat(real)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         info = None
     if info is None or not stat.S_ISDIR(info.st_mode):
         raise ConfigError(f"no directory at {root}; write the checkpoint's files there first")
@@ -110,7 +110,7 @@ def scan_tree(root: str, *, committed: bool = False) -> Tree:
         for entry in _entries(directory):
             count += 1
             if count % _ENTRIES_BETWEEN_YIELDS == 0:
-                time.sleep(0)  # let the event loop have the interpreter
+                breathe()
             if committed and not relative and entry.name == MANIFEST_FILE:
                 continue
             entries += 1
@@ -159,9 +159,9 @@ def _resolve(root: str, link: str) -> tuple[str, os.stat_result]:
     try:
         target = os.path.realpath(link, strict=True)
         info = os.stat(target)
-    except (FileNotFoundError, NotADirectoryError, OSError) as error:
+    except OSError as error:
         raise ConfigError(f"{link} is a symbolic link to nowhere ({error.strerror}); remove it") from error
-    if not target.startswith(root.rstrip("/") + "/"):
+    if target != root and not target.startswith(root.rstrip("/") + "/"):
         raise ConfigError(
             f"{link} is a symbolic link out of the directory, to {target}; copy the file instead"
         )

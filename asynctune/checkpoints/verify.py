@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from asynctune.checkpoints.breathing import breathe
 from asynctune.checkpoints.copying import FileTask, read_files
 from asynctune.checkpoints.disk import DiskThreads, SourceError
 from asynctune.checkpoints.manifest import Manifest, ManifestError, ManifestFile, digest_of
@@ -150,7 +150,7 @@ def _check_layout(files: LocalFiles, path: str, digest: str) -> _Layout:
     layout = _Layout(path, manifest, [], [])
     for number, file in enumerate(manifest.files):
         if number % _FILES_BETWEEN_YIELDS == 0:
-            time.sleep(0)  # let the event loop have the interpreter
+            breathe()
         _check_file(layout, file)
     known = {file.path for file in manifest.files} | {MANIFEST_FILE}
     extra = sorted(_names(path) - known)
@@ -178,7 +178,7 @@ def _check_file(layout: _Layout, file: ManifestFile) -> None:
 def _names(path: str) -> set[str]:
     found: set[str] = set()
     for directory, _, names in os.walk(path):
-        time.sleep(0)
+        breathe()
         relative = os.path.relpath(directory, path)
         found.update(name if relative == "." else f"{relative}/{name}" for name in names)
     return found
