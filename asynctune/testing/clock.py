@@ -89,9 +89,7 @@ class ManualClock:
         loop = asyncio.get_running_loop()
         sleeper: _Sleeper | None = None
         try:
-            async with asyncio.timeout(
-                loop.time() if seconds is not None and seconds <= 0 else None
-            ) as limit:
+            async with asyncio.timeout(0 if seconds is not None and seconds <= 0 else None) as limit:
                 if seconds is not None and seconds > 0:
                     sleeper = self._enter(seconds, lambda: limit.reschedule(loop.time()))
                 try:
