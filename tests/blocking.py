@@ -50,7 +50,9 @@ MORE: Final[list[tuple[ModuleType, str]]] = [
 ]
 
 # (watched call, file name ending, functions, why). Nothing else may block the loop.
-ALLOWED: Final[list[tuple[str, str, set[str], str]]] = []
+ALLOWED: Final[list[tuple[str, str, set[str], str]]] = [
+    ("os.path.abspath", "asynctune/store/opening.py", {"local_path"}, "asks for the working directory alone"),
+]
 
 
 @contextmanager

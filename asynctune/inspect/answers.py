@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
 from asynctune.inspect import tables
-from asynctune.inspect.reading import ManyExperimentsError, Mode, Query, experiment, list_experiments
+from asynctune.inspect.directory import list_experiments
+from asynctune.inspect.reading import ManyExperimentsError, Mode, Query, experiment
 from asynctune.inspect.screen import Answer
 from asynctune.inspect.verifying import verify
 
@@ -51,6 +55,18 @@ async def answer_best(location: str, metric: str, mode: Mode, limit: int) -> Ans
         return "best", await opened.best(metric, mode, limit), tables.best_view
 
 
-async def answer_verify(location: str) -> Answer:
-    """Whether everything is as it was written."""
-    return "verify", await verify(location), tables.verify_view
+async def answer_verify(location: str, *, show_progress: bool) -> Answer:
+    """Whether everything is as it was written; on a terminal, how far it is goes to standard error."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("verifying checkpoints"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console,
+        transient=True,
+        disable=not (show_progress and console.is_terminal),
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+        report = await verify(location, lambda done, of: bar.update(task, completed=done, total=of))
+    return "verify", report, tables.verify_view

@@ -26,8 +26,17 @@ _IDS_COMPARED: Final = 1000
 _NAMES_LISTED: Final = 20
 
 
-def build_head(store: ExperimentStore, *, as_of: float, last_change_at: float | None) -> Head:
-    """What a store says of its experiment."""
+def build_head(
+    store: ExperimentStore, driver: Mapping[str, Any] | None, *, as_of: float, last_change_at: float | None
+) -> Head:
+    """What a store says of its experiment.
+
+    Args:
+        store: Open for reading.
+        driver: Its `writer_info`, which asks the operating system whether the process lives.
+        as_of: The present, seconds since the Unix epoch.
+        last_change_at: When the state was written last.
+    """
     opening = store.opening
     return Head(
         location=path_text(store.location),
@@ -36,7 +45,7 @@ def build_head(store: ExperimentStore, *, as_of: float, last_change_at: float | 
         created_at=store.created_at,
         last_change_at=last_change_at,
         as_of=as_of,
-        writer=_writer(store.writer_info, opening),
+        writer=_writer(driver, opening),
         tear=None if opening.tear is None else printable(opening.tear),
         damage=tuple(map(printable, opening.damage)),
         trials_total=len(store.trials),

@@ -197,7 +197,7 @@ def best(location: str, metric: str, mode: Any, limit: int, **options: Any) -> E
 @_output
 def verify(location: str, **options: Any) -> Exit:
     """Compare the whole state and every file of every checkpoint with their checksums."""
-    return _screen(options).answer(answer_verify(location))
+    return _screen(options).answer(answer_verify(location, show_progress=not options["no_color"]))
 
 
 def _trials(

@@ -14,15 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from asynctune.clock import Clock, SystemClock
-from asynctune.errors import AsynctuneError, ConfigError, ExperimentNotFoundError, TrialNotFoundError
+from asynctune.errors import ConfigError, CorruptStateError, ExperimentNotFoundError, TrialNotFoundError
 from asynctune.inspect.building import build_head, check_names, find_trial, no_such_name, trial_row
 from asynctune.inspect.places import experiments_in, last_change, look_for, missing_problems
 from asynctune.inspect.report import (
     BestReport,
     CheckpointEntry,
     CheckpointsReport,
-    ExperimentLine,
-    ExperimentsReport,
     Head,
     Problem,
     TrialReport,
@@ -41,7 +39,6 @@ __all__ = [
     "Query",
     "experiment",
     "follow_trials",
-    "list_experiments",
 ]
 
 _TRIALS_BETWEEN_YIELDS: Final = 500
@@ -86,8 +83,8 @@ class Inspection:
 
     async def head(self) -> Head:
         """What is said of the experiment whatever was asked."""
-        changed = await asyncio.to_thread(last_change, self.path)
-        return build_head(self._store, as_of=self._clock.time(), last_change_at=changed)
+        changed, driver = await asyncio.to_thread(lambda: (last_change(self.path), self._store.writer_info))
+        return build_head(self._store, driver, as_of=self._clock.time(), last_change_at=changed)
 
     async def catch_up(self) -> None:
         """Take over what was committed meanwhile."""
@@ -103,6 +100,17 @@ class Inspection:
             return any(checkpoint.step == step for checkpoint in self._store.checkpoints(trial_id))
         except TrialNotFoundError:
             return False
+
+    async def unreadable_trials(self) -> AsyncIterator[Problem]:
+        """A problem for each trial whose records have valid checksums and make no sense all the same."""
+        listed = self._store.trials
+        for index in range(len(listed)):
+            if index % _TRIALS_BETWEEN_YIELDS == 0:
+                await asyncio.sleep(0)
+            try:
+                _ = listed[index]
+            except CorruptStateError as error:
+                yield Problem("state", printable(str(error)))
 
     async def trials(self, query: Query) -> TrialsReport:
         """The trials that match.
@@ -280,46 +288,6 @@ async def follow_trials(
             yield await opened.trials(query)
             await clock.sleep(max(interval_s, _REST * (clock.monotonic() - began)))
             await opened.catch_up()
-
-
-async def list_experiments(
-    location: str, metric: str | None, mode: Mode, clock: Clock | None = None
-) -> ExperimentsReport:
-    """One line for each experiment in a directory of them; one that cannot be read is a line and a problem.
-
-    Raises:
-        ExperimentNotFoundError: There is none.
-        OSError: The directory cannot be listed.
-    """
-    clock = clock or SystemClock()
-    names = await asyncio.to_thread(experiments_in, location)
-    lines = [await _line(os.path.join(location, name), name, metric, mode, clock) for name in names]
-    return ExperimentsReport(
-        location=path_text(location),
-        as_of=clock.time(),
-        lines=tuple(lines),
-        metric=metric,
-        problems=tuple(
-            Problem("unreadable", f"{line.location}: {line.error}")
-            for line in lines
-            if line.begun and line.error
-        ),
-    )
-
-
-async def _line(location: str, name: str, metric: str | None, mode: Mode, clock: Clock) -> ExperimentLine:
-    shown, where = path_text(name), path_text(location)
-    try:
-        async with await ExperimentStore.open(location, mode="read") as store:
-            query = Query(limit=1, metric=metric, mode=mode)
-            report = await Inspection(store, clock).trials(query)
-    except ExperimentNotFoundError as error:
-        return ExperimentLine(name=shown, location=where, error=printable(str(error)), begun=False)
-    except (AsynctuneError, OSError) as error:
-        return ExperimentLine(name=shown, location=where, error=printable(str(error)))
-    return ExperimentLine(
-        name=shown, location=where, head=report.head, counts=report.counts, best=report.best
-    )
 
 
 # -- small things ------------------------------------------------------------------------------------------

@@ -91,10 +91,10 @@ class Screen:
         if self.as_json:
             _write(json_text(kind, report))
         else:
-            console = self._console()
-            with console.capture() as capture:
-                console.print(view(report, self._fitted(console)))
-            _write(f"{line.rstrip(' ')}\n" for line in capture.get().splitlines())
+            drawn = io.StringIO()
+            console = self._console(drawn)
+            console.print(view(report, self._fitted(console)))
+            _write(f"{line.rstrip(' ')}\n" for line in drawn.getvalue().splitlines())
         return _found(report)
 
     def _fail(self, error: AsynctuneError | OSError) -> Exit:
@@ -105,11 +105,12 @@ class Screen:
         click.echo(f"error: {printable(str(error) or type(error).__name__, keep=chr(10))}", err=True)
         return code
 
-    def _console(self) -> Console:
-        stream = sys.stdout or io.StringIO()  # `>&-` leaves no standard output at all
-        fits = (stream.isatty() or "COLUMNS" in os.environ) and not self.wide
+    def _console(self, file: io.StringIO | None = None) -> Console:
+        terminal = sys.stdout is not None and sys.stdout.isatty()  # `>&-` leaves no standard output at all
+        fits = (terminal or "COLUMNS" in os.environ) and not self.wide
         return _Console(
-            file=stream,
+            file=file,
+            force_terminal=terminal,
             width=None if fits else WIDE,
             color_system="auto" if self.color else None,
             highlight=False,

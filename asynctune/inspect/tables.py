@@ -146,13 +146,11 @@ def checkpoints_view(report: CheckpointsReport, layout: Layout) -> RenderableTyp
     """A table of checkpoints and what they take together."""
     if not report.entries:
         return Group(Text("no checkpoints", "dim"), *_problems(report.problems))
-    parts: list[RenderableType] = [
-        _checkpoint_table(report.entries, report.head, layout, with_trial=report.trial_id is None)
-    ]
+    table = _checkpoint_table(report.entries, report.head, layout, with_trial=report.trial_id is None)
     left_out = report.total - len(report.entries)
     total = f"{count(report.total, 'checkpoint')}, {size(report.size_bytes)}"
     more = f"; {left_out:,} older not shown, --limit 0 shows all" if left_out else ""
-    return Group(*parts, Text(total + more, "dim"), *_problems(report.problems))
+    return Group(table, Text(total + more, "dim"), *_problems(report.problems))
 
 
 def best_view(report: BestReport, layout: Layout) -> RenderableType:
@@ -184,9 +182,9 @@ def best_view(report: BestReport, layout: Layout) -> RenderableType:
 
 def experiments_view(report: ExperimentsReport, layout: Layout) -> RenderableType:
     """One line for each experiment of a directory."""
-    columns = experiment_columns(report.lines, report.as_of, report.metric)
+    table = _table(experiment_columns(report.lines, report.as_of, report.metric), layout)
     title = Text(f"{count(len(report.lines), 'experiment')} in {report.location}", "dim")
-    return Group(_table(columns, layout), title, *_problems(report.problems))
+    return Group(table, title, *_problems(report.problems))
 
 
 def verify_view(report: VerifyReport, layout: Layout) -> RenderableType:
