@@ -65,7 +65,7 @@ class Progress:
     @property
     def store_line(self) -> str:
         """The store's own figures."""
-        return f"{self.commits:,} commits, {self.checkpoint_fraction:.1%} of the time spent on them"
+        return f"{self.commits:,} commits, which took {self.checkpoint_fraction:.1%} of the time"
 
 
 def _make_console() -> Console:
@@ -126,7 +126,7 @@ class Display:
                 picture.update(draw(item), refresh=True)
             if picture is not None:
                 picture.stop()
-        except OSError:
+        except (OSError, SystemExit):  # the latter is rich's answer to a broken pipe
             # Nobody reads any more (`| head`), so nobody wants the rest: stop cleanly, as on any SIGTERM.
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -18,7 +18,7 @@ from asynctune.demo.heartbeat import INTERVAL_S, Heartbeat, LastWords, Unsaved, 
 from asynctune.demo.resumption import examine, tell
 from asynctune.demo.scheduler import METRIC, Plan, SuccessiveHalving, sample_config
 from asynctune.demo.workers import Worker, WorkerDiedError
-from asynctune.errors import ConfigError, StorageError
+from asynctune.errors import CheckpointNotFoundError, ConfigError, StorageError
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import Trial, TrialStatus
 
@@ -53,6 +53,7 @@ class Driver:
         self._scratch = os.path.join(self._own, f"scratch-{store.opening.epoch}")
         self._training: dict[str, Unsaved] = {}  # by trial id, what the heartbeat tells
         self._rows: dict[str, Row] = {}  # by trial id, what the picture shows
+        self._tested = False
         self._changed = asyncio.Event()  # something that lets a waiting worker decide anew
 
     async def work(self, workers: int) -> None:
@@ -66,7 +67,6 @@ class Driver:
                 async with asyncio.TaskGroup() as serving:
                     for _ in range(workers):
                         serving.create_task(self._serve())
-                await self._test_best()
                 beats.cancel()
         except asyncio.CancelledError:
             for trial in self._store.trials:
@@ -126,12 +126,12 @@ class Driver:
         worker: Worker | None = None
         try:
             while (trial_id := await self._next_trial()) is not None:
+                worker = worker or await Worker.start()
                 try:
-                    worker = worker or await Worker.start()
                     await self._train(worker, trial_id)
+                except CheckpointNotFoundError as error:
+                    self._record_error(trial_id, str(error))  # none that is intact, so nothing to go on from
                 except WorkerDiedError as error:
-                    if worker is None:
-                        raise  # it cannot even start: no other trial would fare better
                     await worker.aclose()
                     worker = None
                     self._record_death(trial_id, error)
@@ -139,6 +139,10 @@ class Driver:
                     self._rows.pop(trial_id, None)
                 self._training.pop(trial_id, None)
                 self._stop_the_beaten()
+            if not self._tested:
+                self._tested = True
+                worker = worker or await Worker.start()
+                await self._test_best(worker)
         finally:
             if worker is not None:
                 await worker.aclose()
@@ -215,10 +219,8 @@ class Driver:
             self._store.set_status(trial.trial_id, TrialStatus.TERMINATED)
         if beaten:
             names = " ".join(trial.trial_name.removeprefix("trial_") for trial in beaten)
-            self._display.line(
-                f"{plural(len(beaten), 'trial')} finished here ({names}), the better half goes on; "
-                f"{self._progress().store_line}"
-            )
+            self._display.line(f"{plural(len(beaten), 'trial')} finished ({names}), the others go on")
+            self._display.line(self._progress().store_line, style="dim")
         self._changed.set()
 
     def _record_error(self, trial_id: str, error: str) -> None:
@@ -240,21 +242,23 @@ class Driver:
     def _best(self) -> Trial | None:
         return self._store.best_trial(METRIC, "max")
 
-    async def _test_best(self) -> None:
+    async def _test_best(self, worker: Worker) -> None:
         """Measure the winner once, on images that the search has never seen."""
         best = self._best()
         if best is None:
+            self._store.set_metadata(TEST_KEY, None)
             return
-        checkpoint = await self._store.restore_checkpoint(best.trial_id)
-        worker = await Worker.start()
         try:
-            task = {"config": best.config, "checkpoint": str(checkpoint.path), "test": True}
-            async for message in worker.perform(task):
-                if "error" in message:
-                    raise ConfigError(f"{best.trial_name}, the best, cannot be tested: {message['error']}")
-                self._store.set_metadata(TEST_KEY, message["test_accuracy"])
-        finally:
-            await worker.aclose()
+            checkpoint = await self._store.restore_checkpoint(best.trial_id)
+        except CheckpointNotFoundError as error:
+            self._display.line(f"{best.trial_name}, the best, cannot be tested: {error}", style="red")
+            self._store.set_metadata(TEST_KEY, None)
+            return
+        task = {"config": best.config, "checkpoint": str(checkpoint.path), "test": True}
+        async for message in worker.perform(task):
+            if "error" in message:
+                raise ConfigError(f"{best.trial_name}, the best, cannot be tested: {message['error']}")
+            self._store.set_metadata(TEST_KEY, message["test_accuracy"])
         await self._store.flush()
 
     def conclude(self) -> None:
@@ -265,11 +269,10 @@ class Driver:
         display.show(trial_table(list(store.trials), None if best is None else best.trial_id))
         display.line("")
         if best is not None:
-            display.line(
-                f"best: {best.trial_name}, accuracy {_accuracy(best):.4f} on the validation images, "
-                f"{store.metadata[TEST_KEY]:.4f} on test images that the search never saw",
-                style="bold",
-            )
+            text = f"best: {best.trial_name}, accuracy {_accuracy(best):.4f} on the validation images"
+            if (tested := store.metadata[TEST_KEY]) is not None:
+                text += f", {tested:.4f} on test images that the search never saw"
+            display.line(text, style="bold")
         display.line(self._progress().store_line)
         display.line(f"look closer:  python -m asynctune.inspect {store.location}")
         display.line(f"start anew:   rm -r {store.location}")

@@ -30,6 +30,10 @@ _END_S: Final = 5.0
 """Seconds for a worker to end once it was told to; then it is killed."""
 
 
+_STARTS: Final = 3
+"""How often a start is tried: something may have killed the process for no fault of its own."""
+
+
 class WorkerDiedError(AsynctuneError):
     """The worker process ended in the middle of a task, or never came up."""
 
@@ -48,8 +52,17 @@ class Worker:
         """Start the process and wait until it has loaded its data.
 
         Raises:
-            WorkerDiedError: It ended instead; what it printed is on standard error.
+            WorkerDiedError: It ended instead, three times; what it printed is on standard error.
         """
+        for _ in range(_STARTS - 1):
+            try:
+                return await cls._start_once()
+            except WorkerDiedError:
+                continue
+        return await cls._start_once()
+
+    @classmethod
+    async def _start_once(cls) -> Worker:
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=ours)
         spawning = asyncio.ensure_future(asyncio.to_thread(_spawn, theirs))
