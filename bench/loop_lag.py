@@ -4,8 +4,8 @@ A probe on the event loop sleeps one millisecond, again and again, and notes by 
 through three phases, round after round, in one process on one open store:
 
 - `idle`: nothing else happens; the control.
-- `reports`: every millisecond one of 1 000 running trials reports, and values of 512 KiB that are set ten
-  times a second make the journal outgrow the snapshot, so that snapshots are written.
+- `reports`: every millisecond one of 1 000 running trials reports. Ten times a second a value of 256 KiB is
+  set and flushed, so that the journal outgrows the snapshot every few seconds and snapshots are written.
 - `reports + staging`: the same while `save_checkpoint(move=False)` copies, hashes and syncs 1.5 GiB.
 """
 
@@ -25,7 +25,8 @@ from _load import Reporter, trial_id
 from asynctune import CheckpointConfig, ExperimentStore
 
 _PROBE_S = 0.001
-_BALLAST_BYTES, _BALLAST_PERIOD_S = 512 * 1024, 0.1
+_REST_S = 3.0
+_BALLAST_BYTES, _BALLAST_PERIOD_S = 256 * 1024, 0.1
 _CHUNK_BYTES = 16 * 1024 * 1024
 
 _STAGING = "reports + staging"
@@ -83,7 +84,7 @@ async def _measure(
         progress(f"round {turn + 1} of {settings.rounds}")
         for name, phase in phases.items():
             await store.flush()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(_REST_S)  # what is written behind belongs to the phase before
             before, snapshots_before, start = reporter.count, store.stats().snapshots, time.perf_counter()
             lags[name] += await _probed(phase())
             spent[name] += time.perf_counter() - start
@@ -150,11 +151,12 @@ async def _probed(work: Awaitable[None]) -> list[float]:
 
 
 async def _set_ballast(store: ExperimentStore, work: Awaitable[object]) -> None:
-    """Await `work`, and set a large value again and again meanwhile."""
+    """Await `work`, and make a large value durable again and again meanwhile."""
     task = asyncio.ensure_future(work)
     value = os.urandom(_BALLAST_BYTES)
     while not task.done():
         store.set_metadata("ballast", value)
+        await store.flush()
         await asyncio.wait([task], timeout=_BALLAST_PERIOD_S)
     await task
 

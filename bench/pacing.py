@@ -161,5 +161,5 @@ async def _one_run(location: Path, seconds: float, ages: list[float]) -> dict[st
 if __name__ == "__main__":
     run(
         measure,
-        options(__doc__, trials=(1_000, 10_000), quick_trials=(1_000,), rounds=2, quick_rounds=1),
+        options(__doc__, trials=(1_000, 100_000), quick_trials=(1_000,), rounds=2, quick_rounds=1),
     )
