@@ -192,8 +192,8 @@ class Driver:
                 return
             if "epoch" in message:
                 epoch = message["epoch"]
+                store.report(trial_id, message["metrics"], iteration=epoch)
                 metrics = {"epoch": epoch, **message["metrics"]}
-                store.report(trial_id, metrics, iteration=epoch)
                 # The step is the epoch, but for a trial that had to go back to before a damaged checkpoint.
                 step = max([epoch, *((each.step or 0) + 1 for each in store.checkpoints(trial_id)[-1:])])
                 await store.save_checkpoint(

@@ -82,7 +82,7 @@ def _epoch(trial: Trial) -> int:
 def tell(found: Resumption, total: int, now: float) -> list[str]:
     """The same in lines for people."""
     lines = [_how_it_ended(found, now)]
-    lines.append(f"  kept     {found.finished} of {total} trials finished before, {found.paused} paused ones")
+    lines.append(f"  kept     {found.finished} of {total} trials finished before, {found.paused} paused")
     for name, _, epoch in found.resumed:
         origin = (
             f"from its checkpoint of epoch {epoch}" if epoch else "from the beginning: it had no checkpoint"
