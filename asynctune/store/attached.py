@@ -6,15 +6,17 @@ apart from theirs. The record says which commit's events the state knows, so tha
 
 from __future__ import annotations
 
-from typing import Any
-
 from asynctune.clock import Clock
 from asynctune.errors import AsynctuneError, ConfigError
+from asynctune.packing import pack
 from asynctune.protocols import Stateful
 from asynctune.state.pacing import CostBudget
 from asynctune.store.records import Records
 
 __all__ = ["AttachedState", "CaptureError"]
+
+_MAP_OF_SEQ = b"\x82" + pack("seq")  # msgpack's fixmap of two
+_AND_STATE = pack("state")
 
 
 class CaptureError(AsynctuneError):
@@ -36,7 +38,7 @@ class AttachedState:
         self._clock = clock
         self._object: Stateful | None = None
         self._budget = CostBudget()
-        self._last: Any = None
+        self._last: bytes | None = None
 
     @property
     def next_start(self) -> float | None:
@@ -75,9 +77,12 @@ class AttachedState:
         began = self._clock.monotonic()
         try:
             state = self._object.get_state()
-            changed = self._records.get(self._key)
-            if changed is None or changed["state"] != state:
-                self._records.put(self._key, {"seq": seq, "state": state}, f"{self._key} state")
+            packed = pack(state, f"{self._key} state")
+            # compared as bytes: NaN differs from itself, and an array does not say whether it differs
+            if packed != self._last:
+                # the map of the two, without packing the state again
+                self._records.put_packed(self._key, _MAP_OF_SEQ + pack(seq) + _AND_STATE + packed)
+                self._last = packed
         except Exception as error:
             msg = (
                 f"the state of the {self._key} {type(self._object).__name__} could not be captured: {error!r}"

@@ -5,6 +5,7 @@ Decides which mode applies and refuses what would be a silent fresh start; leave
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -90,6 +91,7 @@ class OpenedForReading:
     records: Records
     recovered: Recovered
     claim: Claim | None
+    alive: bool | None
     opening: Opening
 
 
@@ -168,17 +170,20 @@ def _prepare(path: str, state_dir: str, mode: str, files: LocalFiles) -> None:
     found = [name for name in files.list_dir(path) if not name.startswith(".")] if files.exists(path) else []
     if "lost+found" in found:
         found.remove("lost+found")
-    if found:
+    if found and not files.exists(state_dir):  # looked at again: another opening may have begun meanwhile
         msg = (
             f"{path} holds {found[0]!r} but no experiment state ({STATE_DIR}); asynctune starts only in an empty "
             "directory, so that a lost state is never mistaken for a new experiment. Choose another directory, or "
             "bring the state back"
         )
         raise ConfigError(msg)
+    # Two openings may make it in the same moment: the lock decides between them, not this.
     if not files.exists(path):
-        files.make_dir(path, 0o777 & ~_umask())
+        with contextlib.suppress(FileExistsError):
+            files.make_dir(path, 0o777 & ~_umask())
         files.sync_dir(parent)
-    files.make_dir(state_dir)
+    with contextlib.suppress(FileExistsError):
+        files.make_dir(state_dir)
     files.sync_dir(path)
 
 
@@ -308,8 +313,8 @@ def open_for_reading(path: str, files: LocalFiles) -> OpenedForReading:
             msg = f"there is no experiment at {path} (no {STATE_DIR} in it)"
             raise ExperimentNotFoundError(msg)
         claim = newest_claim(state_dir, files)
-        alive = claim is not None and is_alive(claim) is not False
-        recovered = recover(state_dir, files, live=alive)
+        alive = is_alive(claim) if claim is not None else False
+        recovered = recover(state_dir, files, live=alive is not False)
     except FileNotFoundError as error:
         msg = f"there is no experiment at {path}: no such directory"
         raise ExperimentNotFoundError(msg) from error
@@ -323,7 +328,7 @@ def open_for_reading(path: str, files: LocalFiles) -> OpenedForReading:
     records = Records.index(recovered.records)
     recovered.records = {}
     opening = _describe(recovered.claim, records, recovered, resumed=True)
-    return OpenedForReading(records, recovered, claim, opening)
+    return OpenedForReading(records, recovered, claim, alive, opening)
 
 
 def newest_claim(state_dir: str, files: LocalFiles) -> Claim | None:

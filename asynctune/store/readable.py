@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -55,6 +55,7 @@ class ReadableStore:
         self._table = source.table
         self._added: set[str] = set()
         self._closing: asyncio.Task[None] | None = None
+        self._pid = os.getpid()
         if engine is not None:
             self._checkpoints = engine.checkpoints
         else:
@@ -67,7 +68,7 @@ class ReadableStore:
                 clock=clock,
                 emit=events.emit,
                 epoch=reader.opening.epoch,
-                scratch_dir=os.path.join(tempfile.gettempdir(), f"asynctune-{os.getpid()}-{id(self):x}"),
+                scratch_dir=os.path.join(reader.temporary, f"asynctune-{os.getpid()}-{secrets.token_hex(8)}"),
             )
             self._reading = Supervisor([self._checkpoints.run], lambda _error: None)
             self._reading.start()
@@ -175,7 +176,9 @@ class ReadableStore:
             TrialNotFoundError: No such trial.
             CheckpointNotFoundError: There is none, none that is intact, or the one asked for is damaged.
             StorageError: The copy cannot be written.
+            StoreClosedError: After the close, and in a forked child.
         """
+        self._check_open()
         status = self._table.status(trial_id)
         newest = max((c.step or 0 for c in self._checkpoints.list(trial_id)), default=0)
         restored = await self._checkpoints.restore(trial_id, step, to)
@@ -189,6 +192,7 @@ class ReadableStore:
 
         To read, never to write. Raises `CheckpointNotFoundError` on entering if there is none.
         """
+        self._check_open()
         self._table.given(trial_id)
         return self._checkpoints.lease(trial_id, step)
 
@@ -198,6 +202,7 @@ class ReadableStore:
         Raises:
             CheckpointNotFoundError: It is not one of this experiment, was deleted, or is damaged.
         """
+        self._check_open()
         trial_id, step = checkpoint.trial_id, checkpoint.step
         if trial_id is None or step is None:
             msg = "this checkpoint was never committed; fetch() takes one that the store returned"
@@ -249,8 +254,18 @@ class ReadableStore:
         return StoreStats.of_writer(self._engine.writer.stats(), elapsed, **common)
 
     def _check_open(self) -> None:
+        self._check_process()
         if self._closing is not None:
             msg = f"the store of {self._path} is closed; open it again"
+            raise StoreClosedError(msg)
+
+    def _check_process(self) -> None:
+        # In a forked child there are no threads that could answer: a call would wait for ever.
+        if os.getpid() != self._pid:
+            msg = (
+                f"this store belongs to process {self._pid} and this is its forked child {os.getpid()}; open "
+                'the experiment with mode="read" here, and write from the parent'
+            )
             raise StoreClosedError(msg)
 
     def _writable(self) -> Engine:

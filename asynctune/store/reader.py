@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from typing import Any, NoReturn
 
 from asynctune.clock import Clock
@@ -23,7 +24,10 @@ _KEYS_AT_ONCE = 2000
 class Reader:
     """What a reader knows of the experiment, and how it catches up."""
 
-    def __init__(self, path: str, opened: OpenedForReading, *, clock: Clock, files: LocalFiles) -> None:
+    def __init__(
+        self, path: str, opened: OpenedForReading, temporary: str, *, clock: Clock, files: LocalFiles
+    ) -> None:
+        self.temporary = temporary
         self._path = path
         self._clock = clock
         self._files = files
@@ -42,12 +46,13 @@ class Reader:
         self.journal_bytes = opened.recovered.journal_bytes
         self.snapshot_bytes = opened.recovered.snapshot_bytes
         self._position: Position = position
-        self._claim = opened.claim
+        self._claim, self._alive = opened.claim, opened.alive
 
     @classmethod
     async def start(cls, path: str, *, clock: Clock, files: LocalFiles) -> Reader:
         """Read the experiment at `path`. Errors: as for `open_for_reading`."""
-        return cls(path, await _in_thread(open_for_reading, path, files), clock=clock, files=files)
+        opened, temporary = await _in_thread(_open, path, files)
+        return cls(path, opened, temporary, clock=clock, files=files)
 
     async def refresh(self) -> int:
         """Catch up with the writer; returns the seq of the last commit now known.
@@ -70,25 +75,34 @@ class Reader:
                 self.records.become(opened.records)
                 self._take(opened)
             else:
-                commits, self._position, self._claim = found
+                commits, self._position, self._claim, self._alive = found
                 await self._replay(commits)
             return self.seq
 
     async def _replay(self, commits: list[Commit]) -> None:
         done = 0
+        cancelled: asyncio.CancelledError | None = None
         for commit in commits:
             for ops in commit.ops:
                 self.records.replay(ops.puts, ops.deletes)
                 done += len(ops.puts)
             self.seq = commit.seq
             self.journal_bytes += commit.end - commit.start
-            if done > _KEYS_AT_ONCE:
+            if done > _KEYS_AT_ONCE and cancelled is None:
                 done = 0
-                await asyncio.sleep(0)
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError as error:
+                    cancelled = error  # what was read is replayed to its end: it is not read again
+        if cancelled is not None:
+            raise cancelled
 
     @property
     def writer_info(self) -> dict[str, Any] | None:
-        """Who has the experiment open for writing, or had it last without closing; `None` after a clean close."""
+        """Who has the experiment open for writing, or had it last without closing; `None` after a clean close.
+
+        As of the last refresh, whether it is alive included: that takes a look at files.
+        """
         last = self.records.get("opening") or {}
         claim: Claim | None = self._claim
         if claim is None:
@@ -99,7 +113,7 @@ class Reader:
             "pid": claim.pid,
             "hostname": claim.hostname,
             "since": claim.opened_at,
-            "alive": is_alive(claim),
+            "alive": self._alive,
         }
 
     def refuse(self) -> NoReturn:
@@ -112,11 +126,19 @@ class Reader:
         raise ConfigError(msg)
 
 
+def _open(path: str, files: LocalFiles) -> tuple[OpenedForReading, str]:
+    # the first look for the directory of temporary files tries to write one
+    return open_for_reading(path, files), tempfile.gettempdir()
+
+
 def _look(
     state_dir: str, files: LocalFiles, since: Position
-) -> tuple[list[Commit], Position, Claim | None] | None:
+) -> tuple[list[Commit], Position, Claim | None, bool | None] | None:
     found = follow(state_dir, files, since)
-    return None if found is None else (*found, newest_claim(state_dir, files))
+    if found is None:
+        return None
+    claim = newest_claim(state_dir, files)
+    return *found, claim, is_alive(claim) if claim is not None else False
 
 
 async def _in_thread(function: Any, *args: Any) -> Any:

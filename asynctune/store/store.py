@@ -333,8 +333,11 @@ class ExperimentStore(ReadableStore):
         """
         if self._engine is not None and not self._engine.is_owner:
             self._engine.check()
+        self._check_process()
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close(drain_timeout_s))
+        elif self._closing.done():
+            return
         await asyncio.shield(self._closing)
 
     async def _close(self, drain_timeout_s: float | None) -> None:
