@@ -118,7 +118,7 @@ class Placer:
         self._dirty.discard(path)
         self._dirty_dirs.add(directory)
         if durable:
-            self._files.sync_dir(directory)
+            self._sync_directory(directory)
         else:
             self._dirty.add(path)
 
@@ -137,16 +137,12 @@ class Placer:
             OSError: Something could not be synced. All else was; that is tried again with the next call.
         """
         failures: list[OSError] = []
+        self._for_each(list(self._suspect), self._rewrite, stopping, failures)
+        self._for_each(list(self._dirty), self._sync_file, stopping, failures)
         # The experiment's directory last: it names directories whose content is safe by then.
-        directories = list(self._dirty_dirs - {self._root})
-        root = list(self._dirty_dirs & {self._root})
-        for paths, action in (
-            (list(self._suspect), self._rewrite),
-            (list(self._dirty), self._sync_file),
-            (directories, self._sync_directory),
-            (root, self._sync_directory),
-        ):
-            self._for_each(paths, action, stopping, failures)
+        root = {self._root}
+        self._for_each(list(self._dirty_dirs - root), self._sync_directory, stopping, failures)
+        self._for_each(list(self._dirty_dirs & root), self._sync_directory, stopping, failures)
         if failures:
             raise failures[0]
 
