@@ -23,6 +23,7 @@ PURE: Final = {
     "asynctune.protocols",
     "asynctune.state.codec",
     "asynctune.state.pacing",
+    "asynctune.state.stored",
     "asynctune.trial",
 }
 # Imported when used, never by `import asynctune`.

@@ -7,7 +7,7 @@ offset bytes field (little endian)
 ====== ===== ==============================================================
 0      4     magic `ATJ1`
 4      1     type (`FrameType`)
-5      1     flags (`MORE`: the commit goes on in the next frame; `ZLIB`)
+5      1     flags (`MORE`: the commit goes on in the next frame; `ZLIB`; `STUFFED`)
 6      2     format version
 8      4     length of the stored payload
 12     8     epoch
@@ -19,9 +19,10 @@ offset bytes field (little endian)
 40+n   1     end byte
 ====== ===== ==============================================================
 
-The end byte is not zero, the magic is not zero, and a payload with a long run of zeros is stored compressed:
-so no valid frame has an all-zero part in any 512-byte sector it touches, which is what lets recovery tell a
-sector that never reached the disk (a tear) from one that changed there (corruption).
+The end byte is not zero, the magic is not zero, and a payload with a long run of zeros is stored compressed and,
+where that leaves one, stuffed: an 0xff follows each 127 bytes. So no valid frame has an all-zero part in any
+512-byte sector it touches, which is what lets recovery tell a sector that never reached the disk (a tear) from
+one that changed there (corruption).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ import google_crc32c
 import msgpack
 
 from asynctune.packing import UnpackError, pack, unpack
+from asynctune.state.stored import SECTOR, STUFFED, ZLIB, restored, stored
 
 __all__ = [
     "FORMAT_VERSION",
@@ -72,16 +74,14 @@ MAX_RECORD_BYTES: Final = 64 * 1024 * 1024
 """The largest record, in packed bytes."""
 
 MAX_PAYLOAD_BYTES: Final = MAX_RECORD_BYTES + 4 * 1024 * 1024
-"""The largest payload of one frame, stored or unpacked, in bytes."""
+"""The largest payload of one frame, unpacked, in bytes."""
+
+_MAX_STORED_BYTES: Final = MAX_PAYLOAD_BYTES + MAX_PAYLOAD_BYTES // 127
 
 MORE: Final = 1
-_ZLIB: Final = 2
-_KNOWN_FLAGS: Final = MORE | _ZLIB
+_KNOWN_FLAGS: Final = MORE | ZLIB | STUFFED
 
-_SECTOR: Final = 512
-# A quarter of a sector: a sector inside a payload without such a run keeps several bytes that are not zero,
-# so that no single flipped bit can make it look as if it had never been written.
-_ZERO_RUN: Final = b"\0" * (_SECTOR // 4)
+_MAX_LISTS: Final = 4  # a commit is a list of three
 
 
 class FrameType(enum.IntEnum):
@@ -163,17 +163,13 @@ def encode_frame(
     if len(payload) > MAX_PAYLOAD_BYTES:
         msg = f"a frame of {len(payload):,} bytes; the cap is {MAX_PAYLOAD_BYTES:,}"
         raise ValueError(msg)
-    flags = MORE if more else 0
-    stored = payload
-    must = _ZERO_RUN in payload
-    if compress or must:
-        packed = zlib.compress(payload, 1)
-        if must or len(packed) < len(payload):
-            stored, flags = packed, flags | _ZLIB
+    data, flags = stored(payload, compress=compress)
+    if more:
+        flags |= MORE
     head = _HEADER.pack(
-        MAGIC, kind, flags, FORMAT_VERSION, len(stored), epoch, seq, prev, google_crc32c.value(stored), 0
+        MAGIC, kind, flags, FORMAT_VERSION, len(data), epoch, seq, prev, google_crc32c.value(data), 0
     )[:-4]
-    return b"".join((head, google_crc32c.value(head).to_bytes(4, "little"), stored, _END))
+    return b"".join((head, google_crc32c.value(head).to_bytes(4, "little"), data, _END))
 
 
 def frame_crc(frame: bytes) -> int:
@@ -202,15 +198,15 @@ def decode_frame(data: bytes | memoryview, offset: int = 0) -> Frame:
     if version > FORMAT_VERSION:
         msg = f"format version {version}, and this asynctune reads up to {FORMAT_VERSION}"
         raise FrameError(msg, extent=extent, newer=True)
-    if flags & ~_KNOWN_FLAGS or length > MAX_PAYLOAD_BYTES:
+    if flags & ~_KNOWN_FLAGS or length > _MAX_STORED_BYTES:
         msg = f"flags {flags:#x} or a length of {length:,} that no writer makes"
         raise FrameError(msg, extent=extent)
     if remains < extent:
         msg = f"{remains:,} bytes where the frame takes {extent:,}"
         raise FrameError(msg, incomplete=True, extent=extent)
     start = offset + HEADER_BYTES
-    stored = bytes(data[start : start + length])
-    if google_crc32c.value(stored) != payload_crc:
+    content = bytes(data[start : start + length])
+    if google_crc32c.value(content) != payload_crc:
         msg = "the payload's checksum is wrong"
         raise FrameError(msg, extent=extent)
     if bytes(data[start + length : start + length + 1]) != _END:
@@ -218,19 +214,10 @@ def decode_frame(data: bytes | memoryview, offset: int = 0) -> Frame:
         raise FrameError(msg, extent=extent)
     try:
         frame_type = FrameType(kind)
-        payload = _inflate(stored) if flags & _ZLIB else stored
+        payload = restored(content, flags, max_bytes=MAX_PAYLOAD_BYTES)
     except (ValueError, zlib.error) as error:
         raise FrameError(str(error), extent=extent) from error
     return Frame(frame_type, bool(flags & MORE), epoch, seq, prev, header_crc, payload, offset + extent)
-
-
-def _inflate(stored: bytes) -> bytes:
-    stream = zlib.decompressobj()
-    payload = stream.decompress(stored, MAX_PAYLOAD_BYTES)
-    if not stream.eof or stream.unconsumed_tail or stream.unused_data:
-        msg = "a compressed payload that is over the cap or does not end"
-        raise ValueError(msg)
-    return payload
 
 
 # -- telling a tear from corruption ------------------------------------------------------------------------
@@ -248,7 +235,7 @@ def is_torn(data: bytes | memoryview, offset: int, error: FrameError) -> bool:
     end = len(data) if error.extent is None else min(len(data), offset + error.extent)
     start = offset
     while start < end:
-        stop = min(end, (start // _SECTOR + 1) * _SECTOR)
+        stop = min(end, (start // SECTOR + 1) * SECTOR)
         if not any(data[start:stop]):
             return True
         start = stop
@@ -337,10 +324,20 @@ def decode_fields(payload: bytes) -> dict[str, Any]:
 
 def _flat(payload: bytes) -> list[Any]:
     size = len(payload)
+    lists = iter(range(_MAX_LISTS))
+
+    def count_list(items: list[Any]) -> list[Any]:
+        # A list takes 64 bytes of memory for each byte read: a payload of nothing else would take gigabytes.
+        if next(lists, None) is None:
+            msg = "more lists than any writer makes"
+            raise ValueError(msg)
+        return items
+
     try:
         parts = msgpack.unpackb(
             payload,
             raw=False,
+            list_hook=count_list,
             max_str_len=size,
             max_bin_len=size,
             max_array_len=size,
