@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Final
 
-__all__ = ["breathe"]
+__all__ = ["FILES_BETWEEN_BREATHS", "breathe"]
+
+FILES_BETWEEN_BREATHS: Final = 128
+"""How many small things a loop does between two pauses: well below a millisecond."""
 
 
 def breathe() -> None:

@@ -24,7 +24,7 @@ from typing import Any
 from asynctune.checkpoints.committing import Committer, Wanted
 from asynctune.checkpoints.context import Context, Emit
 from asynctune.checkpoints.deletion import Deletions
-from asynctune.checkpoints.disk import DiskThreads, disk_errors
+from asynctune.checkpoints.disk import DiskThreads, disk_errors, path_text
 from asynctune.checkpoints.records import CheckpointRecord, Records, check_step
 from asynctune.checkpoints.restoring import Restorer
 from asynctune.checkpoints.settling import SettleReport, settle
@@ -150,7 +150,7 @@ class TrialCheckpoints:
         )
         value: bytes | None = None
         if isinstance(source, Checkpoint):
-            if (committed := self._own_record(source)) is not None:
+            if (committed := self._context.record_of(source)) is not None:
                 if move:
                     raise ConfigError(
                         f"{source.path} is a committed checkpoint, which cannot be moved; use move=False"
@@ -160,7 +160,7 @@ class TrialCheckpoints:
                 value = pack(source.value, "checkpoint value")
             directory = "" if source.path is None else os.fspath(source.path)
         else:
-            directory = _path_text(source)
+            directory = path_text(source)
         async with self._operation(), self._committer.turn(wanted, step) as turn:
             with disk_errors(f"save checkpoint {turn} of trial {trial_id}", directory):
                 if value is not None:
@@ -189,7 +189,7 @@ class TrialCheckpoints:
         wanted = Wanted.of(
             trial_id, trial_name, attempt=attempt, plain=plain, metrics=metrics, timeline=timeline
         )
-        what = staged if isinstance(staged, StagedCheckpoint) else _path_text(staged)
+        what = staged if isinstance(staged, StagedCheckpoint) else path_text(staged)
         where = what if isinstance(what, str) else what.path
         async with self._operation(), self._committer.turn(wanted, step) as turn:
             with disk_errors(f"adopt checkpoint {turn} of trial {trial_id}", where):
@@ -253,7 +253,7 @@ class TrialCheckpoints:
             ConfigError: `to` is not empty.
             StorageError: The copy cannot be written.
         """
-        target = None if to is None else _path_text(to)
+        target = None if to is None else path_text(to)
         wanted = None if step is None else check_step(step)
         async with self._operation(), self._committer.slots:
             if wanted is None:
@@ -312,14 +312,6 @@ class TrialCheckpoints:
 
     # -- inside --------------------------------------------------------------------------------------
 
-    def _own_record(self, checkpoint: Checkpoint) -> CheckpointRecord | None:
-        if checkpoint.trial_id is None or checkpoint.step is None or checkpoint.path is None:
-            return None
-        record = self._context.records.get(checkpoint.trial_id, checkpoint.step)
-        if record is None or record.deleting or self._context.path_of(record) != os.fspath(checkpoint.path):
-            return None
-        return record
-
     @asynccontextmanager
     async def _lease(self, trial_id: str, step: int | None) -> AsyncIterator[Checkpoint]:
         record = self._restorer.pick(trial_id, step)
@@ -355,10 +347,3 @@ class TrialCheckpoints:
                 f"checkpoint {source.step} of trial {source.trial_id} is damaged ({report}); "
                 f"{await self._restorer.alternative(source.trial_id, source.step)}"
             )
-
-
-def _path_text(path: str | os.PathLike[str]) -> str:
-    text: Any = path if isinstance(path, str) else getattr(path, "__fspath__", lambda: None)()
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise ConfigError(f"a directory must be given as a path, not {path!r}")
-    return text

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from asynctune.checkpoints.context import Context, logger
 from asynctune.checkpoints.deletion import Deletions
-from asynctune.checkpoints.manifest import Manifest
 from asynctune.checkpoints.records import CheckpointRecord, check_step, directory_name
 from asynctune.checkpoints.stage import Stage
 from asynctune.checkpoints.staging import give_up
@@ -95,33 +94,11 @@ class Committer:
     async def commit(self, wanted: Wanted, step: int, stage: Stage) -> Checkpoint:
         """Put the stage in its place and record it; whatever fails before the record gives the stage up."""
         context = self._context
-        manifest = Manifest(
-            trial_id=wanted.trial_id,
-            step=step,
-            epoch=context.epoch,
-            attempt=wanted.attempt,
-            files=tuple(sorted(stage.entries, key=lambda file: file.path)),
-            empty_directories=tuple(stage.empty_directories),
-        )
         long_name = directory_name(step, epoch=context.epoch, attempt=wanted.attempt)
         names = [directory_name(step), long_name] if wanted.plain else [long_name]
         try:
             with self._placing(wanted.trial_name, names):
-                parent = os.path.join(context.experiment_dir, wanted.trial_name)
-                digest = await context.threads.run(stage.place, manifest, parent, names)
-                record = CheckpointRecord(
-                    trial_id=wanted.trial_id,
-                    step=step,
-                    directory=f"{wanted.trial_name}/{os.path.basename(stage.path)}",
-                    manifest_sha256=digest,
-                    files=manifest.sizes,
-                    size_bytes=manifest.size_bytes,
-                    committed_at=context.clock.time(),
-                    metrics=wanted.metrics,
-                    timeline=wanted.timeline,
-                    epoch=context.epoch,
-                    attempt=wanted.attempt,
-                )
+                record = await context.threads.run(self._place, wanted, step, stage, names)
                 context.records.put(record)
         except BaseException as error:
             await give_up(context.threads, stage, error)
@@ -141,6 +118,27 @@ class Committer:
         )
         await self._remove_source(stage)
         return record.checkpoint(stage.path)
+
+    def _place(self, wanted: Wanted, step: int, stage: Stage, names: Sequence[str]) -> CheckpointRecord:
+        """In a thread: with many files, the manifest alone takes a while."""
+        manifest = stage.manifest().named(
+            trial_id=wanted.trial_id, step=step, epoch=self._context.epoch, attempt=wanted.attempt
+        )
+        parent = os.path.join(self._context.experiment_dir, wanted.trial_name)
+        digest = stage.place(manifest, parent, names)
+        return CheckpointRecord(
+            trial_id=wanted.trial_id,
+            step=step,
+            directory=f"{wanted.trial_name}/{os.path.basename(stage.path)}",
+            manifest_sha256=digest,
+            files=manifest.sizes,
+            size_bytes=manifest.size_bytes,
+            committed_at=self._context.clock.time(),
+            metrics=wanted.metrics,
+            timeline=wanted.timeline,
+            epoch=manifest.epoch,
+            attempt=manifest.attempt,
+        )
 
     @contextmanager
     def _placing(self, trial_name: str, names: Sequence[str]) -> Iterator[None]:

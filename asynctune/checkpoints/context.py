@@ -11,6 +11,7 @@ from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.records import CheckpointRecord, Records
 from asynctune.clock import Clock
 from asynctune.files import LocalFiles
+from asynctune.trial import Checkpoint
 
 __all__ = ["Context", "Emit", "logger"]
 
@@ -58,6 +59,15 @@ class Context:
     def path_of(self, record: CheckpointRecord) -> str:
         """Absolute path of a checkpoint's directory."""
         return record.path(self.experiment_dir)
+
+    def record_of(self, checkpoint: Checkpoint) -> CheckpointRecord | None:
+        """The record of a value that stands for a committed directory of this experiment, or `None`."""
+        if checkpoint.trial_id is None or checkpoint.step is None or checkpoint.path is None:
+            return None
+        record = self.records.get(checkpoint.trial_id, checkpoint.step)
+        if record is None or record.deleting or self.path_of(record) != os.fspath(checkpoint.path):
+            return None
+        return record
 
     def below(self, *parts: str) -> str:
         """Absolute path below the experiment's own `.asynctune`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from collections.abc import Iterable
 from typing import Final
 
@@ -43,7 +44,8 @@ class Deletions:
         self._leftovers: dict[str, None] = {}
         self._warned = False
         self._wake = asyncio.Event()
-        self._working = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._closing = False
         self._ended = asyncio.Event()
         self._ended.set()
@@ -58,18 +60,13 @@ class Deletions:
         """How many checkpoints are retired and not deleted yet."""
         return len(self._queue) + len(self._failed)
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is being deleted, and nothing waits for it except what failed."""
-        return not (self._working or self._has_work())
-
     # -- asking, on the loop, no I/O -----------------------------------------------------------------
 
     def request(self, trial_id: str) -> None:
         """Apply retention to the trial soon."""
         if self._config.num_to_keep is not None:
             self._due[trial_id] = None
-            self._wake.set()
+            self._wake_up()
 
     def retire(self, trial_id: str) -> None:
         """Apply retention now: what goes is marked, in the same commit as whatever was put just before."""
@@ -94,13 +91,13 @@ class Deletions:
     def resume(self, trial_id: str, step: int) -> None:
         """Delete a checkpoint whose record is marked."""
         self._queue[trial_id, step] = None
-        self._wake.set()
+        self._wake_up()
 
     def remove_soon(self, paths: Iterable[str]) -> None:
-        """Remove directories that no record names: private copies, unfinished stages of another opening."""
+        """Remove what no record names: private copies, unfinished stages of another opening."""
         self._leftovers.update(dict.fromkeys(paths))
         if self._leftovers:
-            self._wake.set()
+            self._wake_up()
 
     # -- doing ---------------------------------------------------------------------------------------
 
@@ -117,8 +114,14 @@ class Deletions:
                 await self._wake.wait()
                 self._wake.clear()
                 await self._work()
+                if not self._wake.is_set():
+                    self._idle.set()
         finally:
             self._ended.set()
+
+    async def drain(self) -> None:
+        """Return when nothing waits to be deleted, except what failed. `run` has to be under way."""
+        await self._idle.wait()
 
     async def close(self) -> None:
         """Let `run` finish what is retired, and wait for its end; returns at once if it is not running."""
@@ -126,17 +129,14 @@ class Deletions:
         self._wake.set()
         await self._ended.wait()
 
+    def _wake_up(self) -> None:
+        self._idle.clear()
+        self._wake.set()
+
     def _has_work(self) -> bool:
         return bool(self._due or self._queue or self._leftovers)
 
     async def _work(self) -> None:
-        self._working = True
-        try:
-            await self._work_off()
-        finally:
-            self._working = False
-
-    async def _work_off(self) -> None:
         while self._due or self._leftovers:
             await self._apply_due()
             leftovers, self._leftovers = self._leftovers, {}
@@ -203,11 +203,16 @@ class Deletions:
             files.sync_dir(parent)  # gone for good before the record goes
 
     async def remove(self, path: str) -> None:
-        """Remove a directory that no record names; a failure is logged, and the next opening tries again."""
+        """Remove what no record names; a failure is logged, and the next opening tries again."""
 
         def remove() -> None:
-            if self._context.files.exists(path):
-                self._context.files.remove_tree(path)
+            files = self._context.files
+            if not files.exists(path):
+                return
+            if stat.S_ISDIR(files.stat(path).st_mode):
+                files.remove_tree(path)
+            else:
+                files.unlink(path)
 
         try:
             await self._context.threads.run(remove)

@@ -13,12 +13,12 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
-from asynctune.errors import StorageError
+from asynctune.errors import ConfigError, StorageError
 from asynctune.files import is_disk_full
 
-__all__ = ["DiskThreads", "SourceError", "disk_errors", "to_the_end"]
+__all__ = ["DiskThreads", "SourceError", "disk_errors", "path_text", "to_the_end"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -137,3 +137,15 @@ def _storage_error(error: OSError, doing: str, path: str) -> StorageError:
         retryable=full or error.errno in _PASSING,
         hint=hint,
     )
+
+
+def path_text(path: str | os.PathLike[str]) -> str:
+    """Take the path of a directory from a user.
+
+    Raises:
+        ConfigError: It is no path.
+    """
+    text: Any = path if isinstance(path, str) else getattr(path, "__fspath__", lambda: None)()
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"a directory must be given as a path, not {path!r}")
+    return text

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
-from asynctune.checkpoints.breathing import breathe
+from asynctune.checkpoints.breathing import FILES_BETWEEN_BREATHS, breathe
 from asynctune.trial import MANIFEST_FILE
 
 __all__ = [
@@ -37,7 +37,6 @@ MAX_STEP: Final = 10**12
 MAX_MANIFEST_BYTES: Final = 256 * 1024 * 1024
 MAX_PATH_BYTES: Final = 4096
 _MAX_NUMBER: Final = (1 << 63) - 1
-_LINES_BETWEEN_YIELDS: Final = 256
 _CRC_DIGITS: Final = 8
 _SHA_DIGITS: Final = 64
 _HEX: Final = frozenset("0123456789abcdef")
@@ -124,7 +123,7 @@ class Manifest:
         }
         lines = []
         for number, file in enumerate(sorted(self.files, key=lambda file: file.path)):
-            if number % _LINES_BETWEEN_YIELDS == 0:
+            if number % FILES_BETWEEN_BREATHS == 0:
                 breathe()
             lines.append(
                 _dump(
@@ -166,7 +165,7 @@ def check_paths(files: Iterable[str], empty_directories: Iterable[str] = ()) -> 
     """
     seen: dict[str, tuple[str, bool]] = {}  # folded path: as it is spelled, and whether it has entries below
     for number, path in enumerate([*files, *empty_directories]):
-        if number % _LINES_BETWEEN_YIELDS == 0:
+        if number % FILES_BETWEEN_BREATHS == 0:
             breathe()
         _check_one(path)
         _check_collisions(path, seen)

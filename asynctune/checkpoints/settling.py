@@ -126,7 +126,7 @@ def _list_stages(context: Context, own_nonce: str) -> _Stages:
             continue
         path = context.below("staging", name)
         complete = files.exists(os.path.join(path, MANIFEST_FILE))
-        if complete or name.startswith("move-"):
+        if complete or (name.startswith("move-") and os.path.isdir(path)):
             found.valuable.append(name)
         else:
             found.worthless.append(path)

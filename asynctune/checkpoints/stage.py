@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import secrets
 from collections.abc import Sequence
 from typing import Final
 
@@ -63,6 +62,7 @@ class Stage:
         self.source: str | None = None
         self._files = files
         self._staged_at = path
+        self._manifest_at = f"{path}.manifest"
         self._exists = False
         self._origin: str | None = None
 
@@ -119,6 +119,16 @@ class Stage:
     def _below(self, relative: str) -> str:
         return os.path.join(self.path, relative) if relative else self.path
 
+    def manifest(self) -> Manifest:
+        """The manifest of its files, before it is known whose they are."""
+        return Manifest(
+            step=0,
+            epoch=0,
+            attempt=0,
+            files=tuple(sorted(self.entries, key=lambda file: file.path)),
+            empty_directories=tuple(self.empty_directories),
+        )
+
     # -- ending --------------------------------------------------------------------------------------
 
     def place(self, manifest: Manifest, parent: str, names: Sequence[str]) -> str:
@@ -147,7 +157,9 @@ class Stage:
     def write_manifest(self, manifest: Manifest) -> str:
         """Write the manifest durably: last, so that a directory that has one is complete; returns its digest."""
         encoded = manifest.encode()
-        temporary = self._below(f"{MANIFEST_FILE}.{secrets.token_hex(4)}")
+        # Not in the directory itself: one that is given up or crashed upon must not hold half a manifest.
+        ensure_directory(self._files, os.path.dirname(self._manifest_at), private=True)
+        temporary = self._manifest_at
         fd = self._files.create(temporary, FILE_MODE)
         try:
             try:
@@ -158,7 +170,7 @@ class Stage:
             self._files.rename(temporary, self._below(MANIFEST_FILE))
         except BaseException:
             if self._files.exists(temporary):
-                self._files.unlink(temporary)  # a directory that goes back must not hold it
+                self._files.unlink(temporary)
             raise
         self._files.sync_dir(self.path)
         return digest_of(encoded)

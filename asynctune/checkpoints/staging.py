@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from asynctune.checkpoints.breathing import FILES_BETWEEN_BREATHS, breathe
 from asynctune.checkpoints.copying import FileTask, read_files
 from asynctune.checkpoints.disk import DiskThreads, disk_errors
 from asynctune.checkpoints.manifest import Manifest, ManifestError
@@ -105,7 +106,7 @@ async def stage_for_adoption(
             try:
                 tree = await threads.run(look, os.fspath(directory))
                 await _fill(threads, files, stage, tree, move=move)
-                manifest = unnamed_manifest(stage)
+                manifest = await threads.run(stage.manifest)
                 await threads.run(stage.write_manifest, manifest)
                 await threads.run(files.sync_dir, parent)
             except BaseException as error:
@@ -117,17 +118,6 @@ async def stage_for_adoption(
     finally:
         threads.close()
     return StagedCheckpoint(stage.path, manifest)
-
-
-def unnamed_manifest(stage: Stage) -> Manifest:
-    """The manifest of files whose step is not known yet."""
-    return Manifest(
-        step=0,
-        epoch=0,
-        attempt=0,
-        files=tuple(sorted(stage.entries, key=lambda file: file.path)),
-        empty_directories=tuple(stage.empty_directories),
-    )
 
 
 async def give_up(threads: DiskThreads, stage: Stage, error: BaseException) -> None:
@@ -278,31 +268,39 @@ class Staging:
 
 async def _fill(threads: DiskThreads, files: LocalFiles, stage: Stage, tree: Tree, *, move: bool) -> None:
     """Bring the tree's files into the stage, durably; the caller gives the stage up when this fails."""
-    taken = move and tree.movable and await threads.run(stage.take, tree)
-    if taken:
-        root = stage.path
-    else:
-        root = tree.root
-        await threads.run(_make, stage, tree)
-    tasks = [
-        FileTask(
-            path=file.path,
-            source=os.path.join(root, file.path) if taken else file.source,
-            size=file.size,
-            target=None if taken else os.path.join(stage.path, file.path),
-            mode=private_mode(file.mode, FILE_MODE),
-            seal=taken,
-        )
-        for file in tree.files
-    ]
+    taken = await threads.run(_begin, stage, tree, move=move)
+    tasks = await threads.run(_tasks, stage, tree, taken)
     stage.entries = await read_files(threads, files, tasks, durable=True)
     stage.empty_directories = tree.empty_directories
-    await threads.run(require_unchanged, tree, root)
+    await threads.run(require_unchanged, tree, stage.path if taken else tree.root)
     await threads.run(stage.seal, tree)
     if move and not taken:
         stage.source = tree.root
 
 
-def _make(stage: Stage, tree: Tree) -> None:
+def _begin(stage: Stage, tree: Tree, *, move: bool) -> bool:
+    """Take the directory, or make another one for copies; whether it was taken."""
+    if move and tree.movable and stage.take(tree):
+        return True
     stage.make(private_mode(tree.mode, DIR_MODE))
     stage.make_directories(tree)
+    return False
+
+
+def _tasks(stage: Stage, tree: Tree, taken: bool) -> list[FileTask]:
+    tasks = []
+    for number, file in enumerate(tree.files):
+        if number % FILES_BETWEEN_BREATHS == 0:
+            breathe()
+        place = os.path.join(stage.path, file.path)
+        tasks.append(
+            FileTask(
+                path=file.path,
+                source=place if taken else file.source,
+                size=file.size,
+                target=None if taken else place,
+                mode=private_mode(file.mode, FILE_MODE),
+                seal=taken,
+            )
+        )
+    return tasks

@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from asynctune.checkpoints.breathing import breathe
+from asynctune.checkpoints.breathing import FILES_BETWEEN_BREATHS, breathe
 from asynctune.checkpoints.manifest import ManifestError, check_paths
 from asynctune.errors import ConfigError
 from asynctune.trial import MANIFEST_FILE
 
 __all__ = ["Tree", "TreeFile", "private_mode", "scan_tree"]
 
-_ENTRIES_BETWEEN_YIELDS: Final = 128
 _KINDS: Final = (
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISSOCK, "a socket"),
@@ -109,7 +108,7 @@ def scan_tree(root: str, *, committed: bool = False) -> Tree:
         entries = 0
         for entry in _entries(directory):
             count += 1
-            if count % _ENTRIES_BETWEEN_YIELDS == 0:
+            if count % FILES_BETWEEN_BREATHS == 0:
                 breathe()
             if committed and not relative and entry.name == MANIFEST_FILE:
                 continue

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from asynctune.checkpoints.breathing import breathe
+from asynctune.checkpoints.breathing import FILES_BETWEEN_BREATHS, breathe
 from asynctune.checkpoints.copying import FileTask, read_files
 from asynctune.checkpoints.disk import DiskThreads, SourceError
 from asynctune.checkpoints.manifest import Manifest, ManifestError, ManifestFile, digest_of
@@ -26,7 +26,6 @@ __all__ = ["Problem", "VerifyReport", "copy_verified", "verify_directory"]
 ProblemKind = Literal["manifest", "missing", "size", "content", "unreadable", "extra"]
 
 _SHOWN: Final = 3
-_FILES_BETWEEN_YIELDS: Final = 128
 _OURS: Final = {
     errno.EACCES,
     errno.EPERM,
@@ -125,8 +124,7 @@ async def copy_verified(
     report = VerifyReport(path, tuple(layout.problems), layout.manifest)
     if layout.manifest is None or not report.intact:
         return report
-    directories = _directories(layout.manifest)
-    await threads.run(_make_directories, files, target, directories)
+    directories = await threads.run(_make_directories, files, target, layout.manifest)
     problems = await _read(threads, files, layout, target, durable=durable)
     if durable:
         await threads.run(_sync_directories, files, target, directories)
@@ -149,7 +147,7 @@ def _check_layout(files: LocalFiles, path: str, digest: str) -> _Layout:
         return _Layout(path, None, [], [] if problem is None else [problem])
     layout = _Layout(path, manifest, [], [])
     for number, file in enumerate(manifest.files):
-        if number % _FILES_BETWEEN_YIELDS == 0:
+        if number % FILES_BETWEEN_BREATHS == 0:
             breathe()
         _check_file(layout, file)
     known = {file.path for file in manifest.files} | {MANIFEST_FILE}
@@ -210,18 +208,32 @@ def _raise_if_ours(error: OSError) -> None:
 async def _read(
     threads: DiskThreads, files: LocalFiles, layout: _Layout, target: str | None, *, durable: bool
 ) -> list[Problem]:
-    tasks = [
-        FileTask(
-            path=file.path,
-            source=os.path.join(layout.path, file.path),
-            size=file.size_bytes,
-            target=None if target is None else os.path.join(target, file.path),
-            mode=private_mode(mode, FILE_MODE),
-        )
-        for file, mode in layout.present
-    ]
+    tasks = await threads.run(_tasks, layout, target)
     unreadable: list[SourceError] = []
     read = await read_files(threads, files, tasks, durable=durable, unreadable=unreadable)
+    return await threads.run(_compare, layout, read, unreadable)
+
+
+def _tasks(layout: _Layout, target: str | None) -> list[FileTask]:
+    tasks = []
+    for number, (file, mode) in enumerate(layout.present):
+        if number % FILES_BETWEEN_BREATHS == 0:
+            breathe()
+        tasks.append(
+            FileTask(
+                path=file.path,
+                source=os.path.join(layout.path, file.path),
+                size=file.size_bytes,
+                target=None if target is None else os.path.join(target, file.path),
+                mode=private_mode(mode, FILE_MODE),
+            )
+        )
+    return tasks
+
+
+def _compare(
+    layout: _Layout, read: Sequence[ManifestFile], unreadable: Sequence[SourceError]
+) -> list[Problem]:
     problems = []
     for error in unreadable:
         if error.error is not None:
@@ -249,9 +261,11 @@ def _directories(manifest: Manifest) -> list[str]:
     return sorted(wanted)
 
 
-def _make_directories(files: LocalFiles, target: str, directories: Sequence[str]) -> None:
+def _make_directories(files: LocalFiles, target: str, manifest: Manifest) -> list[str]:
+    directories = _directories(manifest)
     for relative in directories:
         files.make_dir(os.path.join(target, relative), DIR_MODE)
+    return directories
 
 
 def _sync_directories(files: LocalFiles, target: str, directories: Sequence[str]) -> None:

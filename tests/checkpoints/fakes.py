@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.checkpoints.verify import VerifyReport, verify_directory
@@ -17,6 +17,7 @@ from asynctune.config import CheckpointConfig
 from asynctune.errors import StorageError
 from asynctune.files import LocalFiles
 from asynctune.packing import pack, unpack
+from asynctune.trial import Checkpoint
 
 TREE: Final = {"model.bin": b"weights" * 100, "a/b/deep.txt": b"deep", "a/other": b"", "z.json": b"{}"}
 
@@ -28,7 +29,9 @@ class MemorySink:
         self.records: dict[str, bytes] = {}
         self.durable: dict[str, bytes] = {}
         self.commits = 0
-        self.before_commit: Callable[[], None] = lambda: None
+        self.before_commit: Callable[[], object] = lambda: None
+        self.asked = asyncio.Semaphore(0)
+        """Released once for each commit that somebody asks for."""
         self.gate = asyncio.Event()
         self.gate.set()
         self.put_error: Exception | None = None
@@ -53,6 +56,7 @@ class MemorySink:
 
     async def commit(self) -> int:
         now = dict(self.records)
+        self.asked.release()
         await asyncio.to_thread(self.before_commit)
         await self.gate.wait()
         if self.commit_error is not None:
@@ -70,7 +74,10 @@ class MemorySink:
 
 
 class CountingFiles(LocalFiles):
-    """Counts calls that change the disk, and fails or calls back at the n-th one (from 1)."""
+    """Counts calls that change the disk, and fails or calls back at the n-th one (from 1).
+
+    It does not wait for the disk: these tests make thousands of syncs and pull no plug.
+    """
 
     CHANGES: Final = frozenset(
         {
@@ -96,8 +103,13 @@ class CountingFiles(LocalFiles):
         self.fail_at = fail_at
         self.forever = forever
         self.error = error
-        self.at: dict[int, Callable[[], None]] = {}
+        self.at: dict[int, Callable[[], object]] = {}
         self._lock = threading.Lock()
+
+    def sync(self, fd: int) -> None:
+        os.fstat(fd)
+
+    sync_data = sync
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
@@ -162,7 +174,7 @@ class Room:
         self._deleting = deleting
         self._run: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Room:
+    async def __aenter__(self) -> Self:
         if self._deleting:
             self._run = asyncio.create_task(self.catalog.run())
             await asyncio.sleep(0)
@@ -180,9 +192,7 @@ class Room:
 
     async def deleted(self) -> None:
         """Wait until nothing is left to delete."""
-        deletions = self.catalog._deletions
-        while not deletions.idle:
-            await asyncio.sleep(0.001)
+        await self.catalog._deletions.drain()
 
     def steps(self, trial_id: str = "t") -> list[int]:
         return [checkpoint.step or 0 for checkpoint in self.catalog.list(trial_id)]
@@ -231,6 +241,12 @@ def read_tree(root: Path) -> dict[str, bytes]:
         for path in sorted(root.rglob("*"))
         if path.is_file() and path.name != ".manifest.json"
     }
+
+
+def where(checkpoint: Checkpoint) -> Path:
+    """Where the files of a committed checkpoint are."""
+    assert checkpoint.path is not None
+    return checkpoint.path
 
 
 def disk_full() -> StorageError:

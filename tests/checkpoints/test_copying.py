@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 
 import google_crc32c
@@ -199,7 +200,7 @@ async def test_a_cancelled_stream_has_closed_its_files(tmp_path, small, threads)
             )
         )
         counting.calls.clear()
-        counting.at = {number: lambda task=task: loop.call_soon_threadsafe(task.cancel)}  # type: ignore[misc]
+        counting.at = {number: partial(loop.call_soon_threadsafe, task.cancel)}
         try:
             await task
         except asyncio.CancelledError:

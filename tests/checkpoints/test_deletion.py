@@ -10,7 +10,7 @@ import pytest
 from asynctune.config import CheckpointConfig
 from asynctune.errors import CheckpointNotFoundError, StorageError
 from asynctune.files import LocalFiles
-from tests.checkpoints.fakes import CountingFiles, MemorySink, Room, disk_full, tree
+from tests.checkpoints.fakes import CountingFiles, MemorySink, Room, disk_full, tree, where
 
 BEST = CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="acc")
 
@@ -92,7 +92,7 @@ async def test_a_leased_one_is_not_deleted_until_the_lease_ends(tmp_path):
                 await room.save("t")
             await room.deleted()
             assert room.steps() == [1, 4]
-            assert (held.path / "model.bin").is_file()
+            assert (where(held) / "model.bin").is_file()
         await room.deleted()
         assert room.steps() == [4]
         assert room.directories() == ["checkpoint_000004"]

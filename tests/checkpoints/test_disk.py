@@ -99,7 +99,7 @@ def test_an_error_without_a_path_names_the_one_at_hand():
 
 def test_sources_and_other_errors():
     with (
-        pytest.raises(StorageError, match="/src/f changed.*finish writing") as caught,
+        pytest.raises(StorageError, match=r"/src/f changed.*finish writing") as caught,
         disk_errors("x", "/exp"),
     ):
         raise SourceError("/src/f", "changed while it was read")

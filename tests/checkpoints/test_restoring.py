@@ -10,7 +10,7 @@ from asynctune.checkpoints import copying
 from asynctune.config import CheckpointConfig
 from asynctune.errors import CheckpointNotFoundError, ConfigError, StorageError
 from asynctune.trial import Checkpoint
-from tests.checkpoints.fakes import TREE, CountingFiles, Room, read_tree, tree
+from tests.checkpoints.fakes import TREE, CountingFiles, Room, read_tree, tree, where
 
 
 @pytest.fixture
@@ -39,14 +39,14 @@ async def test_private_copies_go_at_the_close_or_when_released(tmp_path):
     async with Room(tmp_path / "exp") as room:
         await room.save("t")
         await room.save("u")
-        one, other = await room.catalog.restore("t"), await room.catalog.restore("u")
+        one, other = where(await room.catalog.restore("t")), where(await room.catalog.restore("u"))
         room.catalog.release("t")
         await room.deleted()
-        assert not one.path.exists()
-        assert other.path.exists()
-        shutil.rmtree(other.path)  # the user may remove it too
-        last = await room.catalog.restore("u")
-    assert not last.path.exists()
+        assert not one.exists()
+        assert other.exists()
+        shutil.rmtree(other)  # the user may remove it too
+        last = where(await room.catalog.restore("u"))
+    assert not last.exists()
     assert room.leftovers() == []
 
 
