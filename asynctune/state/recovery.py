@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from asynctune.errors import CorruptStateError, UnsupportedFormatError
@@ -67,12 +67,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far the journal has been read: commit `seq` with `crc` ended at `offset` of segment `name`."""
+    """How far the journal of an experiment has been read: commit `seq` with `crc` ended at `offset` of `name`."""
 
     name: SegmentName
     offset: int
     seq: int
     crc: int
+    experiment_id: str
 
 
 @dataclass(slots=True)
@@ -181,19 +182,21 @@ class _Reading:
         links = lineage(self._headers(newer_than=since.name))
         if not links or links[0].name != since.name:
             return None
+        if links[0].header.experiment_id != since.experiment_id:
+            return None  # another experiment was made in its place
         seq, crc, position, commits = since.seq, since.crc, since, []
         for link in links:
             offset = since.offset if link.name == since.name else link.header.end
             if link.name != since.name and (link.header.first_seq != seq + 1 or link.header.prev_crc != crc):
                 return None
             data = self._files.read_from(f"{self._directory}/{link.name}", offset)
-            position = Position(link.name, offset, seq, crc)
+            position = replace(since, name=link.name, offset=offset, seq=seq, crc=crc)
             for item in walk_commits(data, 0, epoch=link.name.epoch, seq=seq + 1, crc=crc):
                 if isinstance(item, Damage) or (link.end_seq is not None and item.seq >= link.end_seq):
                     break
                 commits.append(item)
                 seq, crc = item.seq, item.crc
-                position = Position(link.name, offset + item.end, seq, crc)
+                position = replace(position, offset=offset + item.end, seq=seq, crc=crc)
         return commits, position
 
     # -- headers and snapshots -----------------------------------------------------------------------------
@@ -272,7 +275,7 @@ class _Reading:
                 missing = f"commits {state.seq + 1} to {link.header.first_seq - 1} are missing"
                 raise self._corrupt(str(link.name), 0, missing)
             end = self._replay_segment(state, link, data)
-            state.position = Position(link.name, end, state.seq, state.crc)
+            state.position = Position(link.name, end, state.seq, state.crc, link.header.experiment_id)
         if state.seq < self._acknowledged:
             name = str(links[-1].name)
             offset = state.position.offset if state.position else 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -68,7 +67,7 @@ class ReadableStore:
                 clock=clock,
                 emit=events.emit,
                 epoch=reader.opening.epoch,
-                scratch_dir=os.path.join(reader.temporary, f"asynctune-{os.getpid()}-{secrets.token_hex(8)}"),
+                scratch_dir=reader.scratch_dir,
             )
             self._reading = Supervisor([self._checkpoints.run], lambda _error: None)
             self._reading.start()

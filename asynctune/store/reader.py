@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import secrets
 import tempfile
 from typing import Any, NoReturn
 
@@ -27,7 +30,7 @@ class Reader:
     def __init__(
         self, path: str, opened: OpenedForReading, temporary: str, *, clock: Clock, files: LocalFiles
     ) -> None:
-        self.temporary = temporary
+        self.scratch_dir = os.path.join(temporary, f"asynctune-{os.getpid()}-{secrets.token_hex(8)}")
         self._path = path
         self._clock = clock
         self._files = files
@@ -116,6 +119,10 @@ class Reader:
             "alive": self._alive,
         }
 
+    async def aclose(self) -> None:
+        """Remove the directory of private copies, which are gone by now."""
+        await _in_thread(_remove, self.scratch_dir, self._files)
+
     def refuse(self) -> NoReturn:
         """A reader changes nothing.
 
@@ -129,6 +136,12 @@ class Reader:
 def _open(path: str, files: LocalFiles) -> tuple[OpenedForReading, str]:
     # the first look for the directory of temporary files tries to write one
     return open_for_reading(path, files), tempfile.gettempdir()
+
+
+def _remove(path: str, files: LocalFiles) -> None:
+    # not empty: a copy could not be removed, which was said already
+    with contextlib.suppress(OSError):
+        files.remove_dir(path)
 
 
 def _look(

@@ -346,6 +346,8 @@ class ExperimentStore(ReadableStore):
             return
         await self._checkpoints.aclose()
         await self._reading.stop()
+        assert self._reader is not None
+        await self._reader.aclose()
         self._events.close()
 
     async def __aenter__(self) -> Self:
