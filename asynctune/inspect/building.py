@@ -21,8 +21,8 @@ from asynctune.trial import Trial
 
 __all__ = ["build_head", "check_names", "find_trial", "no_such_name", "trial_row"]
 
-_NEAR_IDS: Final = 3
-_IDS_COMPARED: Final = 1000
+_NEAR: Final = 3
+_COMPARED: Final = 1000
 _NAMES_LISTED: Final = 20
 
 
@@ -67,28 +67,31 @@ def trial_row(trial: Trial, head: Head, presence: Presence | None = None) -> Tri
     return TrialRow(trial, iteration(trial), duration_s(trial, head.trials_as_of), presence)
 
 
-def find_trial(store: ExperimentStore, trial_id: str) -> Trial:
-    """The trial called so.
+def find_trial(store: ExperimentStore, name: str) -> Trial:
+    """The trial with this id, or with this name.
 
     Raises:
-        TrialNotFoundError: There is none; the message has the ids that look most like it.
+        TrialNotFoundError: There is none; the message has what looks most like it.
     """
     try:
-        return store.get_trial(trial_id)
+        return store.get_trial(name)
     except TrialNotFoundError:
-        near = _near_ids(trial_id, [trial.trial_id for trial in store.trials])
+        names: dict[str, None] = {}
+        for trial in store.trials:
+            if trial.trial_name == name:
+                return trial
+            names |= {trial.trial_id: None, trial.trial_name: None}
+        near = _near(name, list(names))
         hint = f"did you mean {_or(near)}?" if near else "the command `trials` lists them"
         there = f"{path_text(store.location)}, which has {len(store.trials):,}"
-        msg = f"no trial {printable(trial_id)!r} in {there}; {hint}"
+        msg = f"no trial {printable(name)!r} in {there}; {hint}"
         raise TrialNotFoundError(msg) from None
 
 
-def _near_ids(trial_id: str, ids: list[str]) -> list[str]:
-    """Ids that contain what was typed; else those that look like it, of a thousand: more would take seconds."""
-    found = [each for each in ids if trial_id and trial_id in each]
-    return found[:_NEAR_IDS] or difflib.get_close_matches(
-        trial_id, ids[:_IDS_COMPARED], _NEAR_IDS, cutoff=0.5
-    )
+def _near(name: str, names: list[str]) -> list[str]:
+    """Names that contain what was typed; else those that look like it, of a thousand: more would take seconds."""
+    found = [each for each in names if name and name in each]
+    return found[:_NEAR] or difflib.get_close_matches(name, names[:_COMPARED], _NEAR, cutoff=0.5)
 
 
 def check_names(names: Iterable[str], scan: Scan, rows: Sequence[TrialRow]) -> None:
@@ -108,7 +111,7 @@ def check_names(names: Iterable[str], scan: Scan, rows: Sequence[TrialRow]) -> N
 def no_such_name(name: str, scan: Scan) -> MetricNotFoundError:
     """The error for a metric or column that no trial has."""
     known = list(scan.settings if name.startswith("config/") else scan.metrics)
-    near = difflib.get_close_matches(name, known, n=_NEAR_IDS, cutoff=0.6)
+    near = difflib.get_close_matches(name, known, n=_NEAR, cutoff=0.6)
     what = "hyperparameter" if name.startswith("config/") else "metric"
     if not known:
         return MetricNotFoundError(f"no trial has {printable(name)!r}: there is no {what} of any kind yet")

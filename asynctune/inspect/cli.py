@@ -158,7 +158,7 @@ def trials(location: str, **options: Any) -> Exit:
 @click.argument("trial_id", metavar="TRIAL_ID")
 @_output
 def trial(location: str, trial_id: str, **options: Any) -> Exit:
-    """Everything about one trial."""
+    """Everything about one trial, given by its id or its name."""
     return _screen(options).answer(answer_trial(location, trial_id))
 
 

@@ -29,7 +29,15 @@ _HEADERS: Final = {"iteration": "iter", "checkpoint": "ckpt", "duration": "time"
 _LEFT: Final = frozenset({"trial", "name", "status", "error", "created", "started", "ended"})
 
 # Which columns a narrow table keeps: the smaller, the longer. Metrics and hyperparameters come between.
-_PRIORITY: Final = {"trial": 0, "status": 1, "iteration": 3, "error": 4, "duration": 5, "checkpoint": 6}
+_PRIORITY: Final = {
+    "trial": 0,
+    "status": 1,
+    "iteration": 3,
+    "error": 4,
+    "duration": 5,
+    "checkpoint": 6,
+    "name": 7,
+}
 _FIRST_METRIC: Final = 2
 _METRICS: Final = 10
 _SETTINGS: Final = 1000
@@ -78,7 +86,10 @@ def trial_columns(
     if first is not None and first not in FIELDS:
         group = settings if first.startswith("config/") else names
         group[:] = dict.fromkeys([first, *group])
-    made = [_column(name, rows, head) for name in ("trial", "status")]
+    made = [_column("trial", rows, head)]
+    if any(row.trial.trial_id not in row.trial.trial_name for row in rows):
+        made.append(_column("name", rows, head))
+    made.append(_column("status", rows, head))
     for index, name in enumerate(names):
         wanted = index == 0 or metrics is not None
         made.append(
@@ -93,7 +104,7 @@ def trial_columns(
     if any(row.trial.error for row in rows):
         made.append(_column("error", rows, head))
     if first in FIELDS and first not in {column.name for column in made}:
-        made.insert(2, replace(_column(str(first), rows, head), priority=_FIRST_METRIC))
+        made.insert(len(made) - 3, replace(_column(str(first), rows, head), priority=_FIRST_METRIC))
     return made
 
 
@@ -139,14 +150,15 @@ def _column(name: str, rows: Sequence[TrialRow], head: Head) -> Column:
         name=name,
         header=printable(_HEADERS.get(name, name.removeprefix("config/"))),
         cells=tuple(cell(row, head) for row in rows),
-        right=name not in _LEFT and not _is_text(name, rows),
+        right=name not in _LEFT and (name in FIELDS or _are_numbers(name, rows)),
         priority=_PRIORITY.get(name, _OTHERS),
         min_width=_MIN_ERROR_WIDTH if name == "error" else _MAX_SETTING_WIDTH if name not in FIELDS else None,
     )
 
 
-def _is_text(name: str, rows: Sequence[TrialRow]) -> bool:
-    return name not in FIELDS and any(isinstance(field_value(row.trial, name, 0.0), str) for row in rows)
+def _are_numbers(name: str, rows: Sequence[TrialRow]) -> bool:
+    values = (field_value(row.trial, name, 0.0) for row in rows)
+    return all(isinstance(value, int | float) for value in values if value is not None)
 
 
 def _value_cell(name: str) -> Callable[[TrialRow, Head], str]:

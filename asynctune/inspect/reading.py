@@ -160,7 +160,8 @@ class Inspection:
         """
         head = await self.head()
         if trial_id is not None:
-            kept = list(find_trial(self._store, trial_id).checkpoints)
+            trial = find_trial(self._store, trial_id)
+            trial_id, kept = trial.trial_id, list(trial.checkpoints)
         else:
             kept = [c async for trial in self._each_trial() for c in trial.checkpoints]
             kept.sort(key=lambda checkpoint: checkpoint.committed_at or 0.0)

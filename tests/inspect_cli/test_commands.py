@@ -128,6 +128,22 @@ def test_a_trial_is_shown_whole(made, capsys):
     assert Path(document["checkpoints"][0]["path"], "weights.bin").is_file()
 
 
+def test_a_trial_is_known_by_its_name_too(tmp_path, capsys):
+    async def begin() -> str:
+        async with ExperimentStore.open(tmp_path / "named") as store:
+            return store.add_trial({}, trial_name="first").trial_id
+
+    trial_id = asyncio.run(begin())
+    assert ask(capsys, tmp_path / "named", "trial", "first")[1]["trial"]["trial_id"] == trial_id
+    assert ask(capsys, tmp_path / "named", "checkpoints", "first")[1]["trial_id"] == trial_id
+    _, text, _ = show(capsys, tmp_path / "named", "trials")
+    assert [line.split()[:3] for line in text.splitlines()] == [
+        ["trial", "name", "status"],
+        [trial_id, "first", "PENDING"],
+    ]
+    assert "did you mean first?" in show(capsys, tmp_path / "named", "trial", "frist")[2]
+
+
 def test_checkpoints_of_one_trial_or_of_all(made, capsys):
     path, ids = made
     _, document = ask(capsys, path, "checkpoints")

@@ -164,3 +164,40 @@ def test_a_checkpoint_made_by_hand_is_not_looked_at(made, capsys, tmp_path):
     path, ids = made
     files(path / ids[0] / "checkpoint_000009", 9)
     assert ask(capsys, path, "verify")[1]["checkpoints"] == 4
+
+
+def test_no_flipped_bit_of_the_state_goes_unnoticed(made, capsys, rng):
+    path, _ = made
+    for _ in range(40):
+        victim = rng.choice([each for pattern in ("wal-*", "epoch-*") for each in state(path, pattern)])
+        whole = victim.read_bytes()
+        flip(victim, position := rng.randrange(len(whole)))
+        code, document = ask(capsys, path, "verify")
+        assert code == 1, (victim.name, position)
+        assert document["kind"] in {"verify", "error"}  # an error: a format that seems to be a newer one
+        assert main([str(path)]) in {0, 1}
+        capsys.readouterr()
+        victim.write_bytes(whole)
+    assert ask(capsys, path, "verify")[0] == 0
+
+
+def test_no_flipped_bit_of_a_snapshot_goes_unnoticed(generations, capsys, rng):
+    for _ in range(6):
+        victim = rng.choice(state(generations, "snap-*"))
+        whole = victim.read_bytes()
+        flip(victim, position := rng.randrange(len(whole)))
+        assert ask(capsys, generations, "verify")[0] == 1, (victim.name, position)
+        victim.write_bytes(whole)
+
+
+def test_a_state_cut_anywhere_is_answered(made, capsys, rng):
+    path, _ = made
+    (segment,) = state(path, "wal-*")
+    whole = segment.read_bytes()
+    for size in [0, 1, *rng.sample(range(2, len(whole)), 20)]:
+        segment.write_bytes(whole[:size])
+        for command in ("summary", "verify"):
+            code = main([str(path), command])
+            shown = capsys.readouterr()
+            assert code in {0, 1, 3}
+            assert bool(shown.out) != bool(shown.err)
