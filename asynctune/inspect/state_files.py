@@ -137,7 +137,7 @@ class _Walk:
         for name in names:
             data = self._read(str(name))
             try:
-                headers[name], contents[name] = decode_segment_header(data), data
+                headers[name], contents[name] = decode_segment_header(data, name), data
             except FrameError as error:
                 if not is_torn(data, 0, error) or has_valid_frame_after(data, 0, 0):
                     self._blame(f"{self._directory}/{name}", f"{name} at byte 0: {error}")

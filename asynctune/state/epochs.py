@@ -42,7 +42,7 @@ __all__ = [
     "read_claim",
 ]
 
-_EPOCH_NAME: Final = re.compile(r"epoch-(\d{1,15})\Z")
+_EPOCH_NAME: Final = re.compile(r"epoch-([1-9][0-9]{0,14})\Z")
 _KEEP_CLAIMS: Final = 8
 
 

@@ -200,7 +200,13 @@ class Journal:
         """
         name = SegmentName(self.claim.epoch, self.seq + 1, self._next_attempt())
         header = SegmentHeader(
-            self.experiment_id, self.claim, self.seq + 1, self._crc, self.history, self._node_ip
+            self.experiment_id,
+            self.claim,
+            self.seq + 1,
+            self._crc,
+            self.history,
+            self._node_ip,
+            name.attempt,
         )
         fd = self.files.create(f"{self.directory}/{name}")
         try:

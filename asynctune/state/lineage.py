@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from asynctune.state.segments import History, SegmentHeader, SegmentName
 
-__all__ = ["Link", "extend_history", "in_history", "lineage"]
+__all__ = ["MAX_HISTORY", "Link", "extend_history", "in_history", "lineage"]
 
-_MAX_HISTORY = 256
+MAX_HISTORY: Final = 4096
+"""The most openings that a history tells apart; a segment of an older one would not count any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,4 +67,4 @@ def in_history(history: Iterable[tuple[int, bytes, int]], epoch: int, nonce: byt
 
 def extend_history(history: History, epoch: int, nonce: bytes, adopted_seq: int) -> History:
     """The history of a new epoch that goes on from commit `adopted_seq`; bounded, the oldest drop out."""
-    return [*history, (epoch, nonce, adopted_seq)][-_MAX_HISTORY:]
+    return [*history, (epoch, nonce, adopted_seq)][-MAX_HISTORY:]

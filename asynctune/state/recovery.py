@@ -8,96 +8,33 @@ block and belong in a thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from asynctune.errors import CorruptStateError, UnsupportedFormatError
 from asynctune.files import LocalFiles
-from asynctune.state.codec import FrameError, Ops, has_valid_frame_after, is_torn
-from asynctune.state.epochs import Claim
-from asynctune.state.lineage import Link, in_history, lineage
+from asynctune.state.codec import FrameError, has_valid_frame_after, is_torn
+from asynctune.state.lineage import MAX_HISTORY, Link, in_history, lineage
+from asynctune.state.recovered import Notice, Position, Recovered, Row, apply_ops
 from asynctune.state.segments import (
     Commit,
     Damage,
-    History,
     SegmentHeader,
     SegmentName,
     decode_segment_header,
     parse_segment_name,
     walk_commits,
 )
-from asynctune.state.snapshot import Snapshot, parse_snapshot_name, read_snapshot
+from asynctune.state.snapshot import parse_snapshot_name, read_snapshot
 
-__all__ = ["Notice", "Position", "Recovered", "Row", "apply_ops", "follow", "recover"]
+__all__ = ["follow", "recover"]
 
 _TRIES: Final = 20
 _SETTLE_S: Final = 0.005
-# A segment's header frame with the longest history is a tenth of this.
-_HEADER_BYTES: Final = 128 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something that recovery met and could cope with.
-
-    Attributes:
-        kind: `"tear"`: a write that a crash cut short, acknowledged to nobody; `"damage"`: a damaged file that
-            another generation made good.
-        message: One sentence for people.
-        path: The file.
-        offset: Where in it.
-    """
-
-    kind: str
-    message: str
-    path: str
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One result row as committed: its commit's seq, its packed bytes, and the opening that wrote it."""
-
-    seq: int
-    data: bytes
-    claim: Claim
-    node_ip: str
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """How far the journal of an experiment has been read: commit `seq` with `crc` ended at `offset` of `name`."""
-
-    name: SegmentName
-    offset: int
-    seq: int
-    crc: int
-    experiment_id: str
-
-
-@dataclass(slots=True)
-class Recovered:
-    """The state as of the last whole commit, and what is needed to go on from there.
-
-    `position` is `None` while nothing was ever written. `snapshots` are the seqs of those that belong to the
-    history, rising; `segments` those that count.
-    """
-
-    experiment_id: str | None = None
-    records: dict[str, bytes] = field(default_factory=dict)
-    seq: int = 0
-    crc: int = 0
-    history: History = field(default_factory=list)
-    claim: Claim | None = None
-    position: Position | None = None
-    rows: list[Row] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
-    snapshots: list[int] = field(default_factory=list)
-    segments: list[SegmentName] = field(default_factory=list)
-    snapshot_seq: int = 0
-    snapshot_bytes: int = 0
-    journal_bytes: int = 0
+# No less than a segment's header frame: with an empty history, and for each epoch in it.
+_HEADER_BYTES: Final = 512
+_HISTORY_BYTES: Final = 36
 
 
 def recover(
@@ -156,15 +93,18 @@ class _Reading:
         self._acknowledged = 0  # no tear can be at or below a commit that a snapshot holds
 
     def recover(self, rows_after: Callable[[dict[str, bytes]], int] | None) -> Recovered:
-        links = lineage(self._headers())
+        headers = self._headers()
+        links = lineage(headers)
         if not links:
-            self._check_never_used()
+            self._check_never_used(headers)
             return Recovered(notices=self._notices)
         last = links[-1].header
-        if mixed := {link.header.experiment_id for link in links} - {last.experiment_id}:
-            raise self._corrupt(
-                str(links[0].name), 0, f"segments of other experiments ({', '.join(sorted(mixed))})"
-            )
+        for name, header in headers.items():
+            if header.experiment_id != last.experiment_id:
+                detail = (
+                    f"a segment of experiment {header.experiment_id!r} beside ones of {last.experiment_id!r}"
+                )
+                raise self._corrupt(str(name), 0, detail)
         state = Recovered(
             experiment_id=last.experiment_id,
             history=list(last.history),
@@ -207,7 +147,8 @@ class _Reading:
         for name in wanted:
             path = f"{self._directory}/{name}"
             try:
-                headers[name] = decode_segment_header(self._files.read_from(path, 0, _HEADER_BYTES))
+                head = self._files.read_from(path, 0, _longest_header(name))
+                headers[name] = decode_segment_header(head, name)
             except FrameError as error:
                 self._judge_header(name, self._files.read(path), error, is_last=name == wanted[-1])
         return headers
@@ -215,13 +156,15 @@ class _Reading:
     def _judge_header(self, name: SegmentName, data: bytes, error: FrameError, *, is_last: bool) -> None:
         """A header that did not reach the disk has no commit behind it: such a segment never began."""
         torn = is_torn(data, 0, error) and not has_valid_frame_after(data, 0, 0)
-        if not torn:
+        if not torn or len(data) > _longest_header(name):
             raise self._corrupt(str(name), 0, str(error), newer=error.newer)
         if is_last and not self._live:
             self._notice("tear", str(name), 0, "a segment whose creation was cut short was left behind")
 
-    def _check_never_used(self) -> None:
+    def _check_never_used(self, headers: dict[SegmentName, SegmentHeader]) -> None:
         """No segment counts: right for an experiment whose creation was cut short, and for nothing else."""
+        if headers:
+            raise self._corrupt(str(max(headers)), 0, "a segment that does not know its own opening")
         if self._snapshots:
             raise self._corrupt(f"snap-{self._snapshots[-1]}", 0, "a snapshot without any journal segment")
 
@@ -242,27 +185,27 @@ class _Reading:
                 self._acknowledged = max(self._acknowledged, seq)
                 continue
             if not in_history(state.history, snapshot.claim.epoch, snapshot.claim.nonce, seq):
+                if snapshot.claim.epoch > links[-1].name.epoch:
+                    raise self._corrupt(name, 0, "the journal of the opening that wrote it is missing")
                 continue  # a fenced writer's
             state.snapshots.insert(0, seq)
             self._acknowledged = max(self._acknowledged, seq)
             if state.snapshot_seq == 0:
-                self._adopt(state, snapshot)
+                state.records, state.seq, state.crc = snapshot.records, snapshot.seq, snapshot.crc
+                state.snapshot_seq, state.snapshot_bytes = snapshot.seq, snapshot.size_bytes
                 if not state.notices:
                     # The older generations are not needed now; reading them is the business of a verification.
                     state.snapshots[:0] = [s for s in self._snapshots if s < seq]
                     break
+        if state.snapshot_seq >= links[-1].header.first_seq:
+            detail = f"the journal segment after snapshot {state.snapshot_seq}, which was made before it, is missing"
+            raise self._corrupt(str(links[-1].name), 0, detail)
         if state.snapshot_seq + 1 < first:
             damaged = next((n for n in state.notices if n.kind == "damage"), None)
             name = damaged.path.rpartition("/")[2] if damaged else str(links[0].name)
             raise self._corrupt(
                 name, 0, f"the journal starts at commit {first}, and no whole snapshot reaches that far"
             )
-
-    def _adopt(self, state: Recovered, snapshot: Snapshot) -> None:
-        state.records = snapshot.records
-        state.seq = state.snapshot_seq = snapshot.seq
-        state.crc = snapshot.crc
-        state.snapshot_bytes = snapshot.size_bytes
 
     # -- the journal ---------------------------------------------------------------------------------------
 
@@ -274,6 +217,9 @@ class _Reading:
             if link.header.first_seq > state.seq + 1:
                 missing = f"commits {state.seq + 1} to {link.header.first_seq - 1} are missing"
                 raise self._corrupt(str(link.name), 0, missing)
+            if link.header.first_seq == state.seq + 1 and link.header.prev_crc != state.crc:
+                detail = f"the segment does not go on from commit {state.seq} as it was found"
+                raise self._corrupt(str(link.name), 0, detail)
             end = self._replay_segment(state, link, data)
             state.position = Position(link.name, end, state.seq, state.crc, link.header.experiment_id)
         if state.seq < self._acknowledged:
@@ -284,11 +230,10 @@ class _Reading:
 
     def _replay_segment(self, state: Recovered, link: Link, data: bytes) -> int:
         name, offset = str(link.name), link.header.end
-        walk = walk_commits(
-            data, offset, epoch=link.name.epoch, seq=link.header.first_seq, crc=link.header.prev_crc
-        )
-        for item in walk:
+        newer = False
+        for item in _walk(link, data):
             if isinstance(item, Damage):
+                newer = item.error.newer
                 if link.end_seq is None:
                     self._judge_tail(name, data, item, state.seq + 1)
                 break
@@ -307,7 +252,7 @@ class _Reading:
             reached = (state.seq, state.crc) == (link.end_seq - 1, link.end_crc)
             if not reached and state.seq < link.end_seq:
                 detail = f"commit {state.seq + 1} is damaged or missing, and later ones follow"
-                raise self._corrupt(name, offset, detail)
+                raise self._corrupt(name, offset, detail, newer=newer)
         return offset
 
     def _judge_tail(self, name: str, data: bytes, damage: Damage, seq: int) -> None:
@@ -328,21 +273,21 @@ class _Reading:
         if after >= state.snapshot_seq:
             return
         older: list[Row] = []
+        reached = links[0].header.first_seq - 1
         for link in links:
             if link.header.first_seq > state.snapshot_seq:
                 break
-            data = self._read(str(link.name))
-            for item in walk_commits(
-                data,
-                link.header.end,
-                epoch=link.name.epoch,
-                seq=link.header.first_seq,
-                crc=link.header.prev_crc,
-            ):
+            data, offset = self._read(str(link.name)), link.header.end
+            for item in _walk(link, data):
                 if isinstance(item, Damage) or (link.end_seq is not None and item.seq >= link.end_seq):
                     break
+                reached, offset = item.seq, item.end
                 if after < item.seq <= state.snapshot_seq:
                     older += _rows(link, item)
+            if link.end_seq is not None and link.end_seq > after + 1 and reached < link.end_seq - 1:
+                raise self._corrupt(str(link.name), offset, _rows_lost(reached + 1))
+        if links[0].header.first_seq > after + 1:
+            raise self._corrupt(str(links[0].name), 0, _rows_lost(after + 1))
         state.rows[:0] = older
 
     # -- small things --------------------------------------------------------------------------------------
@@ -372,9 +317,14 @@ def _rows(link: Link, commit: Commit) -> list[Row]:
     return [Row(commit.seq, row, header.claim, header.node_ip) for ops in commit.ops for row in ops.rows]
 
 
-def apply_ops(records: dict[str, bytes], parts: tuple[Ops, ...]) -> None:
-    """Replay one commit onto a plain dict: the last writer wins."""
-    for ops in parts:
-        records.update(zip(ops.puts[::2], ops.puts[1::2], strict=True))
-        for key in ops.deletes:
-            records.pop(key, None)
+def _walk(link: Link, data: bytes) -> Iterator[Commit | Damage]:
+    head = link.header
+    return walk_commits(data, head.end, epoch=link.name.epoch, seq=head.first_seq, crc=head.prev_crc)
+
+
+def _longest_header(name: SegmentName) -> int:
+    return _HEADER_BYTES + _HISTORY_BYTES * min(name.epoch, MAX_HISTORY)
+
+
+def _rows_lost(seq: int) -> str:
+    return f"commit {seq} is damaged or missing, and its result rows are not in the result files yet"

@@ -37,7 +37,8 @@ __all__ = [
     "walk_commits",
 ]
 
-_NAME: Final = re.compile(r"wal-(\d{1,15})-(\d{1,18})(?:\.(\d{1,9}))?\Z")
+# Each name has one spelling, so that no two files can stand for the same segment.
+_NAME: Final = re.compile(r"wal-([1-9][0-9]{0,14})-([1-9][0-9]{0,17})(?:\.([1-9][0-9]{0,8}))?\Z")
 
 History = list[tuple[int, bytes, int]]
 """For each epoch that counts, rising: (number, nonce, seq of the last commit adopted from before it)."""
@@ -66,7 +67,13 @@ class SegmentHeader:
     prev_crc: int
     history: History
     node_ip: str
+    attempt: int = 0
     end: int = 0
+
+    @property
+    def name(self) -> SegmentName:
+        """The name of its file."""
+        return SegmentName(self.claim.epoch, self.first_seq, self.attempt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +110,7 @@ def encode_segment_header(header: SegmentHeader) -> bytes:
         "prev_crc": header.prev_crc,
         "history": [list(entry) for entry in header.history],
         "node_ip": header.node_ip,
+        "attempt": header.attempt,
     }
     return encode_frame(
         FrameType.SEGMENT,
@@ -113,11 +121,11 @@ def encode_segment_header(header: SegmentHeader) -> bytes:
     )
 
 
-def decode_segment_header(data: bytes) -> SegmentHeader:
-    """The header at the start of a segment's bytes.
+def decode_segment_header(data: bytes, name: SegmentName) -> SegmentHeader:
+    """The header at the start of the bytes of segment `name`.
 
     Raises:
-        FrameError: Not a valid one.
+        FrameError: Not a valid one, or that of another segment.
     """
     frame = decode_frame(data)
     fields = decode_fields(frame.payload)
@@ -129,6 +137,7 @@ def decode_segment_header(data: bytes) -> SegmentHeader:
             prev_crc=fields["prev_crc"],
             history=decode_history(fields["history"]),
             node_ip=fields["node_ip"],
+            attempt=fields["attempt"],
             end=frame.end,
         )
     except (KeyError, TypeError, AttributeError) as error:
@@ -140,8 +149,12 @@ def decode_segment_header(data: bytes) -> SegmentHeader:
         or frame.epoch != header.claim.epoch
         or frame.prev != header.prev_crc
         or not isinstance(header.experiment_id, str)
+        or not isinstance(header.node_ip, str)
     ):
         msg = "a segment header whose parts contradict each other"
+        raise FrameError(msg)
+    if header.name != name:
+        msg = f"the header of segment {header.name}"
         raise FrameError(msg)
     return header
 
@@ -153,10 +166,13 @@ def decode_history(value: Any) -> History:
         FrameError: Not one.
     """
     try:
-        history = [(int(epoch), bytes(nonce), int(adopted)) for epoch, nonce, adopted in value]
+        history = [(epoch, nonce, adopted) for epoch, nonce, adopted in value]
     except (TypeError, ValueError) as error:
         msg = "an epoch history that is not valid"
         raise FrameError(msg) from error
+    if not all(tuple(map(type, entry)) == (int, bytes, int) for entry in history):
+        msg = "an epoch history with a value of the wrong type"
+        raise FrameError(msg)
     return history
 
 

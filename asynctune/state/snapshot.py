@@ -30,7 +30,7 @@ from asynctune.state.segments import History, decode_history
 
 __all__ = ["Image", "Snapshot", "parse_snapshot_name", "read_snapshot", "write_snapshot"]
 
-_NAME: Final = re.compile(r"snap-(\d{1,18})\Z")
+_NAME: Final = re.compile(r"snap-(0|[1-9][0-9]{0,17})\Z")
 _CHUNK_BYTES: Final = 256 * 1024
 _CHUNK_KEYS: Final = 2000
 _SYNC_BYTES: Final = 8 * 1024 * 1024

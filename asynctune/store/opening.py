@@ -34,7 +34,8 @@ from asynctune.state.epochs import (
 )
 from asynctune.state.journal import Journal
 from asynctune.state.lineage import extend_history
-from asynctune.state.recovery import Notice, Recovered, recover
+from asynctune.state.recovered import Notice, Recovered
+from asynctune.state.recovery import recover
 from asynctune.store.records import Records
 
 __all__ = ["Mode", "OpenedForReading", "OpenedForWriting", "Opening", "open_for_reading", "open_for_writing"]

@@ -13,7 +13,8 @@ from asynctune.clock import Clock
 from asynctune.errors import ConfigError, ExperimentNotFoundError
 from asynctune.files import LocalFiles
 from asynctune.state.epochs import Claim, is_alive
-from asynctune.state.recovery import Position, follow
+from asynctune.state.recovered import Position
+from asynctune.state.recovery import follow
 from asynctune.state.segments import Commit
 from asynctune.state.thread import WorkThread
 from asynctune.store.opening import STATE_DIR, OpenedForReading, Opening, newest_claim, open_for_reading
