@@ -187,7 +187,11 @@ class Room:
 
     async def save(self, trial_id: str, source: Any = None, **options: Any) -> Any:
         """Save a directory for a trial whose directory is called like it."""
-        directory = tree(self.path.parent / f"src-{trial_id}") if source is None else source
+        directory = source
+        if source is None:
+            directory = self.path.parent / f"src-{trial_id}"
+            if not directory.exists():  # written once: another save of it may be under way
+                tree(directory)
         return await self.catalog.save(trial_id, directory, **{"trial_name": trial_id, **options})
 
     async def deleted(self) -> None:
