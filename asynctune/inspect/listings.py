@@ -21,7 +21,6 @@ _PRESENCE: Final = {
     "missing": "MISSING",
     "deleted": "deleted",
     "elsewhere": "elsewhere",
-    "unchecked": DASH,
 }
 
 

@@ -27,9 +27,9 @@ __all__ = [
     "Writer",
 ]
 
-Presence = Literal["present", "missing", "deleted", "elsewhere", "unchecked"]
+Presence = Literal["present", "missing", "deleted", "elsewhere"]
 """Where a checkpoint's files are: here; not where they should be; deleted by retention since the record was
-read; in the mirror alone; not looked for."""
+read; in the mirror alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class CheckpointEntry:
     """One recorded checkpoint, and whether its files are there (`ExperimentStore` records, this looks)."""
 
     checkpoint: Checkpoint
-    presence: Presence = "unchecked"
+    presence: Presence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
