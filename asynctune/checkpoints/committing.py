@@ -96,13 +96,13 @@ class Committer:
         context = self._context
         long_name = directory_name(step, epoch=context.epoch, attempt=wanted.attempt)
         names = [directory_name(step), long_name] if wanted.plain else [long_name]
-        try:
-            with self._placing(wanted.trial_name, names):
+        with self._placing(wanted.trial_name, names):
+            try:
                 record = await context.threads.run(self._place, wanted, step, stage, names)
                 context.records.put(record)
-        except BaseException as error:
-            await give_up(context.threads, stage, error)
-            raise
+            except BaseException as error:
+                await give_up(context.threads, stage, error)
+                raise
         # From here on it is recorded, even if the caller is cancelled: the commit goes on without them.
         self._deletions.retire(wanted.trial_id)
         await context.records.commit()
