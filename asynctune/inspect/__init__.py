@@ -2,13 +2,16 @@
 
 Each module has one step of the way from a location to the screen::
 
-    cli        the command line: words and options, nothing else
-    reading    opens stores in read mode, looks at files in threads, turns errors into exit codes
-    scan       one pass over all trials: counts, filter, order, limit
-    report     plain values that say everything a command answers (pure)
-    verifying  every frame and every file against its checksums
-    tables     report -> text for people        columns, text: how cells read, which columns fit
-    jsonout    report -> JSON for programs, a stated contract (docs/inspect.md)
+    cli          the command line: words and options, nothing else
+    answers      what each command asks, and what draws the answer
+    reading      opens one experiment in read mode      directory    opens all of a directory
+    building     what a store says, as reports          places       looks for files, in threads
+    scan         one pass over all trials               fields       what a trial says by name
+    verifying    all against its checksums              state_files  each frame of the state
+    report       the values that are the answers
+    tables       reports for people                     columns, listings, text: what fits, how it reads
+    jsonout      reports for programs, a stated contract (docs/inspect.md)
+    screen       the way out                            exits        exit codes
 
 It needs nothing of the code that ran the trials: state holds names and numbers, never code.
 """

@@ -143,7 +143,7 @@ class TrialsReport:
         left_out: By status, how many of those are not among `rows`.
         rows: The trials to show, in order.
         best: The best trial, where a metric was given.
-        metric: That metric, or the one sorted by.
+        metric: That metric.
         problems: What was found.
     """
 

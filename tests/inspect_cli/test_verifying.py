@@ -128,6 +128,23 @@ def test_a_damaged_claim_is_found(made, capsys):
     assert "epoch-1" in document["problems"][0]["message"]
 
 
+def test_a_record_that_makes_no_sense_is_found_though_its_checksums_are_right(tmp_path, capsys):
+    path = tmp_path / "odd"
+
+    async def write() -> str:
+        async with ExperimentStore.open(path) as store:
+            store.add_trial({})
+            trial = store.add_trial({})
+            store._records.put_packed(f"trial/{trial.trial_id}", b"\xc1 no msgpack")
+            return trial.trial_id
+
+    trial_id = asyncio.run(write())
+    code, document = ask(capsys, path, "verify")
+    assert code == 1
+    (problem,) = document["problems"]
+    assert trial_id in problem["message"]
+
+
 def test_a_tear_is_reported_and_no_problem(tmp_path, capsys):
     path = tmp_path / "torn"
     with driver(path, "wait") as process:
