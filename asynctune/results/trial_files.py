@@ -211,10 +211,7 @@ class TrialFiles:
 
         self._write_params(trial)
         progress = self._path(trial, PROGRESS_FILE)
-        if any(isinstance(each, Cut) for each in changes):  # columns that only void rows have shall go
-            self._progress.make(progress, state.progress, lines)
-        else:
-            self._progress.align(progress, state.progress, lines, made.known_from)
+        self._progress.align(progress, state.progress, lines, made.known_from)
         if self._events is not None:
             self._events.align(
                 self._path(trial),

@@ -52,10 +52,19 @@ def test_a_file_that_agrees_is_only_added_to(progress, path, disk):
         lambda data: data[:-1],
         lambda data: data.replace(b"1.5", b"9.9"),
         lambda data: data + data[-9:],
+        lambda data: data.replace(b"0.5,", b"0.5,x\r\n0.5,"),
         lambda data: data.replace(b"loss,text", b"loss,txet"),
         lambda data: b"\0" * len(data),
     ],
-    ids=["empty", "cut short", "another value", "a line too many", "another column", "zeros"],
+    ids=[
+        "empty",
+        "cut short",
+        "another value",
+        "a line too many",
+        "a line too many before",
+        "another column",
+        "zeros",
+    ],
 )
 def test_a_file_that_does_not_agree_is_made_anew(progress, path, damage):
     want = whole(progress, path, LINES)

@@ -114,6 +114,7 @@ def test_the_user_wins_except_for_trial_id_and_config():
     full = expand(row(1, mine), trial(), OPENING)
     assert (full["done"], full["hostname"], full["timestamp"]) == (True, "mine", 5)
     assert (full["trial_id"], full["config"]) == ("t1", {"lr": 0.1})
+    assert list(full)[-2:] == ["trial_id", "config"]
 
 
 def test_the_date_is_local_time_by_default():

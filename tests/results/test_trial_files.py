@@ -376,8 +376,7 @@ def test_tensorboard_asked_for_later_has_every_row(tmp_path):
 # -- failures ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("after_bytes", [None, 0, 50])
+@pytest.mark.parametrize(("error", "after_bytes"), [(errno.ENOSPC, None), (errno.ENOSPC, 50), (errno.EIO, 0)])
 def test_any_single_failure_is_made_good_by_calling_again(tmp_path, error, after_bytes):
     story: list[Any] = [
         {"loss": 1.0},
