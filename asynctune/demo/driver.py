@@ -86,9 +86,8 @@ class Driver:
             os.makedirs(self._own, exist_ok=True)
             self._last_words = read_last_words(path)
             for name in os.listdir(self._own):
-                if name.startswith(
-                    "scratch-"
-                ):  # of drivers before: nothing in it was acknowledged to anybody
+                # Of drivers before; nothing in there was acknowledged to anybody.
+                if name.startswith("scratch-"):
                     shutil.rmtree(os.path.join(self._own, name), ignore_errors=True)
             return Heartbeat(path)
         except OSError as error:

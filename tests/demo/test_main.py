@@ -144,12 +144,9 @@ def test_a_killed_worker_costs_its_epoch_and_no_more(undisturbed, directory):
 @pytest.mark.parametrize("damaged", ["newest", "all"])
 def test_damaged_checkpoints_are_passed_over_aloud(directory, damaged):
     arguments = [*DEMO, str(directory), "--trials", "2", "--epochs", "16"]
-    run_killed(
-        arguments, Moment(lines=5, seconds=0.2)
-    )  # one trial is finished, the other beyond its first rung
-    trial = max(
-        (path.parent for path in directory.glob("trial_*/checkpoint_*")), key=lambda p: len(list(p.iterdir()))
-    )
+    # Cleanly, so that every directory there is a committed checkpoint. One trial is finished, one on its way.
+    run_killed(arguments, Moment(lines=5, seconds=0.2), signal.SIGTERM)
+    trial = max(directory.glob("trial_*/checkpoint_*"), key=lambda path: path.name).parent
     for checkpoint in sorted(trial.glob("checkpoint_*"))[-1 if damaged == "newest" else 0 :]:
         (checkpoint / "arrays.npz").write_bytes(b"damaged")
     ended = run_whole([*DEMO, str(directory)])
