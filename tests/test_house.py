@@ -19,6 +19,7 @@ PURE: Final = {
     "asynctune.checkpoints.retention",
     "asynctune.config",
     "asynctune.errors",
+    "asynctune.metrics",
     "asynctune.packing",
     "asynctune.protocols",
     "asynctune.state.codec",

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from asynctune.config import CheckpointConfig
+from asynctune.metrics import find_number
 
 __all__ = ["Candidate", "RetentionPlan", "plan_retention", "rank", "score_of"]
 
 _MISSING: Final = 0
 _NAN: Final = 1
 _NUMBER: Final = 2
-_MAX_DEPTH: Final = 64
 _SHOWN: Final = 10
 
 
@@ -88,22 +88,7 @@ def score_of(metrics: Mapping[str, Any], attribute: str) -> float | None:
 
     `"a/b"` is found as the key `"a/b"`, or as `"b"` in the mapping at `"a"`.
     """
-    value = _find(metrics, attribute.strip("/"), 0)
-    return value if isinstance(value, int | float) else None
-
-
-def _find(metrics: Any, name: str, depth: int) -> Any:
-    if not isinstance(metrics, Mapping) or depth > _MAX_DEPTH:
-        return None
-    if name in metrics:
-        return metrics[name]
-    end = name.find("/")
-    while end >= 0:
-        found = _find(metrics.get(name[:end]), name[end + 1 :], depth + 1)
-        if found is not None:
-            return found
-        end = name.find("/", end + 1)
-    return None
+    return find_number(metrics, attribute.strip("/"))
 
 
 def _warning(candidates: Sequence[Candidate], config: CheckpointConfig) -> str | None:

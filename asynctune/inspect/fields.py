@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from asynctune.inspect.text import flatten
+from asynctune.metrics import find_value
 from asynctune.trial import Trial, TrialStatus
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "field_value",
     "is_number",
     "iteration",
-    "lookup",
     "metrics_of",
     "settings_of",
 ]
@@ -80,20 +80,6 @@ FIELDS: Final[Mapping[str, Callable[[Trial, float], Any]]] = {
 """Name of each fixed field, with how to read it from a trial and the time the report speaks of."""
 
 
-def lookup(values: Mapping[str, Any], name: str) -> Any:
-    """The value called `name`, or of a nested mapping `outer/inner`; `None` if there is none."""
-    if name in values:
-        return values[name]
-    head, slash, rest = name.partition("/")
-    while slash:
-        inner = values.get(head)
-        if isinstance(inner, Mapping) and (found := lookup(inner, rest)) is not None:
-            return found
-        more, slash, rest = rest.partition("/")
-        head = f"{head}/{more}"
-    return None
-
-
 def field_value(trial: Trial, name: str, as_of: float) -> Any:
     """What `name` says of the trial: a field, a hyperparameter, or a metric; `None` where it has none.
 
@@ -105,8 +91,8 @@ def field_value(trial: Trial, name: str, as_of: float) -> Any:
     if name in FIELDS:
         return FIELDS[name](trial, as_of)
     if name.startswith("config/"):
-        return lookup(trial.config, name.removeprefix("config/"))
-    return lookup(trial.last_result, name)
+        return find_value(trial.config, name.removeprefix("config/"))
+    return find_value(trial.last_result, name)
 
 
 def metrics_of(trial: Trial) -> Iterator[tuple[str, Any]]:

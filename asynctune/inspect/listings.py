@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from asynctune.inspect.columns import Column
-from asynctune.inspect.fields import lookup
 from asynctune.inspect.report import CheckpointEntry, ExperimentLine
 from asynctune.inspect.text import DASH, ago, flatten, metric_number, path_text, printable, size
+from asynctune.metrics import find_value
 from asynctune.trial import TrialStatus
 
 __all__ = ["checkpoint_columns", "experiment_columns"]
@@ -97,4 +97,4 @@ def _total(line: ExperimentLine) -> str:
 
 
 def _best(line: ExperimentLine, metric: str) -> str:
-    return DASH if line.best is None else metric_number(lookup(line.best.trial.last_result, metric))
+    return DASH if line.best is None else metric_number(find_value(line.best.trial.last_result, metric))

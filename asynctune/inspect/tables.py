@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from asynctune.inspect.columns import GAP, Column, chosen_columns, fit_columns, trial_columns
-from asynctune.inspect.fields import lookup
 from asynctune.inspect.listings import checkpoint_columns, experiment_columns
 from asynctune.inspect.report import (
     BestReport,
@@ -40,6 +39,7 @@ from asynctune.inspect.text import (
     setting,
     size,
 )
+from asynctune.metrics import find_value
 from asynctune.trial import TrialStatus
 
 __all__ = [
@@ -346,4 +346,4 @@ def _problems(problems: Iterable[Problem]) -> list[RenderableType]:
 
 
 def _metric(row: TrialRow, metric: str) -> Any:
-    return lookup(row.trial.last_result, metric)
+    return find_value(row.trial.last_result, metric)

@@ -16,7 +16,7 @@ from typing import Any
 from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.clock import Clock
 from asynctune.config import CheckpointConfig
-from asynctune.errors import StorageError, StoreClosedError, TrialNotFoundError
+from asynctune.errors import CorruptStateError, StorageError, StoreClosedError, TrialNotFoundError
 from asynctune.files import LocalFiles
 from asynctune.results.projector import ResultFiles
 from asynctune.results.rows import OpeningInfo, TrialInfo
@@ -175,7 +175,8 @@ class Engine:
             await self.checkpoints.settle(self._trial_of)
         except StoreClosedError:
             return  # closed at once; the next opening does it
-        except StorageError as error:
+        except (StorageError, CorruptStateError) as error:
+            # a trial whose record cannot be used says so itself when it is asked for
             logger.warning("checkpoint directories without a record stay where they are: %s", error)
             self.events.emit("write_failed", message=str(error))
 

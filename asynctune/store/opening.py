@@ -32,7 +32,7 @@ from asynctune.state.epochs import (
     locked_error,
     read_claim,
 )
-from asynctune.state.journal import Journal
+from asynctune.state.journal import Journal, secure_tail
 from asynctune.state.lineage import extend_history
 from asynctune.state.recovered import Notice, Recovered
 from asynctune.state.recovery import recover
@@ -218,7 +218,9 @@ def _open_locked(
     # read after the claim: what an older writer still adds is acknowledged to nobody
     recovered = recover(state_dir, files, rows_after=_projected)
     resumed = recovered.position is not None
-    if not resumed:
+    if recovered.position is not None:
+        secure_tail(state_dir, recovered.position.name, files)
+    else:
         _check_really_new(path, state_dir, epochs, mode, files)
     if recovered.claim is not None and recovered.claim.epoch >= claim.epoch:
         claim = claim_epoch(state_dir, files, clock, at_least=recovered.claim.epoch + 1)

@@ -169,7 +169,8 @@ class ReadableStore:
         Args:
             trial_id: Whose.
             step: Which; by default the newest that is intact.
-            to: A new or empty directory; by default one of asynctune's own, removed at the close.
+            to: A new or empty directory; by default one of asynctune's own, removed when the trial
+                finishes, and at the close.
 
         Raises:
             TrialNotFoundError: No such trial.

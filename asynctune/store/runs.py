@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -18,7 +17,6 @@ __all__ = [
     "Run",
     "error_text",
     "full_result",
-    "lookup_metric",
     "next_iteration",
     "pack_map",
     "pack_run",
@@ -181,18 +179,3 @@ def full_result(run: Run) -> dict[str, Any]:
         "timestamp": int(run.reported_at or 0),
     }
     return {**own, **run.metrics, "training_iteration": run.iteration}
-
-
-def lookup_metric(metrics: Mapping[str, Any], name: str) -> float | None:
-    """A numeric metric by its name, or by the path `a/b` into nested ones; `None` where there is none."""
-    value: Any = metrics.get(name)
-    if value is None:
-        value = metrics
-        for part in name.split("/"):
-            value = value.get(part) if isinstance(value, Mapping) else None
-    if not isinstance(value, bool | int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # an integer beyond what a float holds
-        return math.inf if value > 0 else -math.inf

@@ -156,6 +156,8 @@ class ExperimentStore(ReadableStore):
         engine.journal_rows(operations)
         if before is not after:
             engine.events.emit("status_changed", trial_id=trial_id, status=after.value, before=before.value)
+            if after.is_finished:
+                engine.checkpoints.release(trial_id)
 
     def report(self, trial_id: str, metrics: Mapping[str, Any], iteration: int | None = None) -> None:
         """Add a result row to a trial.

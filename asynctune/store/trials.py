@@ -8,12 +8,12 @@ Works on `Records` alone: synchronous, no I/O. Two records make a trial, so that
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asynctune.clock import Clock
 from asynctune.errors import ConfigError, CorruptStateError, TransitionError, TrialNotFoundError
+from asynctune.metrics import find_number
 from asynctune.packing import pack, unpack
 from asynctune.results.rows import Announce, Cut, ResultRow, encode
 from asynctune.store.names import check_name, suggest_trial_id
@@ -24,7 +24,6 @@ from asynctune.store.runs import (
     Run,
     error_text,
     full_result,
-    lookup_metric,
     next_iteration,
     pack_map,
     pack_run,
@@ -378,12 +377,11 @@ class TrialTable:
         if mode not in {"min", "max"}:
             msg = f"mode must be 'min' or 'max', not {mode!r}"
             raise ConfigError(msg)
-        sign = 1.0 if mode == "max" else -1.0
-        best_id, best_value = None, -math.inf
+        best_id, best_value = None, 0.0
         for trial_id in self.listed():
-            value = lookup_metric(self.run(trial_id).metrics, metric)
-            if value is None or math.isnan(value):
+            value = find_number(self.run(trial_id).metrics, metric)
+            if value is None or value != value:  # noqa: PLR0124 - NaN, also for an integer beyond every float
                 continue
-            if best_id is None or sign * value > best_value:
-                best_id, best_value = trial_id, sign * value
+            if best_id is None or (value > best_value if mode == "max" else value < best_value):
+                best_id, best_value = trial_id, value
         return best_id

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from asynctune.inspect.fields import duration_s, field_value, iteration, lookup
+from asynctune.inspect.fields import duration_s, field_value, iteration
 from asynctune.inspect.scan import Order, Scan
 from asynctune.trial import Trial, TrialStatus
 from tests.inspect_cli.examples import NOW, START, a_checkpoint, a_trial
@@ -103,12 +103,6 @@ def test_a_trial_is_asked_by_name(name, expected):
         checkpoints=(a_checkpoint(4, 2), a_checkpoint(8, 2)),
     )
     assert field_value(trial, name, NOW) == expected
-
-
-def test_a_name_with_slashes_may_be_split_anywhere():
-    assert lookup({"a/b": {"c": 1}}, "a/b/c") == 1
-    assert lookup({"a": {"b/c": 1}}, "a/b/c") == 1
-    assert lookup({"a": {"b": 0}, "a/b": {"c": 1}}, "a/b/c") == 1
 
 
 def test_without_training_iteration_results_are_counted():

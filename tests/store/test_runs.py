@@ -13,7 +13,6 @@ from asynctune.store.runs import (
     Run,
     error_text,
     full_result,
-    lookup_metric,
     next_iteration,
     pack_map,
     pack_run,
@@ -132,37 +131,3 @@ def test_the_last_result_is_empty_before_the_first():
     run = Run(num_results=1, iteration=4, reported_at=17.9, metrics={"loss": 1, "training_iteration": 99})
     assert full_result(run) == {"training_iteration": 4, "time_total_s": 0.0, "timestamp": 17, "loss": 1}
     assert full_result(replace(run, metrics={"timestamp": 5}))["timestamp"] == 5
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("loss", 0.5),
-        ("flag", 1.0),
-        ("whole", 3.0),
-        ("eval/acc", 0.9),
-        ("eval/deep/er", 7.0),
-        ("a/b", 1.0),
-        ("missing", None),
-        ("eval", None),
-        ("eval/none", None),
-        ("text", None),
-        ("text/x", None),
-        ("", None),
-        ("huge", float("inf")),
-        ("-huge", float("-inf")),
-    ],
-)
-def test_metrics_are_looked_up_by_name_and_by_path(name, expected):
-    metrics = {
-        "loss": 0.5,
-        "flag": True,
-        "whole": 3,
-        "eval": {"acc": 0.9, "deep": {"er": 7}},
-        "a/b": 1.0,
-        "a": {"b": 2.0},
-        "text": "0.5",
-        "huge": 10**400,
-        "-huge": -(10**400),
-    }
-    assert lookup_metric(metrics, name) == expected
