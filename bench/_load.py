@@ -68,10 +68,12 @@ class StoreCommits:
 
     async def prepare(self, directory: str, trials: int) -> dict[str, Any]:
         self._location = Path(directory) / "experiment"
-        self._store = await ExperimentStore.open(self._location, mode="create")
         self._trials = trials
         self._reports = 1
-        await add_trials(self._store, trials)
+        # Closed and opened again: the N trials' result files are not being written beside the measurement.
+        async with ExperimentStore.open(self._location, mode="create") as store:
+            await add_trials(store, trials)
+        self._store = await ExperimentStore.open(self._location, mode="resume")
         before = await asyncio.to_thread(journal_bytes, self._location)
         count = 20
         await self.measure(count)
