@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import shlex
 import signal
 import sys
 
@@ -100,7 +101,7 @@ async def _interruptible(directory: str, given: dict[str, int], workers: int, di
 
 
 def _say_how_to_go_on(display: Display) -> None:
-    command = " ".join(["python -m asynctune.demo", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "asynctune.demo", *sys.argv[1:]])
     display.line(f"Stopped, and all of it is on disk. To go on: {command}", style="bold")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import shutil
 from dataclasses import asdict
 from typing import Any, Final
@@ -273,8 +274,9 @@ class Driver:
                 text += f", {tested:.4f} on test images that the search never saw"
             display.line(text, style="bold")
         display.line(self._progress().store_line)
-        display.line(f"look closer:  python -m asynctune.inspect {store.location}")
-        display.line(f"start anew:   rm -r {store.location}")
+        location = shlex.quote(str(store.location))
+        display.line(f"look closer:  python -m asynctune.inspect {location}")
+        display.line(f"start anew:   rm -r {location}")
 
     # -- meanwhile -----------------------------------------------------------------------------------
 
