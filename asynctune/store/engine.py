@@ -16,7 +16,7 @@ from typing import Any
 from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.clock import Clock
 from asynctune.config import CheckpointConfig
-from asynctune.errors import CorruptStateError, StorageError, StoreClosedError, TrialNotFoundError
+from asynctune.errors import CorruptStateError, FencedError, StorageError, StoreClosedError, TrialNotFoundError
 from asynctune.files import LocalFiles
 from asynctune.results.projector import ResultFiles
 from asynctune.results.rows import OpeningInfo, TrialInfo
@@ -337,7 +337,8 @@ class Engine:
             await self._supervisor.stop()
             await self.writer.aclose()
             try:
-                await self.results.aclose()
+                # the files belong to whoever fenced this opening
+                await self.results.aclose(write=not isinstance(self._failure, FencedError))
             except StorageError as error:
                 logger.warning("the result files are completed at the next opening: %s", error)
         finally:
