@@ -16,6 +16,8 @@ from asynctune.state.thread import WorkThread
 __all__ = ["Generations", "SnapshotDone"]
 
 _MIN_JOURNAL_BYTES: Final = 1024 * 1024
+# Every opening begins a segment: many short ones leave many, all of which the next has to read.
+_MAX_SEGMENTS: Final = 64
 _KEPT: Final = 2
 
 
@@ -57,14 +59,15 @@ class Generations:
         self._clock = clock
         self._on_disk = snapshots
         self._threshold = max(_MIN_JOURNAL_BYTES, snapshot_bytes)
+        self._most_segments = _MAX_SEGMENTS
         self.snapshot_bytes = snapshot_bytes
         self.journal_bytes = journal_bytes
         self.count = 0
 
     @property
     def due(self) -> bool:
-        """Whether the journal has outgrown the last snapshot, and a mebibyte."""
-        return self.journal_bytes > self._threshold
+        """Whether the journal has outgrown the last snapshot, and a mebibyte, or lies in too many segments."""
+        return self.journal_bytes > self._threshold or self._journal.segments > self._most_segments
 
     def grew(self, size_bytes: int) -> None:
         """A commit added so many bytes to the journal."""
@@ -78,7 +81,8 @@ class Generations:
             FencedError: Another opening owns the experiment.
         """
         covered, started_at = self.journal_bytes, self._clock.monotonic()
-        self._threshold = 2 * covered
+        self._threshold = max(2 * covered, _MIN_JOURNAL_BYTES)
+        self._most_segments = self._journal.segments + _MAX_SEGMENTS
         image = await self._journal_thread.run(self._journal.capture)
         size = await self._thread.run(self._write_image, image)
         self.count += 1

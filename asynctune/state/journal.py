@@ -27,7 +27,7 @@ from asynctune.state.segments import (
 )
 from asynctune.state.snapshot import Image, parse_snapshot_name
 
-__all__ = ["Batch", "CommitDone", "DiskFullError", "Journal"]
+__all__ = ["Batch", "CommitDone", "DiskFullError", "Journal", "secure_tail"]
 
 _FRAME_KEYS: Final = 2000
 _FRAME_BYTES: Final = 256 * 1024
@@ -61,8 +61,25 @@ class CommitDone:
     overcame: OSError | None
 
 
+def secure_tail(directory: str, name: SegmentName, files: LocalFiles) -> None:
+    """Make the end of an earlier opening's last segment durable, before anything builds on it.
+
+    A writer that was killed may have written a commit, which every reader sees, and not have synced it.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    fd = files.open_read(f"{directory}/{name}")
+    try:
+        files.sync_data(fd)
+    finally:
+        files.close(fd)
+
+
 class Journal:
     """The journal of one opening.
+
+    `segments` is the number of segments in the directory, as of the last look.
 
     Args:
         directory: The `.asynctune` directory.
@@ -101,6 +118,7 @@ class Journal:
         self._image = records
         self.files = files
         self._clock = clock
+        self.segments = 0
         self._fd: int | None = None
         self._name = ""
 
@@ -222,12 +240,10 @@ class Journal:
             self._close(old)
 
     def _next_attempt(self) -> int:
-        used = [
-            n.attempt
-            for text in self.files.list_dir(self.directory)
-            if (n := parse_segment_name(text)) and (n.epoch, n.first_seq) == (self.claim.epoch, self.seq + 1)
-        ]
-        return max(used, default=-1) + 1
+        names = [n for text in self.files.list_dir(self.directory) if (n := parse_segment_name(text))]
+        self.segments = len(names)
+        here = (self.claim.epoch, self.seq + 1)
+        return max((n.attempt for n in names if (n.epoch, n.first_seq) == here), default=-1) + 1
 
     def _abandon(self, *, discard: bool = False) -> None:
         fd, self._fd = self._fd, None

@@ -24,12 +24,12 @@ class CostBudget:
     """Spaces one kind of work so that it takes at most 5 % of the time.
 
     A cost ten times the recent median, such as that of a process that was suspended meanwhile, sets the pace
-    only if the next one repeats it.
+    only if it is not the first of the last nine.
     """
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=_RECENT)
-        self._suspect = False
+        self._since_outlier = _RECENT
         self._next_start = -math.inf
 
     @property
@@ -46,12 +46,11 @@ class CostBudget:
             surcharge_s: Its share of work done elsewhere; added as it is.
         """
         counted = cost_s
-        if len(self._recent) >= _RECENT // 2:
-            typical = median(self._recent)
-            outlier = cost_s > _OUTLIER * typical
-            if outlier and not self._suspect:
+        self._since_outlier += 1
+        if len(self._recent) >= _RECENT // 2 and cost_s > _OUTLIER * (typical := median(self._recent)):
+            if self._since_outlier >= _RECENT:
                 counted = typical
-            self._suspect = outlier and not self._suspect
+            self._since_outlier = 0
         self._recent.append(counted)
         self._next_start = ended_at + _REST_PER_COST * (counted + surcharge_s)
 

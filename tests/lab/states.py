@@ -14,7 +14,7 @@ from unittest.mock import patch
 from asynctune.errors import CorruptStateError, FencedError, UnsupportedFormatError
 from asynctune.files import LocalFiles
 from asynctune.state.epochs import Claim, claim_epoch
-from asynctune.state.journal import Batch, CommitDone, Journal
+from asynctune.state.journal import Batch, CommitDone, Journal, secure_tail
 from asynctune.state.lineage import Link, extend_history, lineage
 from asynctune.state.recovered import Recovered
 from asynctune.state.recovery import recover
@@ -90,6 +90,8 @@ class Session:
             self.claim: Claim = claim_epoch(directory, self.files, self.clock)
         self.recovered: Recovered = recover(directory, self.files)
         found = self.recovered
+        if found.position is not None:
+            secure_tail(directory, found.position.name, self.files)
         self.journal = Journal(
             directory,
             experiment_id=found.experiment_id or EXPERIMENT_ID,

@@ -1,0 +1,183 @@
+"""The 5 % rule, in exact numbers and in the long run."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asynctune.state.pacing import TARGET_FRACTION, CommitPacing, CostBudget
+
+
+def commit(pacing: CommitPacing, start: float, cost: float, size: int = 100) -> float:
+    """One commit; returns when the next may start."""
+    pacing.committed(start, start + cost, cost, size)
+    return pacing.next_start
+
+
+def test_before_the_first_commit_nothing_has_to_wait():
+    pacing = CommitPacing()
+    assert pacing.next_start == -math.inf
+    assert pacing.interval_s == 0
+    assert not pacing.exceeds_target
+    assert CostBudget().next_start == -math.inf
+
+
+def test_a_save_of_two_seconds_makes_the_next_wait_38():
+    pacing = CommitPacing()
+    assert commit(pacing, 100.0, 2.0) == pytest.approx(140.0)
+    assert pacing.interval_s == pytest.approx(38.0)
+
+
+def test_there_is_no_floor_of_ten_seconds():
+    pacing = CommitPacing()
+    assert commit(pacing, 0.0, 0.001) == pytest.approx(0.020)
+    assert pacing.interval_s == pytest.approx(0.019)
+
+
+def test_an_explicit_commit_counts_like_any_other():
+    pacing = CommitPacing()
+    commit(pacing, 0.0, 1.0)
+    assert commit(pacing, 1.5, 0.1) == pytest.approx(1.6 + 1.9)
+
+
+def test_a_gap_that_comes_once_does_not_set_the_pace():
+    pacing = CommitPacing()
+    for i in range(10):
+        commit(pacing, i * 1.0, 0.01)
+    assert commit(pacing, 20.0, 60.0) == pytest.approx(80.0 + 19 * 0.01)
+    assert commit(pacing, 100.0, 0.01) == pytest.approx(100.01 + 19 * 0.01)
+
+
+def test_a_gap_that_comes_again_sets_the_pace():
+    pacing = CommitPacing()
+    for i in range(10):
+        commit(pacing, i * 1.0, 0.01)
+    commit(pacing, 20.0, 1.0)
+    assert commit(pacing, 30.0, 1.0) == pytest.approx(31.0 + 19)
+    assert commit(pacing, 60.0, 1.0) == pytest.approx(61.0 + 19)
+
+
+def test_gaps_that_come_every_few_commits_set_the_pace():
+    pacing = CommitPacing()
+    now, spared = 0.0, 0
+    for i in range(100):
+        cost = 0.5 if i % 8 == 7 else 0.01
+        now = max(now, commit(pacing, now, cost))
+        spared += pacing.interval_s < 19 * cost - 1e-9
+    assert spared == 1
+
+
+def test_a_gap_long_after_another_is_forgiven_again():
+    pacing = CommitPacing()
+    for i in range(30):
+        commit(pacing, i * 20.0, 0.5 if i in {9, 25} else 0.01)
+        assert pacing.interval_s == pytest.approx(0.19)
+
+
+def test_early_costs_are_taken_as_they_are():
+    pacing = CommitPacing()
+    commit(pacing, 0.0, 0.01)
+    assert commit(pacing, 1.0, 1.0) == pytest.approx(2.0 + 19)
+
+
+def test_a_fixed_period_runs_from_start_to_start():
+    pacing = CommitPacing(period_s=10.0)
+    assert pacing.next_start == -math.inf
+    assert commit(pacing, 100.0, 2.0) == 110.0
+    assert pacing.interval_s == 8.0
+    assert commit(pacing, 200.0, 30.0) == 230.0
+    assert not pacing.exceeds_target
+
+
+def test_max_interval_wins_over_the_rule_and_says_so():
+    pacing = CommitPacing(max_interval_s=5.0)
+    assert commit(pacing, 0.0, 0.1) == pytest.approx(0.1 + 1.9)
+    assert not pacing.exceeds_target
+    assert commit(pacing, 10.0, 2.0) == pytest.approx(17.0)
+    assert pacing.exceeds_target
+
+
+def test_commits_pay_for_the_snapshot_that_they_will_cause():
+    pacing = CommitPacing()
+    commit(pacing, 0.0, 0.01, 1000)
+    assert pacing.interval_s == pytest.approx(0.19)
+    # nobody paid for the first snapshot: the next thousand bytes carry it and the one after
+    pacing.snapshot_written(1.0, 1000)
+    commit(pacing, 10.0, 0.01, 100)
+    assert pacing.interval_s == pytest.approx(19 * (0.01 + 0.2))
+    for i in range(9):
+        commit(pacing, 20.0 + i * 10, 0.01, 100)
+    # two seconds were paid, so the second one is covered, and the rate falls to its own cost
+    pacing.snapshot_written(1.0, 1000)
+    commit(pacing, 200.0, 0.01, 100)
+    assert pacing.interval_s == pytest.approx(19 * (0.01 + 0.1))
+
+
+def test_a_snapshot_of_no_journal_divides_by_nothing():
+    pacing = CommitPacing()
+    pacing.snapshot_written(1.0, 0)
+    commit(pacing, 0.0, 0.01, 1)
+    assert math.isfinite(pacing.next_start)
+
+
+steady = st.floats(1e-4, 10.0)
+
+
+@given(st.lists(st.floats(0.5, 5.0), min_size=1, max_size=300), steady)
+def test_in_the_long_run_commits_take_at_most_five_percent(factors, typical):
+    pacing, now, spent = CommitPacing(), 0.0, 0.0
+    for factor in factors:
+        cost = typical * factor
+        spent += cost
+        now = commit(pacing, now, cost)
+    assert spent / now <= TARGET_FRACTION + 1e-9
+
+
+@given(st.lists(st.tuples(steady, st.integers(1, 40)), min_size=1, max_size=12))
+def test_the_same_when_commits_become_slow_or_quick_and_stay_so(phases):
+    # Each change to ten times the cost and more is taken for a gap once: nothing else goes uncounted.
+    pacing, now, spent, forgiven = CommitPacing(), 0.0, 0.0, 0.0
+    for cost, times in phases:
+        for nth in range(times):
+            now = commit(pacing, now, cost)
+            if nth > 0 or pacing.interval_s >= 19 * cost - 1e-9:
+                spent += cost
+            else:
+                forgiven += cost
+    assert spent / (now - forgiven) <= TARGET_FRACTION * 1.001
+
+
+@given(st.lists(steady, min_size=1, max_size=200))
+def test_of_nine_in_a_row_at_most_one_is_forgiven(costs):
+    budget, now, forgiven = CostBudget(), 0.0, []
+    for cost in costs:
+        budget.spent(now + cost, cost)
+        rest = budget.next_start - (now + cost)
+        forgiven.append(rest < 19 * cost * (1 - 1e-6))
+        now = budget.next_start
+    assert all(sum(forgiven[i : i + 9]) <= 1 for i in range(len(forgiven)))
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.001, 0.01), st.integers(100, 10_000)), min_size=50, max_size=300),
+    st.floats(0.01, 5.0),
+    st.integers(20_000, 100_000),
+)
+def test_snapshots_are_within_the_five_percent(commits, snapshot_cost, every_bytes):
+    # After the first, which nobody could pay for in advance, in the sum over whole rounds.
+    pacing, now, spent, journal, start, count = CommitPacing(), 0.0, 0.0, 0, None, 0
+    for cost, size in commits * 4:
+        now = commit(pacing, now, cost, size)
+        spent += cost
+        journal += size
+        if journal > every_bytes:
+            spent += snapshot_cost
+            pacing.snapshot_written(snapshot_cost, journal)
+            journal, count = 0, count + 1
+            if start is None:
+                start = (now, spent)
+    if start is not None and count > 3:
+        assert (spent - start[1]) / (now - start[0]) <= TARGET_FRACTION * 1.05
