@@ -1,0 +1,468 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+from asynctune.checkpoints.staging import stage_for_adoption
+from asynctune.config import CheckpointConfig
+from asynctune.errors import (
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    ConfigError,
+    StoreClosedError,
+)
+from asynctune.store.store import ExperimentStore
+from asynctune.testing import FaultyFiles, ManualClock
+from asynctune.trial import Checkpoint
+from tests.crash.checking import check_experiment, leftovers
+from tests.store.scenes import Counter, directory_with, result_rows, state_of
+
+# -- metadata and trials -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["a", "a/b", "../x", "é", "x" * 300, " ", "line\nbreak", "nul\0"])
+async def test_metadata_keys_are_any_text(location, key):
+    async with ExperimentStore.open(location) as store:
+        store.set_metadata(key, {"v": None})
+        assert store.metadata == {key: {"v": None}}
+    async with ExperimentStore.open(location, "read") as reader:
+        assert reader.metadata == {key: {"v": None}}
+
+
+@pytest.mark.parametrize("key", ["", None, 5, b"k", "\ud800"])
+async def test_a_metadata_key_that_is_none_is_refused(store, key):
+    with pytest.raises(ConfigError, match="key"):
+        store.set_metadata(key, 1)
+    assert store.metadata == {}
+    await store.flush()
+
+
+async def test_metadata_that_cannot_be_stored_names_the_key_and_the_part(store):
+    store.set_metadata("k", 1)
+    with pytest.raises(ConfigError, match=r"metadata 'k'\['a'\]\[1\]"):
+        store.set_metadata("k", {"a": [1, object()]})
+    assert store.metadata == {"k": 1}
+
+
+async def test_trials_are_a_lazy_sequence_in_the_order_of_creation(store):
+    assert list(store.trials) == []
+    ids = [store.add_trial({"n": n}).trial_id for n in range(5)]
+    trials = store.trials
+    assert len(trials) == 5
+    assert [trial.trial_id for trial in trials] == ids
+    assert trials[-1].config == {"n": 4}
+    assert [trial.config["n"] for trial in trials[1:3]] == [1, 2]
+    assert [trial.trial_id for trial in reversed(trials)] == ids[::-1]
+    assert trials[0] in trials
+    with pytest.raises(IndexError):
+        trials[5]
+    store.add_trial({})
+    assert len(trials) == 5
+    assert len(store.trials) == 6
+
+
+# -- flush and stats ---------------------------------------------------------------------------------------
+
+
+async def test_flush_returns_the_seq_that_has_everything_and_the_disk_agrees(location, store):
+    first = await store.flush()
+    assert await store.flush() == first
+    store.set_metadata("a", 1)
+    second = await store.flush()
+    assert second == first + 1
+    assert store.stats().committed_seq == second
+    assert "meta/a" in await asyncio.to_thread(state_of, location)
+
+
+async def test_flushes_beside_each_other_are_one_commit(store):
+    await store.flush()
+    before = store.stats().commits
+
+    async def one(number):
+        store.set_metadata(f"k{number}", number)
+        return await store.flush()
+
+    seqs = await asyncio.gather(*(one(number) for number in range(50)))
+    assert store.stats().commits - before <= 3
+    assert max(seqs) == store.stats().committed_seq
+
+
+async def test_what_nobody_flushes_is_committed_by_itself(location):
+    clock = ManualClock()
+    async with ExperimentStore.open(location, clock=clock) as store:
+        events = store.events()
+        store.set_metadata("k", 1)
+        await clock.advance(60)
+        while (await anext(events)).kind != "committed":
+            pass
+        assert store.stats().dirty_keys == 0
+        assert "meta/k" in await asyncio.to_thread(state_of, location)
+
+
+async def test_a_mirror_that_is_not_there_cannot_be_waited_for(store):
+    with pytest.raises(ConfigError, match="upload_dir"):
+        await store.flush(mirror=True)
+    await store.drain()
+
+
+async def test_the_figures(location):
+    clock = ManualClock()
+    async with ExperimentStore.open(location, clock=clock) as store:
+        await store.flush()
+        clock.move(5)
+        store.add_trial({}, "a")
+        clock.move(2)
+        stats = store.stats()
+        assert stats.trials == 1
+        assert stats.dirty_keys == 1
+        assert stats.oldest_dirty_age_s == 2
+        assert stats.elapsed_seconds == 7
+        assert stats.checkpoint_fraction == stats.checkpoint_seconds / stats.elapsed_seconds
+        assert stats.mirrored_seq is None
+        assert (stats.uploads_pending, stats.uploads_done, stats.uploads_failed, stats.upload_bytes) == (0, 0, 0, 0)
+        await store.flush()
+        after = store.stats()
+        assert after.dirty_keys == 0
+        assert after.oldest_dirty_age_s == 0
+        assert after.commits == stats.commits + 1
+        assert after.committed_seq == stats.committed_seq + 1
+        assert after.journal_bytes > stats.journal_bytes
+        assert (after.snapshots, after.snapshot_bytes) == (0, 0)
+        with pytest.raises(AttributeError):
+            after.commits = 0
+    final = store.stats()  # readable after the close
+    assert final.trials == 1
+    async with ExperimentStore.open(location, "read") as reader:
+        assert reader.stats().committed_seq == final.committed_seq
+        assert reader.stats().trials == 1
+
+
+# -- events ------------------------------------------------------------------------------------------------
+
+
+async def test_events_tell_what_happens_from_the_call_on(location, tmp_path):
+    async with ExperimentStore.open(location, checkpoint_config=CheckpointConfig(num_to_keep=1)) as store:
+        store.add_trial({}, "early")
+        events = store.events()
+        store.add_trial({}, "t")
+        store.set_status("t", "RUNNING")
+        store.set_status("t", "RUNNING")
+        store.report("t", {"loss": 1}, iteration=7)
+        for _ in range(2):
+            await store.save_checkpoint("t", directory_with(tmp_path / "d"))
+        store.set_status("t", "ERROR")
+        store.requeue(resume_errored=True)
+        seq = await store.flush()
+    told = [event async for event in events]
+    kinds = [event.kind for event in told if event.kind != "committed"]
+    assert kinds[:3] == ["trial_added", "status_changed", "result"]
+    assert [event.trial_id for event in told if event.kind == "trial_added"] == ["t"]
+    assert told[1].data == {"status": "RUNNING", "before": "PENDING"}
+    assert told[2].data == {"iteration": 7}
+    assert [event.step for event in told if event.kind == "checkpoint_saved"] == [1, 2]
+    assert [event.step for event in told if event.kind == "checkpoint_deleted"] == [1]
+    assert [e.data["status"] for e in told if e.kind == "status_changed"] == ["RUNNING", "ERROR", "PENDING"]
+    assert seq in [event.seq for event in told if event.kind == "committed"]
+    assert kinds[-1] == "closed"
+    assert kinds.count("closed") == 1
+
+
+async def test_a_slow_subscriber_is_told_how_much_it_missed_and_others_miss_nothing(store, monkeypatch):
+    monkeypatch.setattr("asynctune.store.events.QUEUE_LENGTH", 10)
+    slow, quick = store.events(), store.events()
+    seen = []
+    for number in range(25):
+        store.add_trial({}, f"t{number}")
+        while True:
+            event = await anext(quick)
+            if event.kind == "trial_added":
+                seen.append(event.trial_id)
+                break
+    assert seen == [f"t{number}" for number in range(25)]
+    lagged = await anext(slow)
+    assert lagged.kind == "lagged"
+    assert lagged.data["dropped"] >= 15
+    rest = [(await anext(slow)) for _ in range(10)]
+    assert rest[-1].kind in {"trial_added", "committed"}
+    assert {event.trial_id for event in rest} >= {"t24"}
+
+
+async def test_a_subscriber_that_went_away_costs_nothing(store):
+    for _ in range(3):
+        store.events()
+    gc.collect()
+    store.add_trial({})
+    assert len(store._events._subscriptions) == 0
+
+
+async def test_a_waiting_subscriber_may_be_cancelled_and_asked_again(store):
+    events = store.events()
+    task = asyncio.create_task(anext(events))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    store.add_trial({}, "t")
+    while (event := await anext(events)).kind != "trial_added":
+        pass
+    assert event.trial_id == "t"
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------
+
+
+async def test_a_saved_checkpoint_is_durable_before_the_caller_is_told(location, tmp_path):
+    store = await ExperimentStore.open(location)
+    trial = store.add_trial({}, "t", "named")
+    store.report("t", {"acc": 0.5})
+    saved = await store.save_checkpoint("t", directory_with(tmp_path / "d", model__bin=b"w1"))
+    assert (saved.trial_id, saved.step, saved.mirrored) == ("t", 1, False)
+    assert saved.path == location / "named" / "checkpoint_000001"
+    assert saved.metrics == {"acc": 0.5}
+    assert saved.files == {"model.bin": 2}
+    async with ExperimentStore.open(location, "read") as reader:
+        assert reader.checkpoints("t") == (saved,)
+        assert reader.get_trial("t").checkpoints == (saved,)
+        await check_experiment(reader)
+    assert trial.checkpoints == ()
+    await store.aclose()
+
+
+async def test_sources_steps_and_metrics(store, tmp_path):
+    store.add_trial({}, "t")
+    directory = directory_with(tmp_path / "d")
+    assert (await store.save_checkpoint("t", str(directory), 5)).step == 5
+    source = await asyncio.to_thread(Checkpoint.from_directory, directory)
+    assert (await store.save_checkpoint("t", source)).step == 6
+    saved = await store.save_checkpoint("t", Checkpoint.from_dict({"a": (1,)}), metrics={"m": {"n": 1}})
+    assert await asyncio.to_thread(saved.to_dict) == {"a": (1,)}
+    assert saved.metrics == {"m": {"n": 1}}
+    moved = await store.save_checkpoint("t", directory, move=True)
+    assert not directory.exists()
+    assert moved.path is not None
+    assert (moved.path / "model.bin").read_bytes() == b"weights"
+    for step in (0, 7, 8):
+        with pytest.raises(CheckpointExistsError, match="higher step"):
+            await store.save_checkpoint("t", directory_with(tmp_path / "e"), step)
+    for step in (-1, 1.5, "9", True):
+        with pytest.raises(ConfigError):
+            await store.save_checkpoint("t", tmp_path / "e", step)
+    with pytest.raises(ConfigError, match=r"metrics\['x'\]"):
+        await store.save_checkpoint("t", tmp_path / "e", metrics={"x": object()})
+    with pytest.raises(ConfigError):
+        await store.save_checkpoint("t", directory_with(tmp_path / "empty") / "missing")
+    assert [checkpoint.step for checkpoint in store.checkpoints("t")] == [5, 6, 7, 8]
+
+
+async def test_adopted_and_cloned_checkpoints(location, store, tmp_path):
+    store.add_trial({}, "a")
+    store.add_trial({}, "b")
+    store.report("a", {"acc": 1})
+    (location / "a").mkdir(exist_ok=True)
+    staged = await stage_for_adoption(directory_with(tmp_path / "d", x="adopted"), location / "a")
+    adopted = await store.adopt_checkpoint("a", staged)
+    assert adopted.step == 1
+    cloned = await store.clone_checkpoint("a", to_trial="b")
+    assert (cloned.trial_id, cloned.step, cloned.metrics) == ("b", 1, {"acc": 1})
+    assert cloned.path is not None
+    assert (cloned.path / "x").read_text() == "adopted"
+    with pytest.raises(CheckpointNotFoundError, match="no checkpoint 9"):
+        await store.clone_checkpoint("a", 9, to_trial="b")
+    store.add_trial({}, "c")
+    with pytest.raises(CheckpointNotFoundError, match="no checkpoint"):
+        await store.clone_checkpoint("c", to_trial="b")
+
+
+async def test_a_damaged_newest_checkpoint_is_passed_over_loudly_and_the_timeline_cut(location, tmp_path, caplog):
+    async with ExperimentStore.open(location) as store:
+        store.add_trial({}, "t")
+        store.set_status("t", "RUNNING")
+        for number in (1, 2):
+            store.report("t", {"n": number})
+            saved = await store.save_checkpoint("t", directory_with(tmp_path / "d", x=str(number)))
+        store.report("t", {"n": 3})
+        assert saved.path is not None
+        (saved.path / "x").write_text("!")
+        events = store.events()
+        restored = await store.restore_checkpoint("t")
+        assert restored.step == 1
+        assert restored.path is not None
+        assert (restored.path / "x").read_text() == "1"
+        assert "damaged" in caplog.text
+        assert store.get_trial("t").num_results == 1
+        while (event := await anext(events)).kind != "checkpoint_damaged":
+            pass
+        assert (event.trial_id, event.step) == ("t", 2)
+        with pytest.raises(CheckpointNotFoundError, match="damaged"):
+            await store.restore_checkpoint("t", 2)
+        store.report("t", {"n": 4})
+        assert (await store.save_checkpoint("t", directory_with(tmp_path / "d", x="3"))).step == 3
+    assert [row["n"] for row in result_rows(location / "t")] == [1, 4]
+
+
+async def test_restore_to_a_place_of_ones_own_and_fetch(location, store, tmp_path):
+    store.add_trial({}, "t")
+    with pytest.raises(CheckpointNotFoundError, match="has no checkpoint"):
+        await store.restore_checkpoint("t")
+    saved = await store.save_checkpoint("t", directory_with(tmp_path / "d"))
+    restored = await store.restore_checkpoint("t", to=tmp_path / "to")
+    assert restored.path == tmp_path / "to"
+    with pytest.raises(ConfigError, match="empty"):
+        await store.restore_checkpoint("t", to=tmp_path / "to")
+    private = await store.restore_checkpoint("t")
+    assert private.path is not None
+    assert private.path != saved.path
+    assert await store.fetch(saved) == saved.path
+    assert await store.fetch(saved, tmp_path / "fetched") == tmp_path / "fetched"
+    with pytest.raises(CheckpointNotFoundError, match="never committed"):
+        await store.fetch(Checkpoint.from_dict(1))
+    with pytest.raises(CheckpointNotFoundError):
+        await store.fetch(Checkpoint(path=Path("/x"), trial_id="t", step=9))
+
+
+async def test_a_leased_checkpoint_is_not_deleted_meanwhile(location, tmp_path):
+    async with ExperimentStore.open(location, checkpoint_config=CheckpointConfig(num_to_keep=1)) as store:
+        store.add_trial({}, "t")
+        await store.save_checkpoint("t", directory_with(tmp_path / "d"))
+        events = store.events()
+        async with store.lease("t") as leased:
+            for _ in range(2):
+                await store.save_checkpoint("t", directory_with(tmp_path / "d"))
+            while (event := await anext(events)).kind != "checkpoint_deleted":
+                pass
+            assert event.step == 2
+            assert leased.path is not None
+            assert (leased.path / "model.bin").exists()
+        while (event := await anext(events)).kind != "checkpoint_deleted":
+            pass
+        assert event.step == 1
+        assert not leased.path.exists()
+        with pytest.raises(CheckpointNotFoundError):
+            async with store.lease("t", 1):
+                pass
+
+
+# -- the close ---------------------------------------------------------------------------------------------
+
+
+async def test_after_the_close_everything_that_changes_is_refused_and_reading_goes_on(location, tmp_path):
+    store = await ExperimentStore.open(location)
+    store.add_trial({"x": 1}, "t")
+    saved = await store.save_checkpoint("t", directory_with(tmp_path / "d"))
+    await store.aclose()
+    for call in (
+        lambda: store.add_trial({}),
+        lambda: store.update_trial("t", {}),
+        lambda: store.set_status("t", "RUNNING"),
+        lambda: store.report("t", {}),
+        lambda: store.set_metadata("k", 1),
+        lambda: store.attach_searcher(Counter()),
+        lambda: store.attach_scheduler(Counter()),
+        store.requeue,
+        store.events,
+        lambda: store.lease("t"),
+    ):
+        with pytest.raises(StoreClosedError, match="closed"):
+            call()
+    for coroutine in (
+        store.flush(),
+        store.drain(),
+        store.refresh(),
+        store.fetch(saved),
+        store.restore_checkpoint("t"),
+        store.save_checkpoint("t", tmp_path / "d"),
+        store.clone_checkpoint("t", to_trial="t"),
+        store.adopt_checkpoint("t", tmp_path / "d"),
+    ):
+        with pytest.raises(StoreClosedError, match="closed"):
+            await coroutine
+    assert store.trials[0].config == {"x": 1}
+    assert store.stats().dirty_keys == 0
+    assert "closed" in repr(store)
+
+
+async def test_closing_again_or_at_once_from_many_tasks(location):
+    store = await ExperimentStore.open(location)
+    store.set_metadata("k", 1)
+    await asyncio.gather(*(store.aclose() for _ in range(5)))
+    await store.aclose()
+    async with store:
+        pass
+    async with ExperimentStore.open(location, "read") as reader:
+        assert reader.metadata == {"k": 1}
+
+
+async def test_a_close_while_saves_run_waits_for_them(location, tmp_path):
+    store = await ExperimentStore.open(location)
+    store.add_trial({}, "t")
+    tasks = [
+        asyncio.create_task(store.save_checkpoint("t", directory_with(tmp_path / f"d{n}", x=str(n)))) for n in range(6)
+    ]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    await store.aclose()
+    done = [task.result() for task in tasks if task.done() and not task.exception()]
+    refused = [task.exception() for task in tasks if task.exception()]
+    assert all(isinstance(error, StoreClosedError) for error in refused)
+    async with ExperimentStore.open(location) as store:
+        assert [c.step for c in store.checkpoints("t")] == [c.step for c in done]
+        await check_experiment(store)
+    assert leftovers(location) == []
+
+
+async def test_a_forgotten_close_is_a_resource_warning_and_gives_the_lock_back(location):
+    store = await ExperimentStore.open(location)
+    store.set_metadata("k", 1)
+    await store.flush()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del store
+        gc.collect()
+    (warning,) = [w for w in caught if issubclass(w.category, ResourceWarning)]
+    assert re.search(r"exp' create, 0 trials> was never closed; use `async with`", str(warning.message))
+    async with ExperimentStore.open(location) as store:
+        assert store.metadata == {"k": 1}
+
+
+async def test_a_failure_in_the_block_is_not_told_twice(tmp_path, location):
+    files = FaultyFiles()
+    with pytest.raises(Exception, match="refused commit") as caught:
+        async with ExperimentStore.open(location, files=files) as store:
+            files.fail(5, on={"sync_data", "sync"}, lasting=True)
+            store.set_metadata("k", 1)
+            await store.flush()
+    assert caught.value.__context__ is None or caught.value.__context__ is not caught.value
+    files.heal()
+    async with ExperimentStore.open(location):
+        pass
+
+
+async def test_an_error_of_the_users_own_leaves_everything_durable(location):
+    with pytest.raises(ZeroDivisionError):
+        async with ExperimentStore.open(location) as store:
+            store.set_metadata("k", 1)
+            raise ZeroDivisionError
+    async with ExperimentStore.open(location, "read") as reader:
+        assert reader.metadata == {"k": 1}
+
+
+async def test_the_failure_of_a_store_never_cancels_the_task_that_opened_it(location):
+    files = FaultyFiles()
+    store = await ExperimentStore.open(location, files=files, checkpoint_period=0)
+    files.fail(5, on={"sync_data", "sync"}, lasting=True)
+    events = store.events()
+    store.set_metadata("k", 1)
+    for _ in range(1000):
+        await asyncio.sleep(0.001)
+        if store._engine.failure is not None:
+            break
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    with pytest.raises(Exception, match="refused commit"):
+        await store.aclose()
+    assert "closed" in [event.kind async for event in events]
