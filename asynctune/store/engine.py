@@ -16,7 +16,13 @@ from typing import Any
 from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.clock import Clock
 from asynctune.config import CheckpointConfig
-from asynctune.errors import CorruptStateError, FencedError, StorageError, StoreClosedError, TrialNotFoundError
+from asynctune.errors import (
+    CorruptStateError,
+    FencedError,
+    StorageError,
+    StoreClosedError,
+    TrialNotFoundError,
+)
 from asynctune.files import LocalFiles
 from asynctune.results.projector import ResultFiles
 from asynctune.results.rows import OpeningInfo, TrialInfo
@@ -303,12 +309,14 @@ class Engine:
         """
         try:
             self.check()
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s) as limit:
                 await self._finish()
         except TimeoutError as error:
+            if not limit.expired():
+                raise
             stats = self.writer.stats()
             msg = (
-                f"the store was closed after {timeout_s:g} s with {stats.dirty_keys} changed records not on the disk "
+                f"the store was closed after {timeout_s} s with {stats.dirty_keys} changed records not on the disk "
                 f"(the last durable commit is {stats.committed_seq})"
             )
             raise StorageError(msg, operation="close", hint="free some space, or allow more time") from error
