@@ -7,8 +7,8 @@ turn:
 - `ray`: `TuneController.save_to_dir` with one of N trials changed. It syncs nothing.
 - `optuna`: ask, set an attribute, tell, through the journal file.
 
-Each subject runs in a process of its own, all have their turn in each round, and a row shows the medians over
-all rounds. The peers need the extra: `pip install '.[bench]'`.
+Each subject runs in a process of its own; all have their turn in each round, the bare file right before each
+store, ten commits at a time; a row shows the medians over all rounds. The peers need the extra: `pip install '.[bench]'`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from _common import (
     scratch,
 )
 
-_COMMITS, _SAVES, _ASKS = 60, 2, 10
+_TURNS, _COMMITS, _SAVES, _ASKS = 6, 10, 2, 10
 _PAUSE_S = 0.3  # lets the disk, and files that the last subject wrote without syncing, come to rest
 
 
@@ -72,17 +72,17 @@ async def _measure(settings: Options, directory: Path, stack: AsyncExitStack) ->
     snapshots: dict[int, int] = defaultdict(int)
     for turn in range(settings.rounds):
         progress(f"round {turn + 1} of {settings.rounds}")
-        for trials in settings.trials:
+        for _ in range(_TURNS):
             await asyncio.sleep(_PAUSE_S)
-            answer = await bare.measure(count=_COMMITS, size=sizes["asynctune", trials])
-            seconds["bare", trials] += answer["seconds"]
-            answer = await stores[trials].measure(count=_COMMITS)
-            seconds["asynctune", trials] += answer["seconds"]
-            snapshots[trials] += answer["snapshots"]
-            for name, count in (("ray", _SAVES), ("optuna", _ASKS)):
-                if (name, trials) in peers:
-                    answer = await peers[name, trials].measure(count=count)
-                    seconds[name, trials] += answer["seconds"]
+            for trials, store in stores.items():
+                answer = await bare.measure(count=_COMMITS, size=sizes["asynctune", trials])
+                seconds["bare", trials] += answer["seconds"]
+                answer = await store.measure(count=_COMMITS)
+                seconds["asynctune", trials] += answer["seconds"]
+                snapshots[trials] += answer["snapshots"]
+        for (name, trials), peer in peers.items():
+            answer = await peer.measure(count=_SAVES if name == "ray" else _ASKS)
+            seconds[name, trials] += answer["seconds"]
     return _report(settings, seconds, sizes, snapshots)
 
 
@@ -163,7 +163,7 @@ def _report(
         ),
         settings={
             "rounds": settings.rounds,
-            "commits_per_round": _COMMITS,
+            "commits_per_round": _TURNS * _COMMITS,
             "ray_saves_per_round": _SAVES,
             "optuna_asks_per_round": _ASKS,
             "peer_state_bytes": {f"{name}/{trials}": size for (name, trials), size in sizes.items()},
