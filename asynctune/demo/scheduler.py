@@ -32,7 +32,7 @@ class Plan:
     """
 
     trials: int = 24
-    epochs: int = 32
+    epochs: int = 24
     seed: int = 1
 
     @property
