@@ -7,13 +7,16 @@ turn:
 - `ray`: `TuneController.save_to_dir` with one of N trials changed. It syncs nothing.
 - `optuna`: ask, set an attribute, tell, through the journal file.
 
-Each subject runs in a process of its own; all have their turn in each round, the bare file right before each
-store, ten commits at a time; a row shows the medians over all rounds. The peers need the extra: `pip install '.[bench]'`.
+Each subject runs in a process of its own. All have their turn in each round, the bare file right before each
+store, ten commits at a time, the order of the N rotated; a row shows the medians over all rounds. Between
+rounds the disk is synced, so that nobody pays for what another left in the page cache. The peers need the
+extra: `pip install '.[bench]'`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import defaultdict
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -37,7 +40,7 @@ from _common import (
 )
 
 _TURNS, _COMMITS, _SAVES, _ASKS = 6, 10, 2, 10
-_PAUSE_S = 0.3  # lets the disk, and files that the last subject wrote without syncing, come to rest
+_PAUSE_S = 0.3
 
 
 async def measure(settings: Options) -> Report:
@@ -72,12 +75,14 @@ async def _measure(settings: Options, directory: Path, stack: AsyncExitStack) ->
     snapshots: dict[int, int] = defaultdict(int)
     for turn in range(settings.rounds):
         progress(f"round {turn + 1} of {settings.rounds}")
-        for _ in range(_TURNS):
+        await asyncio.to_thread(os.sync)
+        for part in range(_TURNS):
             await asyncio.sleep(_PAUSE_S)
-            for trials, store in stores.items():
+            first = part % len(settings.trials)
+            for trials in settings.trials[first:] + settings.trials[:first]:
                 answer = await bare.measure(count=_COMMITS, size=sizes["asynctune", trials])
                 seconds["bare", trials] += answer["seconds"]
-                answer = await store.measure(count=_COMMITS)
+                answer = await stores[trials].measure(count=_COMMITS)
                 seconds["asynctune", trials] += answer["seconds"]
                 snapshots[trials] += answer["snapshots"]
         for (name, trials), peer in peers.items():
