@@ -273,7 +273,8 @@ class Driver:
             if (tested := store.metadata[TEST_KEY]) is not None:
                 text += f", {tested:.4f} on test images that the search never saw"
             display.line(text, style="bold")
-        display.line(self._progress().store_line)
+        if self._tested:  # by this opening: one that only shows the table has no figures worth showing
+            display.line(self._progress().store_line)
         location = shlex.quote(str(store.location))
         display.line(f"look closer:  python -m asynctune.inspect {location}")
         display.line(f"start anew:   rm -r {location}")

@@ -108,6 +108,7 @@ def test_a_finished_experiment_is_shown_again(undisturbed):
     assert again.code == 0
     assert again.lines[0].startswith("This experiment is finished: 5 trials")
     assert table(again) == table(first)
+    assert "commits" not in again.output
     assert f"start anew:   rm -r {directory}" in again.output
 
 
