@@ -307,9 +307,10 @@ class Engine:
         Raises:
             StorageError, FencedError, CaptureError: Something is not durable; the experiment is let go all the same.
         """
+        limit = asyncio.timeout(timeout_s)
         try:
             self.check()
-            async with asyncio.timeout(timeout_s) as limit:
+            async with limit:
                 await self._finish()
         except TimeoutError as error:
             if not limit.expired():
