@@ -57,7 +57,7 @@ def check_saved(store: ExperimentStore, told: list[dict[str, Any]]) -> None:
     for entry in told:
         if entry["kind"] != "saved":
             continue
-        steps = [checkpoint.step for checkpoint in store.checkpoints(entry["trial"])]
+        steps = [checkpoint.step or 0 for checkpoint in store.checkpoints(entry["trial"])]
         assert entry["step"] in steps or (len(steps) >= 3 and min(steps) > entry["step"]), (entry, steps)
 
 
@@ -73,7 +73,7 @@ async def check_experiment(store: ExperimentStore) -> None:
                     str(checkpoint.path), record["sha256"], files=LocalFiles(), threads=threads
                 )
                 assert report.intact, str(report)
-            steps = [checkpoint.step for checkpoint in trial.checkpoints]
+            steps = [checkpoint.step or 0 for checkpoint in trial.checkpoints]
             assert steps == sorted(set(steps))
     finally:
         threads.close()

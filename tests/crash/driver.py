@@ -1,9 +1,9 @@
 """A driver that works a store as hard as it can, and tells what it was promised; made to be killed.
 
 `python -m tests.crash.driver LOCATION LOG SEED [SMALL]`: opens the experiment, and in a loop adds trials, reports, sets
-statuses and metadata, saves, clones and restores checkpoints, requeues, flushes, closes and opens again. Before a change it
-appends what it is about to do to LOG, after an acknowledgement what was promised: one JSON line per entry, in one write to
-an append-only descriptor, which survives the process (not the machine; nor need it).
+statuses and metadata, saves, clones and restores checkpoints, requeues, flushes, closes and opens again. It appends to
+LOG what it is about to ask for, and what was promised: one JSON line each, in one write to an append-only descriptor,
+which survives the process.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import asynctune.state.generations
 from asynctune.config import CheckpointConfig
@@ -27,6 +28,7 @@ __all__ = ["KEEP", "Driver"]
 
 KEEP = 3
 TRIALS = 6
+PERIODS: list[float | str] = ["auto", 0, 0.01]
 
 
 class Log:
@@ -52,7 +54,7 @@ class Driver:
             self.store = await ExperimentStore.open(
                 self.location,
                 checkpoint_config=CheckpointConfig(num_to_keep=KEEP),
-                checkpoint_period=self.rng.choice(["auto", 0, 0.01]),
+                checkpoint_period=self.rng.choice(PERIODS),
             )
             self.log.tell("opened", epoch=self.store.opening.epoch)
             if self.rng.random() < 0.7:
@@ -86,7 +88,9 @@ class Driver:
         elif choice < 0.93:
             sources = [t for t in self.store.trials if t.checkpoints]
             if sources:
-                made = await self.store.clone_checkpoint(self.rng.choice(sources).trial_id, to_trial=trial.trial_id)
+                made = await self.store.clone_checkpoint(
+                    self.rng.choice(sources).trial_id, to_trial=trial.trial_id
+                )
                 self.log.tell("saved", trial=trial.trial_id, step=made.step, directory=str(made.path))
         elif choice < 0.96:
             if trial.checkpoints:
@@ -106,9 +110,7 @@ class Driver:
     def status(self, trial: Any) -> None:
         if trial.status is TrialStatus.RUNNING:
             target = self.rng.choice(["PAUSED", "ERROR", "PENDING", "TERMINATED"])
-        elif trial.status is TrialStatus.PENDING:
-            target = "RUNNING"
-        elif trial.status is TrialStatus.PAUSED:
+        elif trial.status is TrialStatus.PENDING or trial.status is TrialStatus.PAUSED:
             target = "RUNNING"
         else:
             target = "PENDING"
@@ -120,15 +122,18 @@ class Driver:
             (directory / f"f{name}").write_bytes(self.rng.randbytes(self.rng.choice([0, 100, 20_000])))
         results = self.store.get_trial(trial.trial_id).num_results
         saved = await self.store.save_checkpoint(trial.trial_id, directory, move=self.rng.random() < 0.5)
-        self.log.tell("saved", trial=trial.trial_id, step=saved.step, directory=str(saved.path), results=results)
+        self.log.tell(
+            "saved", trial=trial.trial_id, step=saved.step, directory=str(saved.path), results=results
+        )
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def main() -> None:
     location, log, seed = Path(sys.argv[1]), Log(sys.argv[2]), sys.argv[3]
-    asynctune.state.generations._MIN_JOURNAL_BYTES = int(sys.argv[4]) if len(sys.argv) > 4 else 20_000
+    small = int(sys.argv[4]) if len(sys.argv) > 4 else 20_000
     (location.parent / "work").mkdir(exist_ok=True)
-    asyncio.run(Driver(location, log, random.Random(seed)).run())
+    with mock.patch.object(asynctune.state.generations, "_MIN_JOURNAL_BYTES", small):
+        asyncio.run(Driver(location, log, random.Random(seed)).run())
 
 
 if __name__ == "__main__":

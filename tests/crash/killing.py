@@ -16,7 +16,9 @@ from tests.killing import ROOT
 __all__ = ["kill_many"]
 
 
-async def kill_many(directory: Path, rng: random.Random, count: int, *, small: int = 20_000) -> dict[str, int]:
+async def kill_many(
+    directory: Path, rng: random.Random, count: int, *, small: int = 20_000
+) -> dict[str, int]:
     """Start, kill and check `count` drivers, a new experiment after every ten; how often what was found."""
     outcomes: collections.Counter[str] = collections.Counter()
     for number in range(count):
@@ -39,7 +41,8 @@ async def kill_one(home: Path, log: Path, rng: random.Random, known: int, small:
         sys.executable, "-m", "tests.crash.driver", *arguments, cwd=ROOT, stderr=subprocess.PIPE
     )
     try:
-        while process.returncode is None and len(promises(log)) < known + lines:
+        # it is another process that is waited for
+        while process.returncode is None and len(promises(log)) < known + lines:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         if lines == 0:
             seconds += 0.25  # importing takes that long: perhaps in the middle of the opening

@@ -202,6 +202,7 @@ async def test_a_slow_searcher_has_a_budget_of_its_own(location):
             store.set_metadata("k", number)
             searcher.value = number
             await clock.advance(1.0)
+            assert store._engine is not None
             await store._engine.writer.flush()
         assert searcher.captures == 1
         assert store.stats().commits > before.commits  # the others did not wait for it
@@ -212,4 +213,3 @@ async def test_a_slow_searcher_has_a_budget_of_its_own(location):
         assert searcher.captures == 2
         assert (await on_disk(location, "searcher"))["state"] == 17
         assert store.stats().checkpoint_seconds >= 2.0
-

@@ -35,7 +35,7 @@ def _counted(coroutine, cancel_at: int, delay: float):
             loop.call_later(delay, task.cancel) if delay else loop.call_soon(task.cancel)
         try:
             step, value = coroutine.send, (yield waits_for)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - passed on, whatever it is
             step, value = coroutine.throw, error
 
 
@@ -150,7 +150,9 @@ async def test_a_cancelled_call_leaves_the_store_whole(location, tmp_path, call)
         assert saved.step in [checkpoint.step for checkpoint in store.checkpoints("t")]
         await check_experiment(store)
     assert leftovers(location) == []
-    assert not list((location / ".asynctune" / "quarantine").glob("*")), "something was left for the next opening"
+    assert not list((location / ".asynctune" / "quarantine").glob("*")), (
+        "something was left for the next opening"
+    )
 
 
 @pytest.mark.timeout(120)

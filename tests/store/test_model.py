@@ -28,11 +28,17 @@ from asynctune.state.epochs import claim_epoch
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import ALLOWED_TRANSITIONS, TrialStatus
 from tests.blocking import no_blocking_calls
-from tests.store.scenes import Counter, result_rows
+from tests.store.scenes import result_rows
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text("abc\0", max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("xyz", max_size=2), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False)
+    | st.text("abc\0", max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("xyz", max_size=2), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 CONFIGS = st.dictionaries(st.text("klm", min_size=1, max_size=2), VALUES, max_size=3)
@@ -64,7 +70,9 @@ def seen(store: ExperimentStore) -> dict[str, Any]:
     for trial_id in store._records.trial_ids:
         trial = store.get_trial(trial_id)
         marks = {
-            checkpoint.step: store._records.get(f"checkpoint/{trial_id}/{checkpoint.step}")["timeline"]["num_results"]
+            checkpoint.step: (store._records.get(f"checkpoint/{trial_id}/{checkpoint.step}") or {})[
+                "timeline"
+            ]["num_results"]
             for checkpoint in trial.checkpoints
         }
         trials[trial_id] = {
@@ -87,7 +95,10 @@ def told(view: dict[str, Any]) -> dict[str, Any]:
     for trial_id, trial in view["trials"].items():
         iteration, loss = trial["rows"][-1] if trial["rows"] else (0, None)
         trials[trial_id] = {
-            **{key: trial[key] for key in ("config", "metadata", "status", "failures", "replaced", "checkpoints")},
+            **{
+                key: trial[key]
+                for key in ("config", "metadata", "status", "failures", "replaced", "checkpoints")
+            },
             "results": len(trial["rows"]),
             "last": loss,
             "iteration": iteration,
@@ -125,7 +136,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     async def open(self, location, mode="auto"):
         return await ExperimentStore.open(
-            location, mode, checkpoint_config=None if mode == "read" else self.config, checkpoint_period=self.period
+            location,
+            mode,
+            checkpoint_config=None if mode == "read" else self.config,
+            checkpoint_period=self.period,
         )
 
     def call(self, function):
@@ -134,8 +148,7 @@ class StoreMachine(RuleBasedStateMachine):
         async def on_loop():
             return function()
 
-        result = self.run(on_loop())
-        return result
+        return self.run(on_loop())
 
     def changed(self) -> None:
         self.states.append(self.model.view())
@@ -248,8 +261,8 @@ class StoreMachine(RuleBasedStateMachine):
                     trial["status"] = TrialStatus.PENDING
                     self.model.cut(trial)
                 elif restart:
-                    trial["replaced"] = next(new)
-                    self.model.trials[trial["replaced"]] = {
+                    trial["replaced"] = new_id = next(new)
+                    self.model.trials[new_id] = {
                         **copy.deepcopy(trial),
                         "status": TrialStatus.PENDING,
                         "failures": 0,
@@ -297,6 +310,7 @@ class StoreMachine(RuleBasedStateMachine):
         newest = max(self.model.trials[source]["checkpoints"])
         made = self.run(self.store.clone_checkpoint(source, to_trial=target))
         trial = self.model.trials[target]
+        assert made.step is not None
         trial["steps"] = made.step
         trial["checkpoints"][made.step] = len(trial["rows"])
         self.retired(trial)
@@ -369,8 +383,7 @@ class StoreMachine(RuleBasedStateMachine):
                 claim_epoch, str(self.location / ".asynctune"), LocalFiles(), SystemClock()
             )
             with pytest.raises(FencedError):
-                self.store.set_metadata("after the claim", 1)
-                await self.store.flush()
+                await self.set_and_flush()
             with pytest.raises(FencedError):
                 self.store.set_metadata("too late", 1)
             with pytest.raises(FencedError):
@@ -381,6 +394,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.changed()
         self.store = self.run(self.open(self.location, "resume"))
         self.go_back()
+
+    async def set_and_flush(self) -> None:
+        self.store.set_metadata("after the claim", 1)
+        await self.store.flush()
 
     def go_back(self) -> None:
         """The model becomes what was found, which must be a state that existed, at or after the acknowledged one."""
@@ -447,7 +464,7 @@ class StoreMachine(RuleBasedStateMachine):
         record = self.store._records.get(f"checkpoint/{checkpoint.trial_id}/{checkpoint.step}")
         threads = DiskThreads()
         report = await verify_directory(
-            str(checkpoint.path), record["sha256"], files=LocalFiles(), threads=threads
+            str(checkpoint.path), (record or {})["sha256"], files=LocalFiles(), threads=threads
         )
         threads.close()
         assert report.intact, str(report)
@@ -469,5 +486,5 @@ def _copy(source: Path, target: Path) -> None:
 
 
 TestStoreModel = StoreMachine.TestCase
-TestStoreModel.settings = settings(max_examples=max(10, settings.default.max_examples // 4))
-TestStoreModel.pytestmark = [pytest.mark.timeout(300)]
+TestStoreModel.settings = settings(max_examples=max(10, settings().max_examples // 4))
+TestStoreModel = pytest.mark.timeout(300)(TestStoreModel)

@@ -43,7 +43,9 @@ def test_a_name_that_cannot_be_a_directory_is_refused_with_its_reason(name, reas
     str(caught.value).encode()  # a message with a lone surrogate could not be printed
 
 
-@pytest.mark.parametrize("name", ["a", "3f9ac_00007", "x" * 200, "Trial (1)", "日本", "a.b", "a..b", "-x", "~"])
+@pytest.mark.parametrize(
+    "name", ["a", "3f9ac_00007", "x" * 200, "Trial (1)", "日本", "a.b", "a..b", "-x", "~"]
+)
 def test_a_usual_name_is_taken(name):
     check_name(name, "trial_id")
 

@@ -284,7 +284,12 @@ def assert_refusal(error: ExperimentLockedError, pid: int, since: float) -> None
     assert error.pid == pid
     assert error.hostname == socket.gethostname()
     assert error.since == pytest.approx(since, abs=1e-3)
-    for part in (f"pid {pid}", socket.gethostname(), time.strftime("%Y-%m-%d", time.gmtime(since)), "mode=\"read\""):
+    for part in (
+        f"pid {pid}",
+        socket.gethostname(),
+        time.strftime("%Y-%m-%d", time.gmtime(since)),
+        'mode="read"',
+    ):
         assert part in str(error)
 
 
@@ -390,7 +395,8 @@ async def test_a_higher_claim_fences_the_writer(location):
         await store.aclose()
     async with ExperimentStore.open(location) as store:
         assert store.opening.epoch == 3
-        assert store.get_trial("kept")
+        # what was not acknowledged may have reached the disk all the same
+        assert [trial.trial_id for trial in store.trials] in (["kept"], ["kept", "lost"])
 
 
 async def test_two_openings_in_one_moment_give_one_writer(location):
@@ -480,7 +486,7 @@ def _tried_in_child(store, tmp_path) -> dict[str, str]:
             told[name] = f"returned {call()!r}"
         except StoreClosedError as error:
             told[name] = f"StoreClosedError {error}"
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - told to the parent
             told[name] = repr(error)
     return told
 

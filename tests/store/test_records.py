@@ -35,7 +35,9 @@ def test_a_put_is_seen_at_once_and_reaches_the_journal():
 def test_each_get_is_a_fresh_value():
     records, _ = make()
     records.put("meta/a", {"b": 1})
-    records.get("meta/a")["b"] = 2
+    value = records.get("meta/a")
+    assert value is not None
+    value["b"] = 2
     assert records.get("meta/a") == {"b": 1}
 
 
@@ -125,10 +127,14 @@ def test_a_reader_that_replays_has_the_same_records_and_indexes_as_the_writer_an
         assert {key: records.packed(key) for key in model} == model
         assert set(records.trial_ids) == {key[6:] for key in model if key.startswith("trial/")}
         for kind in ("meta", "name", "replaced"):
-            assert set(records.named(kind)) == {k.partition("/")[2] for k in model if k.startswith(kind + "/")}
+            assert set(records.named(kind)) == {
+                k.partition("/")[2] for k in model if k.startswith(kind + "/")
+            }
         for trial in "ab":
             prefix = f"checkpoint/{trial}/"
-            assert records.steps(trial) == sorted(int(k[len(prefix) :]) for k in model if k.startswith(prefix))
+            assert records.steps(trial) == sorted(
+                int(k[len(prefix) :]) for k in model if k.startswith(prefix)
+            )
 
 
 def test_become_takes_over_another_map_whole():
