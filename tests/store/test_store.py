@@ -25,7 +25,7 @@ from asynctune.trial import Checkpoint
 from tests.crash.checking import check_experiment, leftovers
 from tests.store.scenes import Counter, directory_with, result_rows, state_of
 
-# -- metadata and trials -----------------------------------------------------------------------------------
+# -- metadata ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["a", "a/b", "../x", "é", "x" * 300, " ", "line\nbreak", "nul\0"])
@@ -52,24 +52,7 @@ async def test_metadata_that_cannot_be_stored_names_the_key_and_the_part(store):
     assert store.metadata == {"k": 1}
 
 
-async def test_trials_are_a_lazy_sequence_in_the_order_of_creation(store):
-    assert list(store.trials) == []
-    ids = [store.add_trial({"n": n}).trial_id for n in range(5)]
-    trials = store.trials
-    assert len(trials) == 5
-    assert [trial.trial_id for trial in trials] == ids
-    assert trials[-1].config == {"n": 4}
-    assert [trial.config["n"] for trial in trials[1:3]] == [1, 2]
-    assert [trial.trial_id for trial in reversed(trials)] == ids[::-1]
-    assert trials[0] in trials
-    with pytest.raises(IndexError):
-        trials[5]
-    store.add_trial({})
-    assert len(trials) == 5
-    assert len(store.trials) == 6
-
-
-# -- flush and stats ---------------------------------------------------------------------------------------
+# -- flush -------------------------------------------------------------------------------------------------
 
 
 async def test_flush_returns_the_seq_that_has_everything_and_the_disk_agrees(location, store):
@@ -111,113 +94,6 @@ async def test_a_mirror_that_is_not_there_cannot_be_waited_for(store):
     with pytest.raises(ConfigError, match="upload_dir"):
         await store.flush(mirror=True)
     await store.drain()
-
-
-async def test_the_figures(location):
-    clock = ManualClock()
-    async with ExperimentStore.open(location, clock=clock) as store:
-        await store.flush()
-        clock.move(5)
-        store.add_trial({}, "a")
-        clock.move(2)
-        stats = store.stats()
-        assert stats.trials == 1
-        assert stats.dirty_keys == 1
-        assert stats.oldest_dirty_age_s == 2
-        assert stats.elapsed_seconds == 7
-        assert stats.checkpoint_fraction == stats.checkpoint_seconds / stats.elapsed_seconds
-        assert stats.mirrored_seq is None
-        assert (stats.uploads_pending, stats.uploads_done, stats.uploads_failed, stats.upload_bytes) == (
-            0,
-            0,
-            0,
-            0,
-        )
-        await store.flush()
-        after = store.stats()
-        assert after.dirty_keys == 0
-        assert after.oldest_dirty_age_s == 0
-        assert after.commits == stats.commits + 1
-        assert after.committed_seq == stats.committed_seq + 1
-        assert after.journal_bytes > stats.journal_bytes
-        assert (after.snapshots, after.snapshot_bytes) == (0, 0)
-        with pytest.raises(AttributeError):
-            after.commits = 0  # type: ignore[misc]
-    final = store.stats()  # readable after the close
-    assert final.trials == 1
-    async with ExperimentStore.open(location, "read") as reader:
-        assert reader.stats().committed_seq == final.committed_seq
-        assert reader.stats().trials == 1
-
-
-# -- events ------------------------------------------------------------------------------------------------
-
-
-async def test_events_tell_what_happens_from_the_call_on(location, tmp_path):
-    async with ExperimentStore.open(location, checkpoint_config=CheckpointConfig(num_to_keep=1)) as store:
-        store.add_trial({}, "early")
-        events = store.events()
-        store.add_trial({}, "t")
-        store.set_status("t", "RUNNING")
-        store.set_status("t", "RUNNING")
-        store.report("t", {"loss": 1}, iteration=7)
-        for _ in range(2):
-            await store.save_checkpoint("t", directory_with(tmp_path / "d"))
-        store.set_status("t", "ERROR")
-        store.requeue(resume_errored=True)
-        seq = await store.flush()
-    told = [event async for event in events]
-    kinds = [event.kind for event in told if event.kind != "committed"]
-    assert kinds[:3] == ["trial_added", "status_changed", "result"]
-    assert [event.trial_id for event in told if event.kind == "trial_added"] == ["t"]
-    assert told[1].data == {"status": "RUNNING", "before": "PENDING"}
-    assert told[2].data == {"iteration": 7}
-    assert [event.step for event in told if event.kind == "checkpoint_saved"] == [1, 2]
-    assert [event.step for event in told if event.kind == "checkpoint_deleted"] == [1]
-    assert [e.data["status"] for e in told if e.kind == "status_changed"] == ["RUNNING", "ERROR", "PENDING"]
-    assert seq in [event.seq for event in told if event.kind == "committed"]
-    assert kinds[-1] == "closed"
-    assert kinds.count("closed") == 1
-
-
-async def test_a_slow_subscriber_is_told_how_much_it_missed_and_others_miss_nothing(store, monkeypatch):
-    monkeypatch.setattr("asynctune.store.events.QUEUE_LENGTH", 10)
-    slow, quick = store.events(), store.events()
-    seen = []
-    for number in range(25):
-        store.add_trial({}, f"t{number}")
-        while True:
-            event = await anext(quick)
-            if event.kind == "trial_added":
-                seen.append(event.trial_id)
-                break
-    assert seen == [f"t{number}" for number in range(25)]
-    lagged = await anext(slow)
-    assert lagged.kind == "lagged"
-    assert lagged.data["dropped"] >= 15
-    rest = [(await anext(slow)) for _ in range(10)]
-    assert rest[-1].kind in {"trial_added", "committed"}
-    assert {event.trial_id for event in rest} >= {"t24"}
-
-
-async def test_a_subscriber_that_went_away_costs_nothing(store):
-    for _ in range(3):
-        store.events()
-    gc.collect()
-    store.add_trial({})
-    assert len(store._events._subscriptions) == 0
-
-
-async def test_a_waiting_subscriber_may_be_cancelled_and_asked_again(store):
-    events = store.events()
-    task = asyncio.create_task(anext(events))
-    await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.wait([task])
-    store.add_trial({}, "t")
-    while (event := await anext(events)).kind != "trial_added":
-        pass
-    assert event.trial_id == "t"
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------
