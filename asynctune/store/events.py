@@ -14,6 +14,9 @@ __all__ = ["EventStream", "StoreEvent"]
 QUEUE_LENGTH: Final = 1024
 """How many events a subscriber may lag behind before the oldest are dropped."""
 
+OF_THE_OPENING: Final = frozenset({"recovered_tear", "recovered_damage", "orphan_set_aside"})
+"""What an opening finds: told to those, too, who subscribe as the first thing after it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreEvent:
@@ -41,11 +44,21 @@ class StoreEvent:
 
 
 class EventStream:
-    """Hands each event to every subscriber. Loop only."""
+    """Hands each event to every subscriber. Loop only.
+
+    What an opening finds happens before anybody can subscribe: it is held until `opened` lets it go.
+    """
 
     def __init__(self) -> None:
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
         self._closed = False
+        self._held: list[StoreEvent] | None = []
+
+    def opened(self) -> None:
+        """The opening is over, and whoever wanted to hear what it found has subscribed."""
+        held, self._held = self._held or [], None
+        for event in held:
+            self._tell(event)
 
     def emit(
         self,
@@ -59,9 +72,16 @@ class EventStream:
         **data: Any,
     ) -> None:
         """Tell all subscribers; costs next to nothing while there are none."""
-        if not self._subscriptions:
+        holds = self._held is not None and kind in OF_THE_OPENING
+        if not self._subscriptions and not holds:
             return
         event = StoreEvent(kind=kind, trial_id=trial_id, step=step, seq=seq, message=message, data=data)
+        if self._held is not None and holds:
+            self._held.append(event)
+        else:
+            self._tell(event)
+
+    def _tell(self, event: StoreEvent) -> None:
         for subscription in list(self._subscriptions):
             subscription.push(event)
 

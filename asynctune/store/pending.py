@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Generator, Mapping
 from types import TracebackType
@@ -109,6 +110,8 @@ class PendingStore(Generic[S]):
                 self._path, mode, clock=self._clock, files=self._files, events=events, **self._settings
             )
             mode = "resume" if engine.opening.resumed else "create"
+        # after the caller's next steps up to its first await, so that it can subscribe before
+        asyncio.get_running_loop().call_soon(events.opened)
         return self._owner(
             self._path,
             mode,

@@ -7,7 +7,7 @@ import pytest
 
 from asynctune.config import CheckpointConfig
 from asynctune.errors import StoreClosedError
-from asynctune.store.events import EventStream
+from asynctune.store.events import EventStream, StoreEvent
 from asynctune.store.store import ExperimentStore
 from tests.store.scenes import directory_with
 
@@ -100,3 +100,26 @@ async def test_a_stream_without_subscribers_keeps_nothing():
     (event,) = [event async for event in first]
     assert (event.trial_id, event.message, event.seq, event.step, event.data) == ("u", "m", 3, 4, {"more": 5})
     assert [event async for event in stream.subscribe()] == []
+
+
+async def test_what_the_opening_found_is_told_to_who_subscribes_at_once(location, tmp_path, caplog):
+    async with ExperimentStore.open(location) as store:
+        store.add_trial({}, "t")
+        await store.save_checkpoint("t", directory_with(tmp_path / "d"))
+        seq = await store.flush()
+    wal = max((location / ".asynctune").glob("wal-*"))
+    wal.write_bytes(wal.read_bytes() + b"ATJ1 a header cut short")
+    directory_with(location / "t" / "checkpoint_000007")
+    async with ExperimentStore.open(location) as store:
+        events = store.events()
+        await asyncio.sleep(0)
+        late = store.events()
+        told: list[StoreEvent] = []
+        while len(told) < 2:
+            event = await anext(events)
+            if event.kind in {"recovered_tear", "orphan_set_aside"}:
+                told.append(event)
+        assert {event.kind for event in told} == {"recovered_tear", "orphan_set_aside"}
+        assert store.opening.tear in {event.message for event in told}
+        assert store.stats().committed_seq > seq
+    assert "recovered_tear" not in [event.kind async for event in late]
