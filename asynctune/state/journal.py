@@ -121,6 +121,8 @@ class Journal:
         self.segments = 0
         self._fd: int | None = None
         self._name = ""
+        self._acknowledged = False  # anything in the present segment
+        self._unused: list[str] = []
 
     # -- commits -------------------------------------------------------------------------------------------
 
@@ -144,6 +146,7 @@ class Journal:
         self._check_claim()
         self._apply(batch)
         self.seq, self._crc = batch.seq, crc
+        self._acknowledged = True
         return CommitDone(batch.seq, started_at, self._clock.monotonic(), size, overcame)
 
     def _append(self, batch: Batch) -> tuple[int, int]:
@@ -177,7 +180,7 @@ class Journal:
             self.start_segment()
             return self._append(batch)
         except OSError as second:
-            self._abandon(discard=True)
+            self._abandon()
             if is_disk_full(second):
                 raise DiskFullError(str(second)) from second
             msg = f"the disk refused commit {batch.seq} twice ({first}; then, in a new segment: {second})"
@@ -214,7 +217,7 @@ class Journal:
         """Begin the segment of the next commit; whatever an older one holds beyond is cut off by it.
 
         Raises:
-            OSError: The disk refused; no descriptor is kept.
+            OSError: The disk refused; the next commit begins a segment of its own.
         """
         name = SegmentName(self.claim.epoch, self.seq + 1, self._next_attempt())
         header = SegmentHeader(
@@ -234,10 +237,15 @@ class Journal:
         except OSError:
             self._close(fd)
             self._remove(str(name))
+            # It may be there after a crash nevertheless, and would cut off what the present one got after it.
+            self._abandon()
             raise
-        old, self._fd, self._name = self._fd, fd, str(name)
-        if old is not None:
-            self._close(old)
+        self._abandon()
+        self._fd, self._name, self._acknowledged = fd, str(name), False
+        # Not before the new header is durable: after a snapshot there is always a segment that goes on from it.
+        unused, self._unused = self._unused, []
+        for old in unused:
+            self._remove(old)
 
     def _next_attempt(self) -> int:
         names = [n for text in self.files.list_dir(self.directory) if (n := parse_segment_name(text))]
@@ -245,12 +253,12 @@ class Journal:
         here = (self.claim.epoch, self.seq + 1)
         return max((n.attempt for n in names if (n.epoch, n.first_seq) == here), default=-1) + 1
 
-    def _abandon(self, *, discard: bool = False) -> None:
+    def _abandon(self) -> None:
         fd, self._fd = self._fd, None
         if fd is not None:
             self._close(fd)
-            if discard:
-                self._remove(self._name)
+            if not self._acknowledged:
+                self._unused.append(self._name)
 
     def _close(self, fd: int) -> None:
         try:
@@ -271,7 +279,7 @@ class Journal:
         """Begin a new segment and return the image as of now, without copying any record.
 
         Raises:
-            OSError: The disk refused the segment; the present one goes on.
+            OSError: The disk refused the segment; the next commit begins one.
             FencedError: Another opening owns the experiment.
         """
         self._check_claim()

@@ -192,7 +192,8 @@ def make_state(directory: str, rng: random.Random, *, size: int = 6) -> Made:
     files.fail(errno.EIO, on="write", after_bytes=70)
     first.commit({"run/retried": rng.randbytes(90)}, rows=(b"retried",))
     _some(first, rng, 2)
-    files.fail(errno.EIO, on="sync_data")  # in the first commit of a segment: `.1`
+    files.fail(errno.EIO, on="sync_data")  # in the first commit of a segment: `.1`, and the first try stays
+    files.fail(errno.EIO, on="unlink")
     first.journal.capture()
     first.commit({"run/again": rng.randbytes(30)})
     first.close()
