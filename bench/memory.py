@@ -125,4 +125,4 @@ async def _measure(settings: Options, directory: Path, trials: int) -> Report:
 
 
 if __name__ == "__main__":
-    run(measure, options(__doc__, trials=(100_000,), quick_trials=(20_000,), rounds=3, quick_rounds=1))
+    run(measure, options(__doc__, trials=(100_000,), quick_trials=(20_000,), rounds=1, quick_rounds=1))
