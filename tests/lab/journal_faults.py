@@ -14,7 +14,7 @@ from asynctune.files import LocalFiles
 from asynctune.state.codec import FrameError
 from asynctune.state.journal import DiskFullError
 from asynctune.state.recovery import recover
-from asynctune.testing import CHANGES, LOOKS, Fault, FaultyFiles
+from asynctune.testing import CHANGES, LOOKS, Fault, FaultyFiles, Operation
 from tests.lab.registry import Lab, Row, experiment
 from tests.lab.states import Session, Truth
 
@@ -32,6 +32,15 @@ class FaultKind:
     set: Callable[[FaultyFiles, int], Fault]
 
 
+def _stuck(files: FaultyFiles, nth: int) -> Fault:
+    def keep(operation: Operation) -> None:
+        if os.path.basename(operation.path).startswith("wal-"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), operation.path)
+
+    files.call(keep, on="unlink", lasting=True)
+    return files.fail(errno.EIO, on=CHANGES - {"unlink"}, nth=nth, applied=True)
+
+
 FAULTS = [
     FaultKind("EIO", CHANGES, lambda files, nth: files.fail(errno.EIO, on=CHANGES, nth=nth)),
     FaultKind(
@@ -40,6 +49,7 @@ FAULTS = [
     FaultKind(
         "EIO, but done", CHANGES, lambda files, nth: files.fail(errno.EIO, on=CHANGES, nth=nth, applied=True)
     ),
+    FaultKind("EIO, but done, and no segment can be removed", CHANGES - {"unlink"}, _stuck),
     FaultKind(
         "EIO for good", CHANGES, lambda files, nth: files.fail(errno.EIO, on=CHANGES, nth=nth, lasting=True)
     ),
