@@ -149,17 +149,23 @@ def error_text(error: str | BaseException | None) -> str:
     return text if len(text) <= _MAX_ERROR else "...\n" + text[-_MAX_ERROR:]
 
 
-def next_iteration(metrics: Mapping[str, Any], given: int | None, last: int, trial_id: str) -> int:
+def next_iteration(metrics: Mapping[str, Any], given: int | None, run: Run, trial_id: str) -> int:
     """The iteration of a new row: as given, else `training_iteration` of the metrics, else one more than the last.
+
+    The first one may be 0, and is 1 if nothing says otherwise.
 
     Raises:
         ConfigError: Not a whole number above the last.
     """
-    number = metrics.get("training_iteration", last + 1) if given is None else given
+    last = run.iteration if run.num_results else -1
+    number = metrics.get("training_iteration", max(0, last) + 1) if given is None else given
     if isinstance(number, bool) or not hasattr(number, "__index__"):
         msg = f"iteration must be a whole number, not {number!r}"
         raise ConfigError(msg)
     number = int(number)
+    if number < 0:
+        msg = f"iteration must be a whole number from 0, not {number!r}"
+        raise ConfigError(msg)
     if number <= last:
         msg = (
             f"iteration {number} of trial {trial_id!r} is not above its last one, {last}; a trial that starts again "

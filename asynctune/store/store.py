@@ -365,13 +365,18 @@ class ExperimentStore(ReadableStore):
             if failed is not error:
                 raise
 
+    def _drop(self) -> None:
+        if self._engine is not None:
+            self._engine.forget()
+        else:
+            self._reading.cancel_soon()
+
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        engine = getattr(self, "_engine", None)
-        if engine is None or self._closing is not None or not engine.is_owner:
+        if getattr(self, "_closing", self) is not None or os.getpid() != self._pid:
             return
         _warn(
             f"{self!r} was never closed; use `async with`, or `await store.aclose()`",
             ResourceWarning,
             source=self,
         )
-        engine.forget()
+        self._drop()

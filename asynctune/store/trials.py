@@ -293,7 +293,7 @@ class TrialTable:
         if not isinstance(metrics, Mapping):
             msg = f"metrics must be a mapping of names to values, not {type(metrics).__name__}"
             raise ConfigError(msg)
-        number = next_iteration(metrics, iteration, run.iteration, trial_id)
+        number = next_iteration(metrics, iteration, run, trial_id)
         now, wall = self._clock.monotonic(), self._clock.time()
         began = self._marks.get(trial_id)
         since_start = now - began if began is not None else wall - (run.reported_at or run.started_at or wall)

@@ -108,20 +108,27 @@ def test_error_texts_are_bounded_from_the_end_and_always_storable():
     ],
 )
 def test_the_iteration_of_a_row(metrics, given, last, expected):
-    assert next_iteration(metrics, given, last, "t") == expected
+    assert next_iteration(metrics, given, Run(num_results=1, iteration=last), "t") == expected
 
 
 @pytest.mark.parametrize("given", [7, 6, -1, 1.5, "8", True, [8]])
 def test_an_iteration_that_is_no_whole_number_above_the_last_is_refused(given):
     with pytest.raises(ConfigError):
-        next_iteration({}, given, 7, "t")
+        next_iteration({}, given, Run(num_results=1, iteration=7), "t")
     with pytest.raises(ConfigError):
-        next_iteration({"training_iteration": given}, None, 7, "t")
+        next_iteration({"training_iteration": given}, None, Run(num_results=1, iteration=7), "t")
+
+
+def test_the_first_iteration_may_be_0_and_is_1_by_default():
+    assert next_iteration({}, 0, Run(), "t") == 0
+    assert next_iteration({}, None, Run(), "t") == 1
+    with pytest.raises(ConfigError, match="whole number from 0"):
+        next_iteration({}, -1, Run(), "t")
 
 
 def test_numpy_integers_are_iterations():
     numpy = pytest.importorskip("numpy")
-    number = next_iteration({}, numpy.int64(8), 7, "t")
+    number = next_iteration({}, numpy.int64(8), Run(num_results=1, iteration=7), "t")
     assert type(number) is int
     assert number == 8
 

@@ -317,6 +317,20 @@ async def test_a_forgotten_close_is_a_resource_warning_and_gives_the_lock_back(l
         assert store.metadata == {"k": 1}
 
 
+async def test_a_forgotten_reader_is_a_resource_warning_too(location):
+    async with ExperimentStore.open(location):
+        reader = await ExperimentStore.open(location, mode="read")
+        tasks = asyncio.all_tasks()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            del reader
+            gc.collect()
+        (warning,) = [w for w in caught if issubclass(w.category, ResourceWarning)]
+        assert "exp' read, 0 trials> was never closed" in str(warning.message)
+        while len(asyncio.all_tasks()) >= len(tasks):
+            await asyncio.sleep(0)
+
+
 async def test_a_failure_in_the_block_is_not_told_twice(tmp_path, location):
     files = FaultyFiles()
 
