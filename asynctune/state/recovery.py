@@ -262,7 +262,7 @@ class _Reading:
         if not torn or seq <= self._acknowledged:
             raise self._corrupt(name, damage.offset, str(damage.error), newer=damage.error.newer)
         if not self._live:
-            lost = len(data) - damage.offset
+            lost = len(data) - damage.start
             message = (
                 f"a commit cut short by a crash ({lost:,} bytes, acknowledged to nobody) was left behind"
             )

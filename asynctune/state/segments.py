@@ -89,10 +89,11 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Where a walk stopped before the end of the bytes, and why."""
+    """Where a walk stopped before the end of the bytes: at which frame, why, and where its commit starts."""
 
     offset: int
     error: FrameError
+    start: int
 
 
 def parse_segment_name(name: str) -> SegmentName | None:
@@ -200,7 +201,7 @@ def walk_commits(
                 if not frame.more:
                     break
         except FrameError as error:
-            yield Damage(offset, error)
+            yield Damage(offset, error, start)
             return
         yield Commit(seq, crc, tuple(parts), start, offset)
         seq += 1
