@@ -25,7 +25,7 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgpack
@@ -97,28 +97,67 @@ def unpack(data: bytes | bytearray | memoryview) -> Any:
 
 
 def _pack(value: Any) -> bytes:
-    # strict_types sends subclasses (tuple, IntEnum, numpy.float64) to `_default` instead of guessing.
-    return msgpack.packb(value, default=_default, strict_types=True, use_bin_type=True)  # type: ignore[no-any-return]
+    packing = _Packing()
+    packed = packing.pack(value)
+    if packing.renamed or len(packed) > _MAX_CONTAINER_LEN:
+        _unpack(packed)  # what a reader would refuse is refused here, before anybody relies on it
+    return packed
 
 
-def _default(value: Any) -> Any:
-    kind = type(value)
-    if kind is tuple:
-        return msgpack.ExtType(_TUPLE, _pack(list(value)))
-    if kind is int:
-        return msgpack.ExtType(_BIG_INT, _big_int(value))
-    if kind in {set, frozenset}:
-        items = sorted(_pack(item) for item in value)
-        body = msgpack.Packer().pack_array_header(len(items)) + b"".join(items)
-        return msgpack.ExtType(_SET if kind is set else _FROZENSET, body)
-    if kind is complex:
-        return msgpack.ExtType(_COMPLEX, _pack([value.real, value.imag]))
-    if isinstance(value, datetime):
-        if value.tzinfo is None:
-            msg = "a datetime without a timezone"
-            raise TypeError(msg)
-        return msgpack.Timestamp.from_datetime(value)
-    return _as_plain(value)
+class _Packing:
+    """One value on its way to bytes.
+
+    Attributes:
+        renamed: A part became a plain value that is another key than it was, so that two keys may be one now.
+    """
+
+    __slots__ = ("_depth", "renamed")
+
+    def __init__(self) -> None:
+        self.renamed = False
+        self._depth = 0
+
+    def pack(self, value: Any) -> bytes:
+        # strict_types sends subclasses (tuple, IntEnum, numpy.float64) to `_default` instead of guessing.
+        return msgpack.packb(value, default=self._default, strict_types=True, use_bin_type=True)  # type: ignore[no-any-return]
+
+    def _default(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is tuple:
+            return msgpack.ExtType(_TUPLE, self._inner(list(value)))
+        if kind is int:
+            return msgpack.ExtType(_BIG_INT, _big_int(value))
+        if kind in {set, frozenset}:
+            items = sorted(self._inner(item) for item in value)
+            body = msgpack.Packer().pack_array_header(len(items)) + b"".join(items)
+            return msgpack.ExtType(_SET if kind is set else _FROZENSET, body)
+        if kind is complex:
+            return msgpack.ExtType(_COMPLEX, self._inner([value.real, value.imag]))
+        if isinstance(value, datetime):
+            if value.tzinfo is None:
+                msg = "a datetime without a timezone"
+                raise TypeError(msg)
+            return msgpack.Timestamp.from_datetime(value.astimezone(UTC))
+        made = _as_plain(value)
+        if not self.renamed:
+            self.renamed = _is_another_key(value, made)
+        return made
+
+    def _inner(self, value: Any) -> bytes:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            msg = "recursion: nested too deeply"
+            raise ValueError(msg)
+        packed = self.pack(value)
+        self._depth -= 1
+        return packed
+
+
+def _is_another_key(value: Any, made: Any) -> bool:
+    try:
+        return hash(value) != hash(made)
+    except TypeError:
+        return False  # it cannot be a key at all
 
 
 def _as_plain(value: Any) -> Any:
@@ -172,12 +211,20 @@ def _explain(value: Any, what: str, error: BaseException) -> ConfigError:
     hint = "use plain numbers, strings, lists and dicts"
     if isinstance(part, str):
         reason, hint = "is text that is not valid Unicode", "encode it as bytes"
+    elif isinstance(part, datetime) and part.tzinfo is not None:
+        reason, hint = "is outside of the years 1 to 9999 in UTC", "use another time"
     elif isinstance(part, datetime):
         reason, hint = "is a datetime without a timezone", "add one, e.g. tzinfo=datetime.UTC"
     elif hasattr(part, "shape") and hasattr(part, "tolist"):
         reason, hint = f"is an array ({_kind_name(part)})", "use .tolist(), or save it in a checkpoint"
     elif isinstance(part, int):
         reason = "is an integer of more than 3,600 digits"
+    elif _is_too_long(part):
+        limit = _MAX_CONTAINER_LEN // (2 if isinstance(part, Mapping) else 1)
+        reason = f"holds {len(part):,} items, and the limit is {limit:,}"
+        hint = "put large data into a checkpoint's files instead"
+    elif isinstance(part, Mapping) and "duplicate" in str(error):
+        reason, hint = "has two keys that are the same when stored", "use text keys"
     elif callable(part):
         reason, hint = f"is code ({_kind_name(part)}), and state never holds code", "store its name instead"
     else:
@@ -185,11 +232,19 @@ def _explain(value: Any, what: str, error: BaseException) -> ConfigError:
     return ConfigError(f"{path} {reason} and cannot be stored; {hint}")
 
 
+def _is_too_long(part: Any) -> bool:
+    if isinstance(part, Mapping):
+        return len(part) > _MAX_CONTAINER_LEN // 2
+    return isinstance(part, list | tuple | set | frozenset) and len(part) > _MAX_CONTAINER_LEN
+
+
 def _first_bad_child(part: Any) -> tuple[str, Any] | None:
+    if _is_too_long(part):
+        return None  # that is what is wrong; looking at each item would take minutes
     if isinstance(part, Mapping):
         for key, item in part.items():
             if not _packs(key):
-                return f" (key {key!r})", key
+                return " (a key)" if isinstance(key, int) else f" (key {key!r})", key
             if not _packs(item):
                 return f"[{key!r}]", item
     elif isinstance(part, list | tuple | set | frozenset):
