@@ -193,6 +193,13 @@ class Journal:
 
     def _check_claim(self) -> None:
         if is_fenced(self.directory, self.claim.epoch, self.files):
+            if not self.files.exists(self.directory):
+                raise StorageError(
+                    f"{self.directory} is gone: the experiment was moved or removed while it was open",
+                    operation="commit",
+                    key=self.directory,
+                    hint="nothing is written any more; if it was moved, open it where it is now",
+                )
             msg = (
                 f"another process has taken over the experiment at {self.directory.rpartition('/')[0]}; this one "
                 "writes nothing any more. Everything acknowledged before is safe"

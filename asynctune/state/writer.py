@@ -213,8 +213,8 @@ class StateWriter:
             return
         now = self._clock.monotonic()
         explicit = self._waits()
-        asked = self._ask_again_at is not None and now >= self._ask_again_at
-        if not (explicit or asked or (self._dirty_since is not None and now >= self._pacing.next_start)):
+        due = self._due_at()
+        if not (explicit or (due is not None and now >= due)):
             return
         self._ask_again_at = self._observer.before_cut(self._batch.seq, explicit=explicit)
         if self._dirty_since is None:
@@ -327,15 +327,16 @@ class StateWriter:
 
     def _rest_s(self) -> float | None:
         """How long there is nothing to do, or `None` for until something happens."""
-        due: float | None
-        if self._in_flight is not None:
-            due = self._retry_at
-        else:
-            times = [t for t in (self._ask_again_at,) if t is not None]
-            if self._dirty_since is not None:
-                times.append(self._pacing.next_start)
-            due = min(times, default=None)
+        due = self._retry_at if self._in_flight is not None else self._due_at()
         return None if due is None else max(0.0, due - self._clock.monotonic())
+
+    def _due_at(self) -> float | None:
+        """When the next commit should start by itself, or `None` if there is nothing to commit, or to ask for."""
+        if self._dirty_since is not None:
+            return self._pacing.next_start
+        if self._ask_again_at is not None:
+            return max(self._ask_again_at, self._pacing.next_start)
+        return None
 
     async def _write_snapshots(self) -> None:
         while True:

@@ -134,9 +134,10 @@ class ManualClock:
         with self._guard:
             self._monotonic += seconds
             self._time += seconds
-            # Sums of floats may miss a deadline by one part in 2**52: the nanosecond is not worth a hanging test.
+            # Sums of floats may miss a deadline by one part in 2**52: such a moment is taken for the deadline.
             while self._sleepers and self._sleepers[0].due <= self._monotonic + 1e-9:
                 ready.append(heapq.heappop(self._sleepers))
+                self._monotonic = max(self._monotonic, ready[-1].due)
         for sleeper in ready:
             with contextlib.suppress(RuntimeError):  # its loop is closed: nobody is left to be woken
                 sleeper.loop.call_soon_threadsafe(sleeper)

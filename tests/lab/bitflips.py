@@ -93,7 +93,7 @@ def tear_last_write(directory: str, made: Made, rng: random.Random, times: int) 
 @experiment("bitflips", "every bit of every state file flipped")
 def run(lab: Lab) -> Iterable[Row]:
     directory = f"{lab.directory}/state"
-    made = make_state(directory, lab.rng, size=lab.times(17, 6))
+    made = make_state(directory, lab.rng, size=lab.times(26, 6))
     total = sum(map(len, made.contents.values()))
     bits = lab.few(every_bit(made), 20_000)
     outcomes = flip_bits(directory, made, lab.progress(bits, "bits", len(bits)))
@@ -103,6 +103,6 @@ def run(lab: Lab) -> Iterable[Row]:
 @experiment("sectors", "sectors zeroed, and last writes torn")
 def run_sectors(lab: Lab) -> Iterable[Row]:
     directory = f"{lab.directory}/state"
-    made = make_state(directory, lab.rng, size=lab.times(17, 6))
+    made = make_state(directory, lab.rng, size=lab.times(26, 6))
     yield Row.tally("sectors zeroed", zero_sectors(directory, made))
     yield Row.tally("torn last writes", tear_last_write(directory, made, lab.rng, lab.times(50_000, 2_000)))

@@ -64,7 +64,7 @@ def cuts(made: Made, name: str) -> Sequence[int]:
 @experiment("truncation", "every state file cut at every byte")
 def run(lab: Lab) -> Iterable[Row]:
     directory = f"{lab.directory}/state"
-    made = make_state(directory, lab.rng, size=lab.times(14, 6))
+    made = make_state(directory, lab.rng, size=lab.times(26, 6))
     last = str(made.last)
     lengths = lab.few(cuts(made, last), 2000)
     outcomes = cut_last_segment(directory, made, lab.progress(lengths, last, len(lengths)))

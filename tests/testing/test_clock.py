@@ -71,6 +71,22 @@ async def test_waiting_for_an_event_ends_with_the_event_or_the_time():
     assert clock.sleepers == 0
 
 
+async def test_a_deadline_missed_by_rounding_is_met():
+    clock, seen = ManualClock(monotonic=100.0), []
+
+    async def sleep():
+        due = clock.monotonic() + 0.3
+        await clock.sleep(0.3)
+        seen.append(clock.monotonic() >= due)
+
+    task = asyncio.create_task(sleep())
+    await asyncio.sleep(0)
+    for _ in range(3):
+        await clock.advance(0.1)
+    assert seen == [True]
+    await task
+
+
 async def test_a_cancelled_waiter_leaves_nothing_behind():
     clock = ManualClock()
     tasks = [asyncio.create_task(clock.sleep(5)), asyncio.create_task(clock.wait(asyncio.Event(), 5))]
