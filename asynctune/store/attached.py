@@ -39,6 +39,7 @@ class AttachedState:
         self._object: Stateful | None = None
         self._budget = CostBudget()
         self._last: bytes | None = None
+        self._told: str | None = None
 
     @property
     def next_start(self) -> float | None:
@@ -83,6 +84,7 @@ class AttachedState:
                 # the map of the two, without packing the state again
                 self._records.put_packed(self._key, _MAP_OF_SEQ + pack(seq) + _AND_STATE + packed)
                 self._last = packed
+            self._told = None
         except Exception as error:
             msg = (
                 f"the state of the {self._key} {type(self._object).__name__} could not be captured: {error!r}"
@@ -92,3 +94,9 @@ class AttachedState:
             ended = self._clock.monotonic()
             self._budget.spent(ended, ended - began)
         return ended - began
+
+    def is_news(self, error: CaptureError) -> bool:
+        """Whether this failure was not met before, or not since a capture went well: it comes with every commit."""
+        text = str(error)
+        known, self._told = self._told, text
+        return text != known

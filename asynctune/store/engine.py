@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,6 +28,7 @@ from asynctune.results.projector import ResultFiles
 from asynctune.results.rows import OpeningInfo, TrialInfo
 from asynctune.state.journal import CommitDone
 from asynctune.state.pacing import CommitPacing
+from asynctune.state.recovered import Row
 from asynctune.state.thread import WorkThread
 from asynctune.state.writer import StateWriter
 from asynctune.store.attached import AttachedState, CaptureError
@@ -98,10 +99,7 @@ class Engine:
         self._info = OpeningInfo(
             hostname=opened.opening.hostname, node_ip=opened.node_ip, pid=opened.opening.pid
         )
-        self._recovered_rows = [
-            (r.seq, r.data, OpeningInfo(hostname=r.claim.hostname, node_ip=r.node_ip, pid=r.claim.pid))
-            for r in recovered.rows
-        ]
+        self._recovered_rows = recovered.rows
         self._results_ready = asyncio.Event()
         self._held_rows: list[tuple[int, list[bytes]]] = []
         self._supervisor = Supervisor(
@@ -113,7 +111,7 @@ class Engine:
         if record is None:
             record = {
                 "experiment_id": self.experiment_id,
-                "name": os.path.basename(path),
+                "name": os.fsencode(os.path.basename(path)).decode("utf-8", "replace"),
                 "created_at": self.opening.opened_at,
                 "prefix": self.experiment_id[:5],
                 "format": FORMAT,
@@ -254,8 +252,9 @@ class Engine:
             try:
                 attached.capture(seq)
             except CaptureError as error:
-                logger.warning("%s", error)
-                self.events.emit("searcher_failed", message=str(error))
+                if attached.is_news(error):
+                    logger.warning("%s; it is tried again with later commits", error)
+                    self.events.emit("searcher_failed", message=str(error))
         return min(again, default=None)
 
     def committed(self, seq: int, rows: list[bytes], done: CommitDone) -> None:
@@ -292,7 +291,7 @@ class Engine:
     async def _run_results(self) -> None:
         rows, self._recovered_rows = self._recovered_rows, []
         if rows:
-            await self.results.complete(rows, self._trial_info)
+            await self.results.complete(_with_openings(rows), self._trial_info)
         for seq, held in self._held_rows:
             self.results.add(seq, held, self._trial_info, self._info)
         self._held_rows.clear()
@@ -365,6 +364,18 @@ class Engine:
         self._failure = StoreClosedError("the store was dropped without being closed")
         self._supervisor.cancel_soon()
         self._lock.release()
+
+
+def _with_openings(rows: Iterable[Row]) -> Iterator[tuple[int, bytes, OpeningInfo]]:
+    """Recovered rows as the result files take them; one by one, for a crash may leave very many."""
+    known: dict[tuple[int, str], OpeningInfo] = {}
+    for row in rows:
+        key = (row.claim.epoch, row.node_ip)
+        if (info := known.get(key)) is None:
+            claim = row.claim
+            info = OpeningInfo(hostname=claim.hostname, node_ip=row.node_ip, pid=claim.pid)
+            known[key] = info
+        yield row.seq, row.data, info
 
 
 async def _open_in_thread(path: str, mode: str, files: LocalFiles, clock: Clock) -> OpenedForWriting:

@@ -3,7 +3,7 @@
 =========================== ==========================================================================
 key                         value (a msgpack value of the dialect in `asynctune.packing`)
 =========================== ==========================================================================
-`experiment`                map: experiment_id, created_at, prefix, format, release
+`experiment`                map: experiment_id, name, created_at, prefix, format, checkpoint_config
 `opening`                   map: epoch, hostname, pid, opened_at, closed_at (of the newest opening)
 `projected`                 seq up to which the result files are durable
 `trial/<id>`                see `store.trials`: what was given

@@ -9,6 +9,7 @@ import asyncio
 import os
 import warnings
 from collections.abc import Mapping
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -217,14 +218,20 @@ class ExperimentStore(ReadableStore):
         `trials`. Both: resume wins. Result rows after the checkpoint are cut off and kept aside. Looks at every trial.
         """
         engine = self._writable()
+        before = len(self._records.trial_ids)
         changed, operations = self._table.requeue(
             resume_unfinished=resume_unfinished,
             resume_errored=resume_errored,
             restart_errored=restart_errored,
         )
         engine.journal_rows(operations)
+        made = set(islice(self._records.trial_ids, before, None))
+        self._added |= made
         for trial_id, status in changed:
-            engine.events.emit("status_changed", trial_id=trial_id, status=status.value)
+            if trial_id in made:
+                engine.events.emit("trial_added", trial_id=trial_id)
+            else:
+                engine.events.emit("status_changed", trial_id=trial_id, status=status.value)
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 

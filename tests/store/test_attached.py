@@ -151,6 +151,25 @@ async def test_a_background_capture_that_fails_is_an_event_and_the_store_goes_on
         searcher.error = None
 
 
+async def test_a_capture_that_fails_again_and_again_is_told_once_until_one_goes_well(location, caplog):
+    clock = ManualClock()
+    async with ExperimentStore.open(location, clock=clock) as store:
+        searcher = Counter(1)
+        store.attach_searcher(searcher)
+        events = store.events()
+        for error in (True, True, True, False, True, True):
+            searcher.error = RuntimeError("sampler broke") if error else None
+            seq = store.stats().committed_seq
+            store.set_metadata("k", clock.monotonic())
+            searcher.value += 1
+            while store.stats().committed_seq == seq:
+                await clock.advance(10)
+        searcher.error = None
+    kinds = [event.kind async for event in events]
+    assert kinds.count("searcher_failed") == 2
+    assert caplog.text.count("sampler broke") == 2
+
+
 async def test_a_state_that_did_not_change_dirties_nothing(store):
     searcher = Counter({"nan": math.nan})
     store.attach_searcher(searcher)

@@ -39,6 +39,16 @@ async def test_events_tell_what_happens_from_the_call_on(location, tmp_path):
     assert kinds.count("closed") == 1
 
 
+async def test_a_trial_that_is_started_over_is_told_as_one_that_was_added(store):
+    store.add_trial({}, "failed")
+    store.set_status("failed", "ERROR")
+    events = store.events()
+    store.requeue(restart_errored=True)
+    (new,) = store.trials
+    told = await anext(events)
+    assert (told.kind, told.trial_id) == ("trial_added", new.trial_id)
+
+
 async def test_a_slow_subscriber_is_told_how_much_it_missed_and_others_miss_nothing(store, monkeypatch):
     monkeypatch.setattr("asynctune.store.events.QUEUE_LENGTH", 10)
     slow, quick = store.events(), store.events()
