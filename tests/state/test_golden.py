@@ -1,8 +1,9 @@
 """States written by earlier releases open for ever, and the writer's bytes do not change unnoticed.
 
-`golden/1` holds a state in format version 1: two snapshots, three openings, a retried write, a commit of several
-frames, compressed and stuffed payloads. `python -m tests.state.test_golden DIRECTORY` writes one anew; a format that
-changes gets a number, and a directory beside the old ones, which stay.
+`golden/1` holds a state in format version 1: two snapshots, three openings, a retried write, commits of several
+frames, stuffed payloads; `golden/1-zlib` the same with every payload compressed that gets smaller by it.
+`python -m tests.state.test_golden DIRECTORY` writes one anew; a format that changes gets a number, and directories
+beside the old ones, which stay.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ def digest(records: dict[str, bytes]) -> str:
     return known.hexdigest()
 
 
-def make(directory: str) -> Made:
-    """The same bytes on any machine: nonces, host and clock are given, and zlib is kept out."""
-    with (
-        patch("asynctune.state.journal._COMPRESS_BYTES", 1 << 30),
-        patch("zlib.compress", lambda data, _: data),
-    ):
+def make(directory: str, *, compressed: bool = False) -> Made:
+    """The same bytes on any machine: nonces, host and clock are given. But one zlib packs otherwise than another."""
+    if compressed:
+        with patch("asynctune.state.journal._COMPRESS_BYTES", 1):
+            return make_state(directory, random.Random(1))
+    with patch("zlib.compress", lambda data, _level: data):
         return make_state(directory, random.Random(1))
 
 
@@ -59,7 +60,7 @@ def test_the_writer_makes_the_same_bytes(tmp_path):
 
 
 if __name__ == "__main__":
-    make(sys.argv[1])
+    make(sys.argv[1], compressed=sys.argv[1].endswith("-zlib"))
     state = recover(sys.argv[1], LocalFiles(), rows_after=lambda _: 0)
     print(state.seq, digest(state.records))
     for each in state.rows:
