@@ -248,6 +248,14 @@ def _open_locked(
 
 def _check_really_new(path: str, state_dir: str, epochs: list[int], mode: str, files: LocalFiles) -> None:
     """No journal was found: the creation was cut short before it acknowledged anything, or the state is lost."""
+    _check_not_lost(path, state_dir, files)
+    if mode == "resume" and not epochs:
+        msg = f"there is no experiment at {path}; check the path, or open it with mode='create'"
+        raise ExperimentNotFoundError(msg)
+
+
+def _check_not_lost(path: str, state_dir: str, files: LocalFiles) -> None:
+    """Where there are trials, there was a journal: it is begun before the first of them."""
     trials = [name for name in files.list_dir(path) if not name.startswith(".") and name != "lost+found"]
     if trials:
         msg = (
@@ -255,9 +263,6 @@ def _check_really_new(path: str, state_dir: str, epochs: list[int], mode: str, f
             "was changed; bring the state back from a backup"
         )
         raise CorruptStateError(msg, path=state_dir)
-    if mode == "resume" and not epochs:
-        msg = f"there is no experiment at {path}; check the path, or open it with mode='create'"
-        raise ExperimentNotFoundError(msg)
 
 
 def _remove_leftovers(state_dir: str, files: LocalFiles) -> None:
@@ -315,9 +320,15 @@ def open_for_reading(path: str, files: LocalFiles) -> OpenedForReading:
             os.stat(path)
             msg = f"there is no experiment at {path} (no {STATE_DIR} in it)"
             raise ExperimentNotFoundError(msg)
-        claim = newest_claim(state_dir, files)
-        alive = is_alive(claim) if claim is not None else False
-        recovered = recover(state_dir, files, live=alive is not False)
+        claim, alive, recovered = _read(state_dir, files)
+        if recovered.position is None:
+            try:
+                _check_not_lost(path, state_dir, files)
+            except CorruptStateError:
+                # it may have been begun between the two looks
+                claim, alive, recovered = _read(state_dir, files)
+                if recovered.position is None:
+                    raise
     except FileNotFoundError as error:
         msg = f"there is no experiment at {path}: no such directory"
         raise ExperimentNotFoundError(msg) from error
@@ -332,6 +343,12 @@ def open_for_reading(path: str, files: LocalFiles) -> OpenedForReading:
     recovered.records = {}
     opening = _describe(recovered.claim, records, recovered, resumed=True)
     return OpenedForReading(records, recovered, claim, alive, opening)
+
+
+def _read(state_dir: str, files: LocalFiles) -> tuple[Claim | None, bool | None, Recovered]:
+    claim = newest_claim(state_dir, files)
+    alive = is_alive(claim) if claim is not None else False
+    return claim, alive, recover(state_dir, files, live=alive is not False)
 
 
 def newest_claim(state_dir: str, files: LocalFiles) -> Claim | None:

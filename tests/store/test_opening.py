@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -169,11 +170,9 @@ async def test_a_state_without_its_journal_is_no_fresh_start(location):
     for name in os.listdir(location / ".asynctune"):
         if name.startswith(("wal-", "snap-")):
             os.unlink(location / ".asynctune" / name)
-    for mode in ("auto", "create", "resume"):
+    for mode in (*WRITING, "read"):
         with pytest.raises(CorruptStateError, match="state is lost"):
             await ExperimentStore.open(location, mode)
-    with pytest.raises(ExperimentNotFoundError):
-        await ExperimentStore.open(location, "read")
 
 
 @pytest.mark.parametrize(
@@ -497,3 +496,44 @@ def _run(coroutine):
         return loop.run_until_complete(coroutine)
     finally:
         loop.close()
+
+
+# -- what somebody else did to the directory ----------------------------------------------------------------
+
+
+async def test_a_reader_looks_again_where_an_experiment_begins_under_its_eyes(location):
+    class BegunMeanwhile(LocalFiles):
+        """Hides the journal until somebody has listed the trials."""
+
+        begun = False
+
+        def list_dir(self, path):
+            if path == str(location):
+                self.begun = True
+            return [name for name in super().list_dir(path) if self.begun or not name.startswith("wal-")]
+
+    await make(location)
+    (location / "t").mkdir(exist_ok=True)
+    async with ExperimentStore.open(location, "read", files=BegunMeanwhile()) as reader:
+        assert reader.get_trial("t").config == {"x": 1}
+
+
+async def test_the_name_of_the_directory_need_not_be_text(tmp_path):
+    location = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    await make(location)
+    async with ExperimentStore.open(location, "read") as reader:
+        assert reader.get_trial("t").config == {"x": 1}
+
+
+@pytest.mark.parametrize("moved", [True, False])
+async def test_a_directory_that_vanishes_while_it_is_open_is_no_takeover(location, moved):
+    store = await ExperimentStore.open(location)
+    location.rename(location.with_name("elsewhere"))
+    if not moved:
+        shutil.rmtree(location.with_name("elsewhere"))
+    store.add_trial({"x": 1})
+    with pytest.raises(StorageError, match=r"moved or removed while it was open.* open it where it is now"):
+        await store.flush()
+    with pytest.raises(StorageError, match="moved or removed"):
+        await store.aclose()
+    assert not location.exists()
