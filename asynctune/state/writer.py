@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Final, Protocol
 
 from asynctune.clock import Clock
@@ -106,6 +107,7 @@ class StateWriter:
         self._wake = asyncio.Event()
         self._snapshot_wanted = asyncio.Event()
         self._failure: BaseException | None = None
+        self._failed_at: TracebackType | None = None
         self._closing = False
         # what is dirty, and the one commit under way
         self._batch = Batch(journal.seq + 1)
@@ -155,7 +157,8 @@ class StateWriter:
     def check(self) -> None:
         """Raise the failure that stopped the writer, if there was one."""
         if self._failure is not None:
-            raise self._failure
+            # each raise adds to the error's own traceback: a driver that tries again and again would grow it
+            raise self._failure.with_traceback(self._failed_at)
 
     def add_cost(self, seconds: float) -> None:
         """Count time that somebody else spent on a commit."""
@@ -297,7 +300,7 @@ class StateWriter:
                 )
                 wrapped.__cause__ = error
                 error = wrapped
-            self._failure = error
+            self._failure, self._failed_at = error, error.__traceback__
         for _, future in self._waiters:
             if not future.done():
                 future.set_exception(self._failure)

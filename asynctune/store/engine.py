@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from types import TracebackType
 from typing import Any
 
 from asynctune.checkpoints.catalog import TrialCheckpoints
@@ -68,6 +69,7 @@ class Engine:
         self._lock = opened.lock
         self._pid = os.getpid()
         self._failure: BaseException | None = None
+        self._failed_at: TracebackType | None = None
         self.opened_mono = clock.monotonic()
         recovered = opened.recovered
         self.writer = StateWriter(
@@ -200,7 +202,7 @@ class Engine:
             )
             raise StoreClosedError(msg)
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(self._failed_at)
         self.writer.check()
 
     @property
@@ -211,7 +213,7 @@ class Engine:
     def _on_failure(self, error: BaseException) -> None:
         if self._failure is None:
             logger.error("the store of %s failed: %s", self.experiment.get("name"), error)
-            self._failure = error
+            self._failure, self._failed_at = error, error.__traceback__
         self.writer.fail(error)
 
     def journal_rows(self, rows: Sequence[bytes]) -> None:

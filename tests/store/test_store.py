@@ -327,8 +327,26 @@ async def test_a_forgotten_reader_is_a_resource_warning_too(location):
             gc.collect()
         (warning,) = [w for w in caught if issubclass(w.category, ResourceWarning)]
         assert "exp' read, 0 trials> was never closed" in str(warning.message)
-        while len(asyncio.all_tasks()) >= len(tasks):
+        while len(asyncio.all_tasks()) >= len(tasks):  # noqa: ASYNC110 - nobody tells when a task has ended
             await asyncio.sleep(0)
+
+
+async def test_a_failure_that_is_raised_again_and_again_keeps_one_traceback(location):
+    files = FaultyFiles()
+    store = await ExperimentStore.open(location, files=files)
+    files.fail(5, on={"sync_data", "sync"}, lasting=True)
+    store.set_metadata("k", 1)
+    with pytest.raises(StorageError):
+        await store.flush()
+
+    def depth():
+        with pytest.raises(StorageError, match="refused commit") as caught:
+            store.set_metadata("k", 2)
+        return len(caught.traceback)
+
+    assert len({depth() for _ in range(10)}) == 1
+    with pytest.raises(StorageError):
+        await store.aclose()
 
 
 async def test_a_failure_in_the_block_is_not_told_twice(tmp_path, location):
