@@ -99,3 +99,20 @@ async def test_no_thread_is_started_before_the_first_call():
     before = threading.active_count()
     WorkThread("asynctune-idle").stop()
     assert threading.active_count() == before
+
+
+async def test_the_last_call_comes_after_what_was_submitted():
+    thread, done = WorkThread("test"), []
+    ended = threading.Event()
+    first = asyncio.ensure_future(thread.run(done.append, 1))
+    await asyncio.sleep(0)
+    thread.stop(lambda: (done.append(2), ended.set()))
+    await first
+    assert await asyncio.to_thread(ended.wait, 30)
+    assert done == [1, 2]
+
+
+async def test_a_thread_that_never_ran_makes_its_last_call_at_once():
+    done = []
+    WorkThread("test").stop(lambda: done.append(1))
+    assert done == [1]
