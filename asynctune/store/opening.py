@@ -36,7 +36,7 @@ from asynctune.state.journal import Journal, secure_tail
 from asynctune.state.lineage import extend_history
 from asynctune.state.recovered import Notice, Recovered
 from asynctune.state.recovery import recover
-from asynctune.store.records import Records
+from asynctune.store.records import Records, check_format
 
 __all__ = ["Mode", "OpenedForReading", "OpenedForWriting", "Opening", "open_for_reading", "open_for_writing"]
 
@@ -211,16 +211,17 @@ def _open_locked(
     path: str, state_dir: str, mode: str, files: LocalFiles, clock: Clock, lock: HostLock
 ) -> OpenedForWriting:
     epochs = list_epochs(state_dir, files)
-    if mode == "create" and recover(state_dir, files).position is not None:
+    if mode == "create" and recover(state_dir, files).seq > 0:
         msg = f"there is an experiment at {path} already; open it with mode='resume', or choose another directory"
         raise ExperimentExistsError(msg)
     claim = claim_epoch(state_dir, files, clock)
     # read after the claim: what an older writer still adds is acknowledged to nobody
     recovered = recover(state_dir, files, rows_after=_projected)
-    resumed = recovered.position is not None
+    resumed = recovered.seq > 0
+    check_format(recovered.records, path)
     if recovered.position is not None:
         secure_tail(state_dir, recovered.position.name, files)
-    else:
+    if not resumed:
         _check_really_new(path, state_dir, epochs, mode, files)
     if recovered.claim is not None and recovered.claim.epoch >= claim.epoch:
         claim = claim_epoch(state_dir, files, clock, at_least=recovered.claim.epoch + 1)
@@ -247,7 +248,7 @@ def _open_locked(
 
 
 def _check_really_new(path: str, state_dir: str, epochs: list[int], mode: str, files: LocalFiles) -> None:
-    """No journal was found: the creation was cut short before it acknowledged anything, or the state is lost."""
+    """No commit was found: the creation was cut short before it acknowledged anything, or the state is lost."""
     _check_not_lost(path, state_dir, files)
     if mode == "resume" and not epochs:
         msg = f"there is no experiment at {path}; check the path, or open it with mode='create'"
@@ -259,7 +260,7 @@ def _check_not_lost(path: str, state_dir: str, files: LocalFiles) -> None:
     trials = [name for name in files.list_dir(path) if not name.startswith(".") and name != "lost+found"]
     if trials:
         msg = (
-            f"{state_dir} holds no journal, but {path} holds {trials[0]!r}: the experiment's state is lost. Nothing "
+            f"{state_dir} holds no commit, but {path} holds {trials[0]!r}: the experiment's state is lost. Nothing "
             "was changed; bring the state back from a backup"
         )
         raise CorruptStateError(msg, path=state_dir)
@@ -321,24 +322,25 @@ def open_for_reading(path: str, files: LocalFiles) -> OpenedForReading:
             msg = f"there is no experiment at {path} (no {STATE_DIR} in it)"
             raise ExperimentNotFoundError(msg)
         claim, alive, recovered = _read(state_dir, files)
-        if recovered.position is None:
+        if recovered.seq == 0:
             try:
                 _check_not_lost(path, state_dir, files)
             except CorruptStateError:
                 # it may have been begun between the two looks
                 claim, alive, recovered = _read(state_dir, files)
-                if recovered.position is None:
+                if recovered.seq == 0:
                     raise
     except FileNotFoundError as error:
         msg = f"there is no experiment at {path}: no such directory"
         raise ExperimentNotFoundError(msg) from error
     except OSError as error:
         raise _storage_error("read", path, error) from error
-    if recovered.position is None or recovered.claim is None:
+    if recovered.seq == 0 or recovered.claim is None:
         msg = (
             f"the experiment at {path} was never begun: its creation was cut short before anything was saved"
         )
         raise ExperimentNotFoundError(msg)
+    check_format(recovered.records, path)
     records = Records.index(recovered.records)
     recovered.records = {}
     opening = _describe(recovered.claim, records, recovered, resumed=True)

@@ -20,13 +20,17 @@ from __future__ import annotations
 
 import bisect
 import time
+from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from asynctune.errors import ConfigError
+from asynctune.errors import ConfigError, UnsupportedFormatError
 from asynctune.packing import pack, unpack
 from asynctune.state.codec import MAX_RECORD_BYTES
 
-__all__ = ["Journaled", "Records"]
+__all__ = ["FORMAT", "Journaled", "Records", "check_format"]
+
+FORMAT: Final = 1
+"""The form of the records; a newer one is refused."""
 
 _SLICE: Final = 20_000
 _SHOWN: Final = 80
@@ -164,3 +168,19 @@ def _check_record(key: str, data: bytes) -> None:
             "put large data into a checkpoint's files instead"
         )
         raise ConfigError(msg)
+
+
+def check_format(values: Mapping[str, bytes], path: str) -> None:
+    """Refuse records of a form that is not known here, before anything relies on them.
+
+    Raises:
+        UnsupportedFormatError: They are a newer asynctune's.
+    """
+    data = values.get("experiment")
+    found = FORMAT if data is None else unpack(data).get("format")
+    if not isinstance(found, int) or found > FORMAT:
+        msg = (
+            f"the experiment at {path} was written by a newer asynctune (its records have format {found!r}, and this "
+            f"one knows {FORMAT}); upgrade asynctune"
+        )
+        raise UnsupportedFormatError(msg)

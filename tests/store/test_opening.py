@@ -24,9 +24,11 @@ from asynctune.errors import (
     FencedError,
     StorageError,
     StoreClosedError,
+    UnsupportedFormatError,
 )
 from asynctune.files import LocalFiles
 from asynctune.state.epochs import claim_epoch
+from asynctune.state.segments import decode_segment_header, parse_segment_name
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import TrialStatus
 from tests.killing import ROOT
@@ -537,3 +539,49 @@ async def test_a_directory_that_vanishes_while_it_is_open_is_no_takeover(locatio
     with pytest.raises(StorageError, match="moved or removed"):
         await store.aclose()
     assert not location.exists()
+
+
+@pytest.mark.parametrize("mode", ["auto", "resume", "read"])
+async def test_records_of_a_newer_release_are_refused_and_left(location, mode):
+    async with ExperimentStore.open(location) as store:
+        store._records.put("experiment", {**(store._records.get("experiment") or {}), "format": 2})
+    before = {name: data for name, data in state_files(location).items() if name.startswith(("wal", "snap"))}
+    with pytest.raises(UnsupportedFormatError, match="format 2, and this one knows 1.; upgrade"):
+        await ExperimentStore.open(location, mode)
+    assert before.items() <= state_files(location).items()
+
+
+def leave_only_the_header(location):
+    """What a crash between the first segment and the first commit leaves."""
+    (path,) = (location / ".asynctune").glob("wal-*")
+    name = parse_segment_name(path.name)
+    assert name is not None
+    header = decode_segment_header(path.read_bytes(), name)
+    os.truncate(path, header.end)
+
+
+@pytest.mark.parametrize("mode", ["auto", "create", "resume"])
+async def test_an_experiment_without_any_commit_was_never_begun(location, mode):
+    async with ExperimentStore.open(location):
+        pass
+    leave_only_the_header(location)
+    with pytest.raises(ExperimentNotFoundError, match="never begun"):
+        await ExperimentStore.open(location, "read")
+    async with ExperimentStore.open(location, mode) as store:
+        assert (store.mode, store.opening.resumed) == ("create", False)
+        store.add_trial({}, "t")
+    async with ExperimentStore.open(location, "read") as reader:
+        assert [trial.trial_id for trial in reader.trials] == ["t"]
+
+
+@pytest.mark.parametrize("mode", ["auto", "create", "resume", "read"])
+async def test_a_journal_without_any_commit_beside_trials_is_a_lost_state(location, mode, tmp_path):
+    async with ExperimentStore.open(location) as store:
+        await store.save_checkpoint(store.add_trial({}, "t").trial_id, directory_with(tmp_path / "d"))
+    leave_only_the_header(location)
+    with pytest.raises(CorruptStateError, match="holds no commit, but .* holds 't'"):
+        await ExperimentStore.open(location, mode)
+
+
+def state_files(location):
+    return {path.name: path.read_bytes() for path in (location / ".asynctune").iterdir() if path.is_file()}
