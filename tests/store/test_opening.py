@@ -29,12 +29,13 @@ from asynctune.errors import (
 from asynctune.files import LocalFiles
 from asynctune.state.epochs import claim_epoch
 from asynctune.state.segments import decode_segment_header, parse_segment_name
+from asynctune.store.opening import Mode
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import TrialStatus
 from tests.killing import ROOT
 from tests.store.scenes import directory_with, listing
 
-WRITING = ["auto", "create", "resume"]
+WRITING: list[Mode] = ["auto", "create", "resume"]
 
 
 async def make(location, **kwargs):
@@ -172,7 +173,8 @@ async def test_a_state_without_its_journal_is_no_fresh_start(location):
     for name in os.listdir(location / ".asynctune"):
         if name.startswith(("wal-", "snap-")):
             os.unlink(location / ".asynctune" / name)
-    for mode in (*WRITING, "read"):
+    modes: list[Mode] = [*WRITING, "read"]
+    for mode in modes:
         with pytest.raises(CorruptStateError, match="state is lost"):
             await ExperimentStore.open(location, mode)
 
@@ -546,7 +548,7 @@ async def test_records_of_a_newer_release_are_refused_and_left(location, mode):
     async with ExperimentStore.open(location) as store:
         store._records.put("experiment", {**(store._records.get("experiment") or {}), "format": 2})
     before = {name: data for name, data in state_files(location).items() if name.startswith(("wal", "snap"))}
-    with pytest.raises(UnsupportedFormatError, match="format 2, and this one knows 1.; upgrade"):
+    with pytest.raises(UnsupportedFormatError, match=r"format 2, and this one knows 1\); upgrade"):
         await ExperimentStore.open(location, mode)
     assert before.items() <= state_files(location).items()
 
@@ -579,7 +581,7 @@ async def test_a_journal_without_any_commit_beside_trials_is_a_lost_state(locati
     async with ExperimentStore.open(location) as store:
         await store.save_checkpoint(store.add_trial({}, "t").trial_id, directory_with(tmp_path / "d"))
     leave_only_the_header(location)
-    with pytest.raises(CorruptStateError, match="holds no commit, but .* holds 't'"):
+    with pytest.raises(CorruptStateError, match=r"holds no commit, but .* holds 't'"):
         await ExperimentStore.open(location, mode)
 
 
