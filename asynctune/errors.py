@@ -19,7 +19,7 @@ The tree::
     │   ├── NotFoundError
     │   └── ConditionFailedError
     ├── UploadError
-    ├── StoreClosedError                      a call after the close, or in a forked child
+    ├── StoreClosedError                      a call after the close, in a forked child or another loop
     └── MissingExtraError (ImportError)       an optional package that is not installed
 
 Each message says what failed, where, and what to do next. No message holds a credential.
@@ -169,7 +169,7 @@ class UploadError(AsynctuneError):
 
 
 class StoreClosedError(AsynctuneError):
-    """The store is closed, or this is a forked child that does not own it."""
+    """The store is closed, or the caller is a forked child or another event loop, to which it does not belong."""
 
 
 class MissingExtraError(AsynctuneError, ImportError):

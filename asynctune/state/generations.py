@@ -118,6 +118,10 @@ class Generations:
         await self._thread.run(self._journal.prune, keep_from)
         self._on_disk = [seq for seq in self._on_disk if seq >= keep_from]
 
+    def forget(self) -> None:
+        """Let the thread end without waiting; from any thread."""
+        self._thread.stop()
+
     async def aclose(self) -> None:
         """Wait for what is under way, and let the thread end."""
         try:

@@ -49,14 +49,16 @@ class WorkThread:
         self.call(on_done, function, *args)
         return await future
 
-    def stop(self) -> None:
-        """Let the thread end when all that was submitted is done; a later call is never answered."""
+    def stop(self, last: Callable[[], object] | None = None) -> None:
+        """Let the thread end when all that was submitted is done, and `last` after it; later calls get no answer."""
         if self._thread is not None:
-            self._queue.put(None)
+            self._queue.put(last)
             self._thread = None
+        elif last is not None:
+            last()
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
+        while isinstance(item := self._queue.get(), tuple):
             loop, on_done, function, args = item
             result, error = None, None
             try:
@@ -68,3 +70,5 @@ class WorkThread:
             ):  # the loop is closed: nobody is left who could want the answer
                 loop.call_soon_threadsafe(on_done, result, error)
             del item, loop, on_done, function, args, result, error
+        if item is not None:
+            item()

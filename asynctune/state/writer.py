@@ -370,6 +370,11 @@ class StateWriter:
         if keep_from is not None and await self._observer.before_prune(keep_from):
             await generations.prune(keep_from)
 
+    def forget(self) -> None:
+        """Let the thread and the descriptor go without waiting; from any thread, and after the loop has ended."""
+        self._generations.forget()
+        self._thread.stop(self._journal.close)
+
     async def aclose(self) -> None:
         """Let the threads end, after `run` was cancelled; what is dirty still is not written by this."""
         self.fail(StoreClosedError("the store is closed; what was not committed by then is not on the disk"))

@@ -35,6 +35,7 @@ from asynctune.state.writer import StateWriter
 from asynctune.store.attached import AttachedState, CaptureError
 from asynctune.store.events import EventStream
 from asynctune.store.opening import OpenedForWriting, open_for_writing
+from asynctune.store.records import FORMAT
 from asynctune.store.sink import RecordSink
 from asynctune.store.supervisor import Supervisor
 from asynctune.store.trials import TrialTable
@@ -42,8 +43,6 @@ from asynctune.store.trials import TrialTable
 __all__ = ["Engine"]
 
 logger = logging.getLogger("asynctune")
-
-FORMAT = 1
 
 
 class Engine:
@@ -365,6 +364,7 @@ class Engine:
         """End everything at once, for a store that was never closed: what is not committed is lost. Any thread."""
         self._failure = StoreClosedError("the store was dropped without being closed")
         self._supervisor.cancel_soon()
+        self.writer.forget()
         self._lock.release()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -55,6 +56,8 @@ class ReadableStore:
         self._added: set[str] = set()
         self._closing: asyncio.Task[None] | None = None
         self._pid = os.getpid()
+        self._loop = asyncio.get_running_loop()
+        self._thread_id = threading.get_ident()
         if engine is not None:
             self._checkpoints = engine.checkpoints
         else:
@@ -258,6 +261,7 @@ class ReadableStore:
         if self._closing is not None:
             msg = f"the store of {self._path} is closed; open it again"
             raise StoreClosedError(msg)
+        self._check_loop()
 
     def _check_process(self) -> None:
         # In a forked child there are no threads that could answer: a call would wait for ever.
@@ -267,6 +271,26 @@ class ReadableStore:
                 'the experiment with mode="read" here, and write from the parent'
             )
             raise StoreClosedError(msg)
+
+    def _check_loop(self) -> None:
+        # Elsewhere a mutator would race with the loop, and an await would never be answered.
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:  # between two runs of the loop, as in a notebook
+            if threading.get_ident() == self._thread_id:
+                return
+        else:
+            if running is self._loop:
+                return
+        msg = f"the store of {self._path} was opened in another event loop, "
+        if self._loop.is_closed():
+            msg += "which has ended without closing it; open it again in this one"
+        else:
+            msg += (
+                "and works in that one only; from elsewhere use loop.call_soon_threadsafe() or "
+                "asyncio.run_coroutine_threadsafe()"
+            )
+        raise StoreClosedError(msg)
 
     def _writable(self) -> Engine:
         self._check_open()

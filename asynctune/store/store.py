@@ -32,8 +32,9 @@ class ExperimentStore(ReadableStore):
 
     Made by `ExperimentStore.open`. Methods that change something are plain calls: no I/O, safe anywhere on the event
     loop; what they did is durable with the next commit, at the latest when `await flush()` returns. All of them raise
-    `StoreClosedError` after the close and in a forked child, `ConfigError` where the store was opened with
-    `mode="read"`, and the failure (`FencedError`, `StorageError`) once the store could not go on.
+    `StoreClosedError` after the close, in a forked child and outside of the event loop it was opened in,
+    `ConfigError` where the store was opened with `mode="read"`, and the failure (`FencedError`, `StorageError`)
+    once the store could not go on.
     """
 
     @classmethod
@@ -343,10 +344,11 @@ class ExperimentStore(ReadableStore):
         if self._engine is not None and not self._engine.is_owner:
             self._engine.check()
         self._check_process()
+        if self._closing is not None and self._closing.done():
+            return
+        self._check_loop()
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close(drain_timeout_s))
-        elif self._closing.done():
-            return
         await asyncio.shield(self._closing)
 
     async def _close(self, drain_timeout_s: float | None) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import re
+import threading
 import traceback
 import warnings
 from pathlib import Path
@@ -395,3 +397,94 @@ async def test_the_failure_of_a_store_never_cancels_the_task_that_opened_it(loca
     with pytest.raises(Exception, match="refused commit"):
         await store.aclose()
     assert "closed" in [event.kind async for event in events]
+
+
+# -- another loop, another thread ------------------------------------------------------------------------------
+
+
+def _in_another_loop(call):
+    async def main():
+        return await call()
+
+    return asyncio.run(main())
+
+
+async def _changed(store):
+    store.set_metadata("k", 1)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        _changed,
+        lambda store: store.flush(),
+        lambda store: store.refresh(),
+        lambda store: store.save_checkpoint("t", Checkpoint.from_dict({})),
+        lambda store: store.restore_checkpoint("t"),
+        lambda store: store.aclose(),
+    ],
+    ids=["set_metadata", "flush", "refresh", "save_checkpoint", "restore_checkpoint", "aclose"],
+)
+async def test_another_loop_is_told_at_once_and_hangs_nothing(store, use):
+    store.add_trial({}, "t")
+    with pytest.raises(StoreClosedError, match=r"another event loop, and works in that one only.*threadsafe"):
+        await asyncio.to_thread(_in_another_loop, lambda: use(store))
+    await store.flush()
+    assert store.metadata == {}
+
+
+async def test_another_thread_without_a_loop_is_refused_likewise(store):
+    with pytest.raises(StoreClosedError, match="call_soon_threadsafe"):
+        await asyncio.to_thread(store.set_metadata, "k", 1)
+
+
+def test_between_two_runs_of_its_loop_a_store_takes_changes(location):
+    with asyncio.Runner() as runner:
+        store = runner.run(_opened(location))
+        store.set_metadata("k", 1)
+        runner.run(store.aclose())
+        with asyncio.Runner() as other:  # closed already: nothing to do, wherever that is
+            other.run(store.aclose())
+
+
+async def _opened(location):
+    return await ExperimentStore.open(location)
+
+
+def _dropped(held):
+    held.clear()
+    gc.collect()  # a traceback may hold it too
+
+
+def test_a_loop_that_ended_is_named_as_the_reason(location):
+    store = asyncio.run(_opened(location))
+    with pytest.raises(StoreClosedError, match="has ended without closing it; open it again"):
+        asyncio.run(store.aclose())
+    held = [store]
+    del store
+    with pytest.warns(ResourceWarning, match="never closed"):
+        _dropped(held)
+
+
+def _open_below(directory):
+    names = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    targets = [os.readlink(name) for name in names if os.path.lexists(name)]
+    return [target for target in targets if target.startswith(str(directory))]
+
+
+def test_a_forgotten_store_leaves_neither_thread_nor_descriptor(location):
+    async def forget():
+        before = set(threading.enumerate())
+        store = await ExperimentStore.open(location)
+        await store.flush()
+        return [t for t in set(threading.enumerate()) - before if t.name == "asynctune-journal"], store
+
+    (started,), store = asyncio.run(forget())
+    assert _open_below(location)
+    held = [store]
+    del store
+    with pytest.warns(ResourceWarning, match="never closed"):
+        _dropped(held)
+    started.join(30)
+    assert not started.is_alive()
+    assert _open_below(location) == []
