@@ -182,3 +182,8 @@ class MissingExtraError(AsynctuneError, ImportError):
         )
         self.extra = extra
         self.package = package
+        self._purpose = purpose
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        # made from three arguments, not from its message: it crosses the pipe of a worker too
+        return type(self), (self.extra, self.package, self._purpose)

@@ -56,6 +56,8 @@ class Wanted:
             raise ConfigError(f"trial_name must be usable as the name of a directory, not {trial_name!r}")
         if not isinstance(attempt, int) or isinstance(attempt, bool) or attempt < 0:
             raise ConfigError(f"attempt must be a whole number from 0, not {attempt!r}")
+        if metrics is not None and not isinstance(metrics, Mapping):
+            raise ConfigError(f"metrics must be a mapping of names to values, not {type(metrics).__name__}")
         kept = unpack(pack(dict(metrics or {}), "metrics"))
         return cls(trial_id, trial_name, attempt, plain, kept, unpack(pack(dict(timeline or {}), "timeline")))
 
@@ -89,7 +91,7 @@ class Committer:
         """
         asked = None if step is None else check_step(step)
         async with self._turns.take(wanted.trial_id, asked, at_least=at_least) as turn, self.slots:
-            yield turn
+            yield check_step(turn)
 
     async def commit(self, wanted: Wanted, step: int, stage: Stage) -> Checkpoint:
         """Put the stage in its place and record it; whatever fails before the record gives the stage up."""

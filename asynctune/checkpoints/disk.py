@@ -131,7 +131,7 @@ def _storage_error(error: OSError, doing: str, path: str) -> StorageError:
         else _HINTS.get(error.errno or 0, "")
     )
     return StorageError(
-        f"cannot {doing}: {where}: {reason}",
+        f"cannot {doing}: {where}: {reason}" if where else f"cannot {doing}: {reason}",
         operation=doing.partition(" ")[0],
         key=where,
         retryable=full or error.errno in _PASSING,

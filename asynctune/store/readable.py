@@ -131,7 +131,10 @@ class ReadableStore:
             TrialNotFoundError: No such trial.
         """
         return self._table.get(
-            trial_id, self._checkpoints.list(trial_id) if self._records.steps(trial_id) else ()
+            trial_id,
+            self._checkpoints.list(trial_id)
+            if isinstance(trial_id, str) and self._records.steps(trial_id)
+            else (),
         )
 
     def best_trial(self, metric: str, mode: str) -> Trial | None:

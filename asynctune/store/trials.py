@@ -77,12 +77,16 @@ class TrialTable:
         """
         values = self._records.get(f"run/{trial_id}")
         if values is None:
-            if trial_id not in self._records.trial_ids:
+            if not isinstance(trial_id, str) or trial_id not in self._records.trial_ids:
                 raise self._not_found(trial_id)
             return Run()
         return unpack_run(trial_id, values)
 
     def _not_found(self, trial_id: object) -> TrialNotFoundError:
+        if isinstance(trial_id, Trial):
+            return TrialNotFoundError(
+                f"a trial is named by its id; give trial.trial_id, {trial_id.trial_id!r}, not the Trial"
+            )
         ids = list(self._records.trial_ids)
         some = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")  # noqa: PLR2004 - enough to see their form
         return TrialNotFoundError(

@@ -294,3 +294,14 @@ async def test_the_close_waits_for_what_is_under_way(tmp_path):
         await asyncio.sleep(0)
     assert (await saving).step == 1
     assert room.sink.crashed().steps("t") == [1]
+
+
+async def test_after_the_highest_step_there_is_no_next_one(room):
+    await room.save("t", step=10**12)
+    with pytest.raises(ConfigError, match="from 0 to 1,000,000,000,000"):
+        await room.save("t")
+
+
+async def test_metrics_that_are_no_mapping_are_refused(room):
+    with pytest.raises(ConfigError, match="metrics must be a mapping of names to values, not int"):
+        await room.save("t", metrics=5)

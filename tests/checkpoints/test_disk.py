@@ -109,3 +109,8 @@ def test_sources_and_other_errors():
     assert caught.value.key == "/src/f"
     with pytest.raises(ConfigError), disk_errors("x", "/exp"):
         raise ConfigError("stays what it is")
+
+
+def test_where_no_path_is_known_none_is_named():
+    with pytest.raises(StorageError, match="cannot save it: EIO"), disk_errors("save it", ""):
+        raise OSError(errno.EIO, "EIO")

@@ -515,3 +515,11 @@ async def test_after_a_rewind_checkpoints_get_directories_that_nothing_had_befor
                 assert saved.path not in used
                 used.add(saved.path)
     assert len(used) == 6
+
+
+@pytest.mark.parametrize("name", ["get_trial", "report", "set_status", "update_trial", "checkpoints"])
+async def test_a_trial_in_place_of_its_id_is_told_so(store, name):
+    trial = store.add_trial({"lr": 0.1})
+    rest = {"report": ({},), "set_status": (RUNNING,)}.get(name, ())
+    with pytest.raises(TrialNotFoundError, match=f"give trial.trial_id, '{trial.trial_id}', not the Trial"):
+        getattr(store, name)(trial, *rest)
