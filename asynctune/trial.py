@@ -110,6 +110,13 @@ class Checkpoint:
         pack(value, "checkpoint value")
         return cls(value=value)
 
+    def __fspath__(self) -> str:
+        """The directory, for whatever takes a path. No I/O."""
+        if self.path is None:
+            msg = "this checkpoint has no directory on this machine; use to_directory(), or `await store.fetch()` it"
+            raise TypeError(msg)
+        return str(self.path)
+
     def to_directory(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Copy the files to `path` (made if missing; default: a new temporary directory) and return it.
 

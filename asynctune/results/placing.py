@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _USER_FILE_MODE: Final = 0o666  # less the umask
 
-# Syncs at the same time share commits of the filesystem journal: 2.7 times as fast on ext4.
+# Syncs at the same time share commits of the filesystem journal.
 _SYNCS_AT_ONCE: Final = 4
 _MANY: Final = 64
 

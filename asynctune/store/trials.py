@@ -341,8 +341,8 @@ class TrialTable:
         for trial_id in self.listed():
             data = self._records.packed(f"run/{trial_id}")
             target = status = TrialStatus.PENDING if data is None else peek_status(data)
-            if status is TrialStatus.TERMINATED:
-                continue
+            if status is TrialStatus.TERMINATED or (data is None and resume_unfinished):
+                continue  # nothing to do; there may be very many of them
             run = self.run(trial_id)
             if status is TrialStatus.ERROR:
                 if resume_errored:
