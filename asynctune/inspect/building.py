@@ -109,12 +109,14 @@ def check_names(names: Iterable[str], scan: Scan, rows: Sequence[TrialRow]) -> N
 
 
 def no_such_name(name: str, scan: Scan) -> MetricNotFoundError:
-    """The error for a metric or column that no trial has."""
+    """The error for a metric or column that no trial has, or has a number for."""
     known = list(scan.settings if name.startswith("config/") else scan.metrics)
     near = difflib.get_close_matches(name, known, n=_NEAR, cutoff=0.6)
     what = "hyperparameter" if name.startswith("config/") else "metric"
     if not known:
         return MetricNotFoundError(f"no trial has {printable(name)!r}: there is no {what} of any kind yet")
+    if name in known:
+        return MetricNotFoundError(f"no trial has a number as its last {printable(name)!r} (NaN is none)")
     listed = ", ".join(printable(each) for each in known[:_NAMES_LISTED])
     more = f", and {len(known) - _NAMES_LISTED} more" if len(known) > _NAMES_LISTED else ""
     hint = f"did you mean {_or(near)}? " if near else ""

@@ -322,6 +322,7 @@ class StateWriter:
                 self.check()
                 self._wake.clear()
                 await self._clock.wait(self._wake, self._rest_s())
+                self.check()
                 if self._retry_at is not None and self._clock.monotonic() >= self._retry_at:
                     self._retry_at = None
                     assert self._in_flight is not None
@@ -372,6 +373,8 @@ class StateWriter:
 
     def forget(self) -> None:
         """Let the thread and the descriptor go without waiting; from any thread, and after the loop has ended."""
+        # no future is told: nobody waits for a store that nobody holds, and the loop is not ours to call here
+        self._failure = self._failure or StoreClosedError("the store was dropped without being closed")
         self._generations.forget()
         self._thread.stop(self._journal.close)
 

@@ -372,3 +372,14 @@ def test_names_that_are_not_utf8_can_be_shown(tmp_path, capsys):
     assert main([str(place / "one"), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["experiment"]["location"].endswith("/caf\\xe9/one")
+
+
+def test_a_metric_that_is_never_a_number_is_not_called_unknown(tmp_path, capsys):
+    async def fill():
+        async with ExperimentStore.open(tmp_path / "exp") as store:
+            store.report(store.add_trial({}).trial_id, {"loss": float("nan")})
+
+    asyncio.run(fill())
+    code, text, errors = show(capsys, tmp_path / "exp", "best", "--metric", "loss", "--mode", "min")
+    assert (code, text) == (3, "")
+    assert "no trial has a number as its last 'loss' (NaN is none)" in errors

@@ -472,6 +472,24 @@ def _open_below(directory):
     return [target for target in targets if target.startswith(str(directory))]
 
 
+async def test_a_store_forgotten_with_changes_writes_nothing_behind_its_lock(location):
+    before = set(threading.enumerate())
+    store = await ExperimentStore.open(location)
+    (started,) = [t for t in set(threading.enumerate()) - before if t.name == "asynctune-journal"]
+    tasks = asyncio.all_tasks()
+    store.set_metadata("k", 1)
+    held = [store]
+    del store
+    with pytest.warns(ResourceWarning, match="never closed"):
+        _dropped(held)
+    while len(asyncio.all_tasks()) >= len(tasks):  # noqa: ASYNC110 - nobody tells when a task has ended
+        await asyncio.sleep(0)
+    await asyncio.to_thread(started.join, 30)
+    left = {t for t in set(threading.enumerate()) - before if t.name == "asynctune-journal"}
+    assert not left
+    assert _open_below(location) == []
+
+
 def test_a_forgotten_store_leaves_neither_thread_nor_descriptor(location):
     async def forget():
         before = set(threading.enumerate())
