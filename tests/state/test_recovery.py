@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -404,7 +405,7 @@ def test_the_longest_history_fits_into_what_is_read_of_a_header():
     history = [(10**9 + n, b"n" * 16, 10**12 + n) for n in range(MAX_HISTORY)]
     header = header_of(10**9 + MAX_HISTORY - 1, 10**12, nonce=b"n" * 16, history=history)
     assert len(encode_segment_header(header)) <= recovery._longest_header(header.name)
-    names = {"hostname": "h" * 64, "started": "b" * 36 + "/" + "9" * 20, "pid": 2**31}
+    names: dict[str, Any] = {"hostname": "h" * 64, "started": "b" * 36 + "/" + "9" * 20, "pid": 2**31}
     first = header_of(1, 10**18 - 1, attempt=10**9 - 1, prev_crc=2**32 - 1)
     first = replace(first, claim=replace(first.claim, **names), experiment_id="e" * 16, node_ip="f" * 45)
     assert len(encode_segment_header(first)) <= recovery._longest_header(first.name)
