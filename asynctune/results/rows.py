@@ -209,7 +209,7 @@ def expand(
         ("time_this_iter_s", row.time_this_iter_s),
         ("time_total_s", row.time_total_s),
         ("timestamp", seconds),
-        ("date", datetime.fromtimestamp(seconds, tz).strftime("%Y-%m-%d_%H-%M-%S")),
+        ("date", _date(seconds, tz)),
         ("hostname", opening.hostname),
         ("node_ip", opening.node_ip),
         ("pid", opening.pid),
@@ -218,3 +218,10 @@ def expand(
     full["trial_id"] = trial.trial_id
     full["config"] = dict(trial.config)
     return full
+
+
+def _date(seconds: int, tz: tzinfo | None) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, tz).strftime("%Y-%m-%d_%H-%M-%S")
+    except (ValueError, OverflowError, OSError):
+        return ""  # a clock gone mad; the row is committed, and must not end this opening and every later one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime
 
 import pytest
@@ -120,3 +121,9 @@ def test_the_user_wins_except_for_trial_id_and_config():
 def test_the_date_is_local_time_by_default():
     full = expand(row(1), trial(), OPENING)
     assert full["date"] == datetime.fromtimestamp(1_767_225_601).strftime("%Y-%m-%d_%H-%M-%S")  # noqa: DTZ006
+
+
+@pytest.mark.parametrize("seconds", [1e12, -1e12, 1e300])
+def test_a_clock_gone_mad_costs_a_row_its_date_only(seconds):
+    full = expand(dataclasses.replace(row(3, {"loss": 0.5}), timestamp=seconds), trial(), OPENING, tz=UTC)
+    assert (full["date"], full["timestamp"], full["loss"]) == ("", int(seconds), 0.5)
