@@ -175,7 +175,7 @@ async def test_a_trial_that_cannot_be_written_delays_no_other(tmp_path):
         for n in range(1, 30):
             world.add(row(n, trial_id="bad"), row(n, trial_id="good"))
             await world.until(lambda n=n: len(world.rows("good")) == n, 1.0)
-        assert world.files.pending_rows == 29
+        await world.until(lambda: world.files.pending_rows == 29, 1.0)
         world.disk.heal()
         await world.files.flush()
         assert len(world.rows("bad")) == 29
