@@ -102,11 +102,16 @@ async def test_no_thread_is_started_before_the_first_call():
 
 
 async def test_the_last_call_comes_after_what_was_submitted():
-    thread, done = WorkThread("test"), []
-    ended = threading.Event()
+    thread, ended = WorkThread("test"), threading.Event()
+    done: list[int] = []
+
+    def end() -> None:
+        done.append(2)
+        ended.set()
+
     first = asyncio.ensure_future(thread.run(done.append, 1))
     await asyncio.sleep(0)
-    thread.stop(lambda: (done.append(2), ended.set()))
+    thread.stop(end)
     await first
     assert await asyncio.to_thread(ended.wait, 30)
     assert done == [1, 2]
