@@ -310,6 +310,12 @@ class TrialCheckpoints:
             await self._deletions.remove(path)
         self._threads.close()
 
+    async def abandon(self) -> None:
+        """Wait until what is under way has failed or ended, for a store that cannot go on; nothing is deleted."""
+        self._closing = True
+        await self._quiet.wait()
+        self._threads.close()
+
     # -- inside --------------------------------------------------------------------------------------
 
     @asynccontextmanager

@@ -90,9 +90,11 @@ class _Reading:
         self._segments = sorted(n for name in names if (n := parse_segment_name(name)))
         self._snapshots = sorted(s for name in names if (s := parse_snapshot_name(name)) is not None)
         self._notices: list[Notice] = []
+        self._wants_rows = False
         self._acknowledged = 0  # no tear can be at or below a commit that a snapshot holds
 
     def recover(self, rows_after: Callable[[dict[str, bytes]], int] | None) -> Recovered:
+        self._wants_rows = rows_after is not None
         headers = self._headers()
         links = lineage(headers)
         if not links:
@@ -245,7 +247,8 @@ class _Reading:
                 raise self._corrupt(name, item.start, detail)
             if item.seq > state.seq:
                 apply_ops(state.records, item.ops)
-                state.rows += _rows(link, item)
+                if self._wants_rows:
+                    state.rows += _rows(link, item)
                 state.seq, state.crc = item.seq, item.crc
                 state.journal_bytes += item.end - item.start
         if link.end_seq is not None:

@@ -6,6 +6,8 @@ apart from theirs. The record says which commit's events the state knows, so tha
 
 from __future__ import annotations
 
+import inspect
+
 from asynctune.clock import Clock
 from asynctune.errors import AsynctuneError, ConfigError
 from asynctune.packing import pack
@@ -58,6 +60,9 @@ class AttachedState:
                 raise ConfigError(
                     f"the {self._key} {kind} has no method {name}(); the store needs it to keep its state"
                 )
+            if inspect.iscoroutinefunction(getattr(value, name)):
+                kind = type(value).__name__
+                raise ConfigError(f"{name}() of the {self._key} {kind} must be a plain method, not async")
         if self._object is not None and self._object is not value:
             msg = f"a {self._key} is attached already; a store keeps the state of one"
             raise ConfigError(msg)

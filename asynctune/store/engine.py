@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
@@ -22,19 +22,18 @@ from asynctune.errors import (
     FencedError,
     StorageError,
     StoreClosedError,
-    TrialNotFoundError,
 )
 from asynctune.files import LocalFiles
 from asynctune.results.projector import ResultFiles
-from asynctune.results.rows import OpeningInfo, TrialInfo
+from asynctune.results.rows import OpeningInfo
 from asynctune.state.journal import CommitDone
 from asynctune.state.pacing import CommitPacing
-from asynctune.state.recovered import Row
 from asynctune.state.thread import WorkThread
 from asynctune.state.writer import StateWriter
 from asynctune.store.attached import AttachedState, CaptureError
 from asynctune.store.events import EventStream
 from asynctune.store.opening import OpenedForWriting, open_for_writing
+from asynctune.store.projections import Projections
 from asynctune.store.records import FORMAT
 from asynctune.store.sink import RecordSink
 from asynctune.store.supervisor import Supervisor
@@ -87,7 +86,6 @@ class Engine:
         self.searcher = AttachedState("searcher", self.records, clock)
         self.scheduler = AttachedState("scheduler", self.records, clock)
         self.sink = RecordSink(self.records, self.check, self.writer.flush)
-        self.results = ResultFiles(path, files=files, clock=clock, tensorboard=tensorboard, emit=events.emit)
         self.checkpoints = TrialCheckpoints(
             path,
             sink=self.sink,
@@ -97,14 +95,15 @@ class Engine:
             emit=events.emit,
             epoch=self.opening.epoch,
         )
-        self._info = OpeningInfo(
-            hostname=opened.opening.hostname, node_ip=opened.node_ip, pid=opened.opening.pid
+        self.projections = Projections(
+            ResultFiles(path, files=files, clock=clock, tensorboard=tensorboard, emit=events.emit),
+            self.table,
+            events,
+            OpeningInfo(hostname=opened.opening.hostname, node_ip=opened.node_ip, pid=opened.opening.pid),
+            recovered.rows,
         )
-        self._recovered_rows = recovered.rows
-        self._results_ready = asyncio.Event()
-        self._held_rows: list[tuple[int, list[bytes]]] = []
         self._supervisor = Supervisor(
-            [self.writer.run, self._run_results, self.checkpoints.run, self._settle], self._on_failure
+            [self.writer.run, self.projections.run, self.checkpoints.run, self._settle], self._on_failure
         )
 
     def _experiment_record(self, path: str, config: CheckpointConfig | None) -> dict[str, Any]:
@@ -148,7 +147,7 @@ class Engine:
     async def _begin(self) -> None:
         self.records.put("opening", self._opening_record(None))
         self._supervisor.start()
-        await self.results.prepare()
+        await self.projections.prepare()
         await self.writer.flush()
         opening = self.opening
         if opening.tear is not None:
@@ -260,10 +259,7 @@ class Engine:
 
     def committed(self, seq: int, rows: list[bytes], done: CommitDone) -> None:
         """Hand committed rows to the result files."""
-        if not self._results_ready.is_set():
-            self._held_rows.append((seq, rows))
-        else:
-            self.results.add(seq, rows, self._trial_info, self._info)
+        self.projections.committed(seq, rows)
         self.events.emit("committed", seq=seq, rows=len(rows), seconds=done.ended_at - done.started_at)
 
     def happened(self, kind: str, message: str, **data: Any) -> None:
@@ -272,32 +268,12 @@ class Engine:
 
     async def before_prune(self, seq: int) -> bool:
         """Make the result files durable up to `seq`, and record that they are, before the journal forgets."""
-        await self._results_ready.wait()
-        try:
-            covered = await self.results.sync()
-        except StorageError as error:
-            logger.warning("the journal is kept for now: %s", error)
+        covered = await self.projections.sync()
+        if covered is None:
             return False
         self.records.put("projected", covered)
         await self.writer.flush()
         return covered >= seq
-
-    def _trial_info(self, trial_id: str) -> TrialInfo | None:
-        try:
-            name, _, config, _ = self.table.given(trial_id)
-        except TrialNotFoundError:
-            return None
-        return TrialInfo(trial_id=trial_id, trial_name=name, config=config)
-
-    async def _run_results(self) -> None:
-        rows, self._recovered_rows = self._recovered_rows, []
-        if rows:
-            await self.results.complete(_with_openings(rows), self._trial_info)
-        for seq, held in self._held_rows:
-            self.results.add(seq, held, self._trial_info, self._info)
-        self._held_rows.clear()
-        self._results_ready.set()
-        await self.results.run()
 
     # -- the end -------------------------------------------------------------------------------------------
 
@@ -317,25 +293,24 @@ class Engine:
                 raise
             stats = self.writer.stats()
             msg = (
-                f"the store was closed after {timeout_s} s with {stats.dirty_keys} changed records not on the disk "
-                f"(the last durable commit is {stats.committed_seq})"
+                f"the store was closed after {timeout_s} s, while a save, a deletion or the disk was still waited for; "
+                f"{stats.dirty_keys} changed records are not on the disk (the last durable commit is "
+                f"{stats.committed_seq})"
             )
-            raise StorageError(msg, operation="close", hint="free some space, or allow more time") from error
+            self._failure = StorageError(msg, operation="close", hint="allow more time, or free some space")
+            raise self._failure from error
         finally:
             await self._abandon()
 
     async def _finish(self) -> None:
-        await self.checkpoints.aclose()
         failed: CaptureError | None = None
         try:
-            await self.flush()
+            await self.flush()  # first: what is changed by now does not wait for saves and deletions
         except CaptureError as error:
             failed = error
-        await self._results_ready.wait()
-        try:
-            self.records.put("projected", await self.results.sync())
-        except StorageError as error:
-            logger.warning("the result files are completed at the next opening: %s", error)
+        await self.checkpoints.aclose()
+        if (covered := await self.projections.sync()) is not None:
+            self.records.put("projected", covered)
         self.records.put("opening", self._opening_record(self._clock.time()))
         await self.writer.flush()
         if failed is not None:
@@ -345,11 +320,9 @@ class Engine:
         try:
             await self._supervisor.stop()
             await self.writer.aclose()
-            try:
-                # the files belong to whoever fenced this opening
-                await self.results.aclose(write=not isinstance(self._failure, FencedError))
-            except StorageError as error:
-                logger.warning("the result files are completed at the next opening: %s", error)
+            await self.checkpoints.abandon()
+            # after a takeover the files belong to whoever fenced this opening
+            await self.projections.aclose(write=not isinstance(self._failure, FencedError))
         finally:
             self._lock.release()
             self.events.emit("closed")
@@ -366,18 +339,6 @@ class Engine:
         self._supervisor.cancel_soon()
         self.writer.forget()
         self._lock.release()
-
-
-def _with_openings(rows: Iterable[Row]) -> Iterator[tuple[int, bytes, OpeningInfo]]:
-    """Recovered rows as the result files take them; one by one, for a crash may leave very many."""
-    known: dict[tuple[int, str], OpeningInfo] = {}
-    for row in rows:
-        key = (row.claim.epoch, row.node_ip)
-        if (info := known.get(key)) is None:
-            claim = row.claim
-            info = OpeningInfo(hostname=claim.hostname, node_ip=row.node_ip, pid=claim.pid)
-            known[key] = info
-        yield row.seq, row.data, info
 
 
 async def _open_in_thread(path: str, mode: str, files: LocalFiles, clock: Clock) -> OpenedForWriting:

@@ -20,7 +20,7 @@ from asynctune.errors import (
     ExperimentNotFoundError,
     StorageError,
 )
-from asynctune.files import LocalFiles
+from asynctune.files import LocalFiles, is_disk_full
 from asynctune.packing import unpack
 from asynctune.state.codec import FrameError
 from asynctune.state.epochs import (
@@ -365,6 +365,8 @@ def newest_claim(state_dir: str, files: LocalFiles) -> Claim | None:
 
 def _storage_error(operation: str, path: str, error: OSError) -> StorageError:
     hint = "check that the directory and its files can be read and written by this user"
+    if is_disk_full(error):
+        hint = "free some space; nothing of the experiment was changed"
     return StorageError(
         f"cannot {operation} the experiment at {path}: {error}", operation=operation, key=path, hint=hint
     )

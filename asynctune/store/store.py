@@ -60,7 +60,7 @@ class ExperimentStore(ReadableStore):
         Args:
             location: Directory of the experiment.
             mode: `"create"` refuses an existing one, `"resume"` a missing one, `"auto"` takes what is there, `"read"`
-                takes no lock and writes nothing.
+                takes no lock and writes nothing, and leaves the settings about writing aside.
             local_dir: Where an experiment opened from a URI is staged; only for those.
             sync_config: Where it is mirrored to.
             checkpoint_config: How many checkpoints are kept; by default as the experiment was made.
@@ -215,8 +215,9 @@ class ExperimentStore(ReadableStore):
 
         `TERMINATED` stays. `PENDING` and `RUNNING` become `PENDING` and go on from the latest checkpoint, `PAUSED`
         stays; with `resume_unfinished=False` all three become `TERMINATED`. `ERROR` stays; with `resume_errored` it
-        becomes `PENDING` likewise, with `restart_errored` the trial is started over under a new id, and left out of
-        `trials`. Both: resume wins. Result rows after the checkpoint are cut off and kept aside. Looks at every trial.
+        becomes `PENDING` likewise, with `restart_errored` the trial is started over under a new id, with its config
+        and metadata, and the old one is left out of `trials`. Both: resume wins. Result rows after the checkpoint are
+        cut off and kept aside. Looks at every trial.
         """
         engine = self._writable()
         before = len(self._records.trial_ids)
@@ -359,6 +360,7 @@ class ExperimentStore(ReadableStore):
         await self._reading.stop()
         assert self._reader is not None
         await self._reader.aclose()
+        self._events.emit("closed")
         self._events.close()
 
     async def __aenter__(self) -> Self:
