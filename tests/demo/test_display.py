@@ -160,6 +160,9 @@ def test_output_that_nobody_reads_any_more_stops_the_demo_as_a_sigterm_does():
 
 def test_without_a_terminal_there_is_no_picture():
     made = console()
+    unread = Display(made)
+    unread.update(PROGRESS)
+    assert unread._queue.empty()
     with Display(made) as display:
         assert not display.live
         display.update(PROGRESS)
