@@ -55,8 +55,11 @@ class CheckpointConfig:
         if attribute is not None and (not isinstance(attribute, str) or not attribute.strip("/")):
             msg = f"checkpoint_score_attribute must name a metric, such as 'loss' or 'eval/acc', not {attribute!r}"
             raise ConfigError(msg)
-        if self.checkpoint_score_order not in {"max", "min"}:
+        if self.checkpoint_score_order not in ("max", "min"):
             msg = f"checkpoint_score_order must be 'max' or 'min', not {self.checkpoint_score_order!r}"
+            raise ConfigError(msg)
+        if self.checkpoint_at_end not in (None, True, False):
+            msg = f"checkpoint_at_end must be True, False or None, not {self.checkpoint_at_end!r}"
             raise ConfigError(msg)
         every = self.checkpoint_frequency
         if not isinstance(every, int) or isinstance(every, bool) or every < 0:
@@ -106,7 +109,7 @@ def checkpoint_period_s(
         if isinstance(value, bool):
             raise TypeError
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
         msg = f"{source} must be a number of seconds from 0, or 'auto', not {value!r}"

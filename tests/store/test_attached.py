@@ -221,7 +221,8 @@ async def test_a_slow_searcher_has_a_budget_of_its_own(location):
             store.set_metadata("k", number)
             searcher.value = number
             assert store._engine is not None
-            await store._engine.writer.flush()  # before time goes on: a commit under way would seem to take it
+            # before time goes on: a commit under way would seem to take it
+            await store._engine.writer.flush()
             await clock.advance(1.0)
         assert searcher.captures == 1
         assert store.stats().commits > before.commits  # the others did not wait for it
