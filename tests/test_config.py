@@ -48,8 +48,8 @@ def test_a_value_that_works_is_taken_as_it_is(name, value):
     [
         *(("num_to_keep", value) for value in (0, -1, 1.0, 2.5, "3", True, False, math.nan)),
         *(("checkpoint_score_attribute", value) for value in ("", "/", "//", 7, b"loss", ["loss"])),
-        *(("checkpoint_score_order", value) for value in ("", "MAX", "maximum", None, 1, [])),
-        *(("checkpoint_at_end", value) for value in ("no", 2, [])),
+        *(("checkpoint_score_order", value) for value in ("", "MAX", "maximum", None, 1, ["max"])),
+        *(("checkpoint_at_end", value) for value in ("no", 2, [True])),
         *(("checkpoint_frequency", value) for value in (-1, 1.0, "1", True, False, None)),
     ],
     ids=repr,
