@@ -80,17 +80,17 @@ class StoreCommits:
         after = await asyncio.to_thread(journal_bytes, self._location)
         return {"bytes": max(1, (after - before) // count), "saves": trials + count}
 
-    async def measure(self, count: int) -> dict[str, Any]:
+    async def measure(self, count: int, warm_up: int = 0) -> dict[str, Any]:
         store, seconds = self._store, []
         snapshots = store.stats().snapshots
-        for _ in range(count):
+        for _ in range(warm_up + count):
             ident = trial_id(self._reports * 7919 % self._trials)
             self._reports += 1
             start = time.perf_counter()
             store.report(ident, {"loss": 1 / self._reports})
             await store.flush()
             seconds.append(time.perf_counter() - start)
-        return {"seconds": seconds, "snapshots": store.stats().snapshots - snapshots}
+        return {"seconds": seconds[warm_up:], "snapshots": store.stats().snapshots - snapshots}
 
     async def close(self) -> None:
         await self._store.aclose()

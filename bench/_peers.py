@@ -37,14 +37,14 @@ class BareFile:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         return {}
 
-    async def measure(self, count: int, size: int) -> dict[str, Any]:
+    async def measure(self, count: int, size: int, warm_up: int = 0) -> dict[str, Any]:
         data, seconds = os.urandom(size), []
-        for _ in range(count):
+        for _ in range(warm_up + count):
             start = time.perf_counter()
             os.write(self._fd, data)
             os.fdatasync(self._fd)
             seconds.append(time.perf_counter() - start)
-        return {"seconds": seconds}
+        return {"seconds": seconds[warm_up:]}
 
     async def close(self) -> None:
         os.close(self._fd)

@@ -8,7 +8,7 @@ turn:
 - `optuna`: ask, set an attribute, tell, through the journal file.
 
 Each subject runs in a process of its own. All have their turn in each round, the bare file right before each
-store, ten commits at a time, the order of the N rotated; a row shows the medians over all rounds. Between
+store, twenty commits at a time, the order of the N rotated; a row shows the medians over all rounds. Between
 rounds the disk is synced, so that nobody pays for what another left in the page cache. The peers need the
 extra: `pip install '.[bench]'`.
 """
@@ -39,7 +39,8 @@ from _common import (
     scratch,
 )
 
-_TURNS, _COMMITS, _SAVES, _ASKS = 6, 10, 2, 10
+_TURNS, _COMMITS, _SAVES, _ASKS = 5, 20, 2, 10
+_WARM_UP = 2  # not counted: the process was asleep until its turn
 _PAUSE_S = 0.3
 
 
@@ -80,9 +81,9 @@ async def _measure(settings: Options, directory: Path, stack: AsyncExitStack) ->
             await asyncio.sleep(_PAUSE_S)
             first = part % len(settings.trials)
             for trials in settings.trials[first:] + settings.trials[:first]:
-                answer = await bare.measure(count=_COMMITS, size=sizes["asynctune", trials])
+                answer = await bare.measure(count=_COMMITS, size=sizes["asynctune", trials], warm_up=_WARM_UP)
                 seconds["bare", trials] += answer["seconds"]
-                answer = await stores[trials].measure(count=_COMMITS)
+                answer = await stores[trials].measure(count=_COMMITS, warm_up=_WARM_UP)
                 seconds["asynctune", trials] += answer["seconds"]
                 snapshots[trials] += answer["snapshots"]
         for (name, trials), peer in peers.items():
