@@ -7,6 +7,7 @@ and at the next start asks what that was. It never waits for the disk but to han
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shlex
 import shutil
@@ -52,6 +53,7 @@ class Driver:
         self._scheduler = SuccessiveHalving(plan.rungs)
         self._own = os.path.join(store.location, OWN_DIRECTORY)
         self._scratch = os.path.join(self._own, f"scratch-{store.opening.epoch}")
+        self._tries = itertools.count()
         self._training: dict[str, Unsaved] = {}  # by trial id, what the heartbeat tells
         self._rows: dict[str, Row] = {}  # by trial id, what the picture shows
         self._tested = False
@@ -171,7 +173,8 @@ class Driver:
             checkpoint = await store.restore_checkpoint(trial_id)
             metrics, epoch = dict(checkpoint.metrics), checkpoint.metrics["epoch"]
         until = self._scheduler.next_rung(trial_id)
-        directory = os.path.join(self._scratch, trial.trial_name)
+        # one for each try: a worker that was killed may have left half a checkpoint in the one before
+        directory = os.path.join(self._scratch, f"{trial.trial_name}-{next(self._tries)}")
         task = {
             "config": trial.config,
             "checkpoint": None if checkpoint is None else str(checkpoint.path),

@@ -77,7 +77,7 @@ async def test_a_close_that_may_not_wait_for_space_says_what_is_not_on_the_disk(
     await store.flush()
     files.fail(errno.ENOSPC, on={"write", "create"}, lasting=True)
     store.set_metadata("during", 1)
-    with pytest.raises(AsynctuneError, match="changed records not on the disk"):
+    with pytest.raises(AsynctuneError, match="1 changed records are not on the disk"):
         await store.aclose(drain_timeout_s=0.2)
     files.heal()
     async with ExperimentStore.open(tmp_path / "exp") as store:
