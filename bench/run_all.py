@@ -37,7 +37,10 @@ def _run(name: str, arguments: Sequence[str]) -> dict[str, Any]:
 def _wait_for_quiet() -> None:
     """Give the load of the last script (or of somebody else) time to fade, but not for ever."""
     end = time.monotonic() + _PATIENCE_S
-    while os.getloadavg()[0] > _QUIET_LOAD and time.monotonic() < end:
+    while (load := os.getloadavg()[0]) > _QUIET_LOAD:
+        if time.monotonic() > end:
+            print(f"  the machine is busy (load {load:.1f}): ratios may be off", file=sys.stderr, flush=True)
+            return
         time.sleep(5)
 
 
@@ -53,14 +56,14 @@ def tables(reports: Sequence[Mapping[str, Any]]) -> str:
         columns = report["columns"]
         parts += ["", f"## {report['title']}", "", f"`python bench/{report['name']}.py`", ""]
         parts.append("| " + " | ".join(column["title"] for column in columns) + " |")
-        parts.append("|" + "---:|" * len(columns))
+        parts.append("|---|" + "---:|" * (len(columns) - 1))
         for row in report["rows"]:
             figures = (cell(row.get(column["key"]), column["decimals"]) for column in columns)
             parts.append("| " + " | ".join(figures) + " |")
         parts.append("")
         parts += [f"- {note}" for note in report["notes"]]
-        rounds = report["settings"].get("rounds")
-        parts.append(f"- {rounds} rounds. {machine_line(report['machine'])}")
+        rounds = report["settings"]["rounds"]
+        parts.append(f"- {rounds} round{'s' * (rounds != 1)}. {machine_line(report['machine'])}")
     return "\n".join(parts)
 
 
