@@ -21,7 +21,7 @@ async def test_a_fault_at_any_operation_loses_nothing_acknowledged(tmp_path, sam
     total = await count_operations(tmp_path / "count", name)
     assert total > 30
     outcomes = {}
-    for nth in sampled(range(1, total + 1), 12):
+    for nth in {1, *sampled(range(2, total + 1), 12)}:
         directory = tmp_path / str(nth)
         directory.mkdir()
         outcomes[nth] = await run_with_fault(directory, name, nth)
@@ -34,7 +34,8 @@ async def test_a_process_that_dies_at_any_operation_loses_nothing_acknowledged(
     tmp_path, sampled, part, most, count
 ):
     outcomes = set()
-    for nth in sampled(range(1, most), count):
+    # how many operations there are is not the same each time: the first is always reached, a late one may not be
+    for nth in {1, *sampled(range(2, most), count)}:
         (tmp_path / str(nth)).mkdir()
         outcomes.add(await kill_at(tmp_path / str(nth), part, nth))
     assert "killed" in outcomes
