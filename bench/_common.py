@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -303,6 +304,8 @@ def run(measure: Callable[[Options], Awaitable[Report]], settings: Options) -> N
     async def main() -> Report:
         return await measure(settings)
 
+    # `timeout` and the like send SIGTERM: end like Ctrl-C, so that children and the scratch directory go
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     facts = machine(settings.directory)
     report = asyncio.run(main()).as_json(facts)
     if settings.json:
