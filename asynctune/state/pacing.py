@@ -18,6 +18,8 @@ TARGET_FRACTION: Final = 0.05
 _REST_PER_COST: Final = (1 - TARGET_FRACTION) / TARGET_FRACTION
 _RECENT: Final = 9
 _OUTLIER: Final = 10.0
+_MAX_PAID: Final = 4.0
+_MAX_OWED_S: Final = 1.0  # a process that was suspended for an hour owes no more than this
 
 
 class CostBudget:
@@ -30,6 +32,7 @@ class CostBudget:
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._since_outlier = _RECENT
+        self._owed_s = 0.0
         self._next_start = -math.inf
 
     @property
@@ -50,9 +53,13 @@ class CostBudget:
         if len(self._recent) >= _RECENT // 2 and cost_s > _OUTLIER * (typical := median(self._recent)):
             if self._since_outlier >= _RECENT:
                 counted = typical
+                self._owed_s += min(cost_s - typical, _MAX_OWED_S)
             self._since_outlier = 0
         self._recent.append(counted)
-        self._next_start = ended_at + _REST_PER_COST * (counted + surcharge_s)
+        # What did not set the pace is paid off all the same, by rests that are five times as long at the most.
+        paid = min(self._owed_s, _MAX_PAID * counted)
+        self._owed_s -= paid
+        self._next_start = ended_at + _REST_PER_COST * (counted + paid + surcharge_s)
 
 
 class CommitPacing:
@@ -81,6 +88,10 @@ class CommitPacing:
         self._prepaid += share
         self._last_start, self._last_end = started_at, ended_at
         self._budget.spent(ended_at, cost_s, share)
+
+    def expect_snapshot(self, cost_s: float, journal_bytes: int) -> None:
+        """Let commits pay in advance for a first snapshot, expected to take `cost_s` after `journal_bytes`."""
+        self._snapshot_rate = cost_s / max(1, journal_bytes)
 
     def snapshot_written(self, cost_s: float, journal_bytes: int) -> None:
         """Account for a snapshot that took `cost_s`, after `journal_bytes` of journal (and about as many to come)."""

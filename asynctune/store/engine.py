@@ -70,6 +70,8 @@ class Engine:
         self._failed_at: TracebackType | None = None
         self.opened_mono = clock.monotonic()
         recovered = opened.recovered
+        # writing a state takes about twice as long as reading it did
+        pacing.expect_snapshot(2 * opened.recovery_s, max(recovered.snapshot_bytes, 1 << 20))
         self.writer = StateWriter(
             opened.journal,
             pacing=pacing,

@@ -83,6 +83,7 @@ class OpenedForWriting:
     opening: Opening
     experiment_id: str
     node_ip: str
+    recovery_s: float
 
 
 @dataclass(slots=True)
@@ -216,7 +217,9 @@ def _open_locked(
         raise ExperimentExistsError(msg)
     claim = claim_epoch(state_dir, files, clock)
     # read after the claim: what an older writer still adds is acknowledged to nobody
+    began = clock.monotonic()
     recovered = recover(state_dir, files, rows_after=_projected)
+    recovery_s = clock.monotonic() - began
     resumed = recovered.seq > 0
     check_format(recovered.records, path)
     if recovered.position is not None:
@@ -244,7 +247,7 @@ def _open_locked(
     recovered.records = {}
     journal.start_segment()
     opening = _describe(claim, records, recovered, resumed=resumed)
-    return OpenedForWriting(lock, journal, records, recovered, opening, experiment_id, node_ip)
+    return OpenedForWriting(lock, journal, records, recovered, opening, experiment_id, node_ip, recovery_s)
 
 
 def _check_really_new(path: str, state_dir: str, epochs: list[int], mode: str, files: LocalFiles) -> None:
