@@ -246,6 +246,23 @@ def test_a_directorys_sync_is_one_sync_of_that_directory_and_leaks_nothing(tmp_p
         os.fstat(fd)
 
 
+def test_a_filesystem_is_synced_where_that_can_be_trusted(files, tmp_path, monkeypatch):
+    fd = files.open_read(str(tmp_path))
+    try:
+        if files.sync_filesystem(fd):
+            monkeypatch.setattr("asynctune.files._kernel", lambda: (5, 7))
+            assert not files.sync_filesystem(fd), "it reports no failed write"
+    finally:
+        files.close(fd)
+    proc = files.open_read("/proc")
+    try:
+        assert not files.sync_filesystem(proc)
+    finally:
+        files.close(proc)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        files.sync_filesystem(fd)
+
+
 # -- reading -----------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from asynctune.checkpoints.context import Context, logger
 from asynctune.checkpoints.deletion import Deletions
 from asynctune.checkpoints.records import CheckpointRecord, check_step, directory_name
+from asynctune.checkpoints.sizes import FileSizes
 from asynctune.checkpoints.stage import Stage
 from asynctune.checkpoints.staging import give_up
 from asynctune.checkpoints.turns import Turns
@@ -133,7 +134,7 @@ class Committer:
             step=step,
             directory=f"{wanted.trial_name}/{os.path.basename(stage.path)}",
             manifest_sha256=digest,
-            files=manifest.sizes,
+            files=FileSizes.of(manifest.sizes),  # packed here, in the thread
             size_bytes=manifest.size_bytes,
             committed_at=self._context.clock.time(),
             metrics=wanted.metrics,

@@ -8,7 +8,7 @@ field            meaning
 `v`              1, the form of the record
 `dir`            directory below the experiment, `<trial_name>/checkpoint_000005[-<epoch>.<attempt>]`
 `sha256`         SHA-256 of its `.manifest.json`, 64 hex digits
-`files`          path of each file: its size in bytes
+`files`          packed map, path of each file: its size in bytes
 `size`           sum of the sizes
 `committed_at`   seconds since the Unix epoch
 `metrics`        the metrics it was saved with
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from asynctune.checkpoints.manifest import MAX_STEP
+from asynctune.checkpoints.sizes import FileSizes
 from asynctune.errors import ConfigError, CorruptStateError
 from asynctune.protocols import CommitSink
 from asynctune.trial import Checkpoint
@@ -91,7 +92,7 @@ class CheckpointRecord:
             "v": _FORM,
             "dir": self.directory,
             "sha256": self.manifest_sha256,
-            "files": dict(self.files),
+            "files": FileSizes.of(self.files).packed,
             "size": self.size_bytes,
             "committed_at": self.committed_at,
             "metrics": dict(self.metrics),
@@ -154,8 +155,10 @@ def _from_value(trial_id: str, step: int, value: Any) -> CheckpointRecord:
     trial_name, _, name = directory.partition("/")
     if not trial_name or trial_name.startswith(".") or "\0" in trial_name or not is_checkpoint_name(name):
         raise ValueError(f"its directory is {directory!r}")
-    if not all(isinstance(part, dict) for part in (files, metrics, value["timeline"])):
-        raise TypeError("its files, metrics or timeline are not a map")
+    if not isinstance(files, bytes):
+        raise TypeError(f"its files are {type(files).__name__}, not a packed map")
+    if not isinstance(metrics, dict) or not isinstance(value["timeline"], dict):
+        raise TypeError("its metrics or timeline are not a map")
     if not _SHA256.fullmatch(value["sha256"]):
         raise ValueError(f"its sha256 is {value['sha256']!r}")
     return CheckpointRecord(
@@ -163,7 +166,7 @@ def _from_value(trial_id: str, step: int, value: Any) -> CheckpointRecord:
         step=step,
         directory=directory,
         manifest_sha256=value["sha256"],
-        files=files,
+        files=FileSizes(files),
         size_bytes=int(value["size"]),
         committed_at=float(value["committed_at"]),
         metrics=metrics,

@@ -6,27 +6,17 @@ one descriptor. Directories and files have the permissions that the umask leaves
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
 from asynctune.files import LocalFiles
+from asynctune.results.unsynced import Unsynced
 
 __all__ = ["Placer"]
 
-logger = logging.getLogger(__name__)
-
 _USER_FILE_MODE: Final = 0o666  # less the umask
-
-# Syncs at the same time share commits of the filesystem journal.
-_SYNCS_AT_ONCE: Final = 4
-_MANY: Final = 64
-
-_GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
 
 
 class Placer:
@@ -40,10 +30,7 @@ class Placer:
     def __init__(self, root: str, files: LocalFiles) -> None:
         self._root = root
         self._files = files
-        self._dirty: set[str] = set()
-        self._dirty_dirs: set[str] = set()
-        # Their fdatasync failed: the system may have dropped the bytes, and would report success next time.
-        self._suspect: set[str] = set()
+        self._unsynced = Unsynced(root, files, self._rewrite)
 
     def read(self, path: str) -> bytes | None:
         """The whole file, or None if there is none."""
@@ -75,9 +62,9 @@ class Placer:
             size: The file's present size; None where there is none.
         """
         fd = self._open(path)
-        self._dirty.add(path)
+        self._unsynced.add(path)
         if size is None:
-            self._dirty_dirs.add(os.path.dirname(path))
+            self._unsynced.add_names(os.path.dirname(path))
         try:
             self._files.write_all(fd, data)
         except BaseException:
@@ -114,102 +101,40 @@ class Placer:
             with suppress(OSError):
                 self._files.unlink(temporary)
             raise
-        self._suspect.discard(path)
-        self._dirty.discard(path)
-        self._dirty_dirs.add(directory)
+        self._unsynced.add_names(directory)
         if durable:
-            self._sync_directory(directory)
+            self._unsynced.discard(path)
+            self._unsynced.sync_names(directory)
         else:
-            self._dirty.add(path)
+            self._unsynced.renew(path)
 
     def truncate(self, path: str, size: int) -> None:
         """Cut the file to its first `size` bytes."""
-        self._dirty.add(path)
+        self._unsynced.add(path)
         self._files.truncate(path, size)
 
     def sync(self, stopping: Callable[[], bool] = lambda: False) -> None:
-        """Make everything written so far durable, names included. Files deleted meanwhile are passed over.
+        """Make everything written so far durable, names included: see `Unsynced.sync`."""
+        self._unsynced.sync(stopping)
 
-        Args:
-            stopping: Asked between files; the rest is left for the next call when it says True.
-
-        Raises:
-            OSError: Something could not be synced. All else was; that is tried again with the next call.
-        """
-        failures: list[OSError] = []
-        self._for_each(list(self._suspect), self._rewrite, stopping, failures)
-        self._for_each(list(self._dirty), self._sync_file, stopping, failures)
-        # The experiment's directory last: it names directories whose content is safe by then.
-        root = {self._root}
-        self._for_each(list(self._dirty_dirs - root), self._sync_directory, stopping, failures)
-        self._for_each(list(self._dirty_dirs & root), self._sync_directory, stopping, failures)
-        if failures:
-            raise failures[0]
-
-    def _for_each(
-        self,
-        paths: list[str],
-        action: Callable[[str], None],
-        stopping: Callable[[], bool],
-        failures: list[OSError],
-    ) -> None:
-        def work() -> None:
-            while paths and not stopping():
-                try:
-                    path = paths.pop()
-                except IndexError:  # another thread took the last one
-                    return
-                try:
-                    action(path)
-                except OSError as error:
-                    if error.errno in _GONE:
-                        self._forget(path)
-                    else:
-                        failures.append(error)
-
-        if len(paths) < _MANY:
-            work()
-            return
-        with ThreadPoolExecutor(_SYNCS_AT_ONCE, thread_name_prefix="asynctune-sync") as threads:
-            for each in [threads.submit(work) for _ in range(_SYNCS_AT_ONCE)]:
-                each.result()
-
-    def _sync_file(self, path: str) -> None:
-        fd = self._files.open_read(path)
-        try:
-            self._files.sync_data(fd)
-        except OSError:
-            self._suspect.add(path)
-            self._dirty.discard(path)
-            raise
-        finally:
-            self._files.close(fd)
-        self._dirty.discard(path)
+    def close(self) -> None:
+        """Let go of what is held open. Nothing is synced by this."""
+        self._unsynced.close()
 
     def _rewrite(self, path: str) -> None:
         data = self.read(path)
-        if data is None:
-            self._forget(path)
-        else:
+        if data is not None:
             self.replace(path, data, durable=True)
 
-    def _sync_directory(self, path: str) -> None:
-        self._files.sync_dir(path)
-        self._dirty_dirs.discard(path)
-
-    def _forget(self, path: str) -> None:
-        logger.info("%s is gone; somebody else removed it", path)
-        for paths in (self._suspect, self._dirty, self._dirty_dirs):
-            paths.discard(path)
-
     def _open(self, path: str) -> int:
+        self._unsynced.watch()
         try:
             return self._files.open_append(path, _USER_FILE_MODE)
         except FileNotFoundError:
             directory = os.path.dirname(path)
             with suppress(FileExistsError):
                 self._files.make_plain_dir(directory)
-            self._dirty_dirs.add(self._root)
+            self._unsynced.add_names(self._root)
             return self._files.open_append(path, _USER_FILE_MODE)
 
     def _close_quietly(self, fd: int) -> None:

@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 from asynctune.clock import Clock
 from asynctune.errors import StorageError, StoreClosedError
 from asynctune.files import LocalFiles, is_disk_full
+from asynctune.results.backlog import Backlog, PackedOperations
 from asynctune.results.event_files import EventFiles
 from asynctune.results.placing import Placer
 from asynctune.results.rows import OpeningInfo, TrialInfo, decode
@@ -36,11 +37,10 @@ Lookup = Callable[[str], TrialInfo | None]
 
 _LOOKUPS_AT_ONCE: Final = 50
 _DECODES_AT_ONCE: Final = 200
+_TRIALS_AT_ONCE: Final = 1000  # whose configs are held at the same time
 _MAX_FAILURES_IN_A_ROW: Final = 8  # then the disk is at fault, not a trial
 _FIRST_RETRY_S: Final = 1.0
 _LAST_RETRY_S: Final = 30.0
-
-PackedOperations = list[tuple[bytes, OpeningInfo]]
 
 
 @dataclass(slots=True)
@@ -53,6 +53,7 @@ class _Batch:
         stop: Set to make the thread return between two trials.
         done: The trials that need nothing more.
         failures: The error of each trial whose files could not be written.
+        gave_up: Whether trials were left for another time.
     """
 
     groups: dict[str, PackedOperations]
@@ -60,6 +61,7 @@ class _Batch:
     stop: threading.Event = field(default_factory=threading.Event)
     done: list[str] = field(default_factory=list)
     failures: dict[str, OSError] = field(default_factory=dict)
+    gave_up: bool = False
 
 
 class ResultFiles:
@@ -98,10 +100,8 @@ class ResultFiles:
         self._closing = asyncio.Event()
 
         self._seq = 0
-        self._added: list[tuple[Sequence[bytes], OpeningInfo]] = []
-        self._added_count = 0
-        self._behind: dict[str, PackedOperations] = {}  # what is not in the files, by trial
-        self._failed: set[str] = set()  # trials of `_behind` that wait for `_retry_at`
+        self._backlog = Backlog()
+        self._failed: set[str] = set()  # trials of the backlog that wait for `_retry_at`
         self._lookup: Lookup = lambda _trial_id: None
         self._retry_at = 0.0
         self._retry_s = 0.0  # 0 while all is well
@@ -109,7 +109,7 @@ class ResultFiles:
     @property
     def pending_rows(self) -> int:
         """How many operations were added and are not in the files yet."""
-        return self._added_count + sum(map(len, self._behind.values()))
+        return self._backlog.pending
 
     async def prepare(self) -> None:
         """Import in the thread what is needed; call it when opening. Without it the first batch does so.
@@ -213,61 +213,55 @@ class ResultFiles:
             if write:
                 await self.sync()
         finally:
+            with suppress(OSError):  # it was only read
+                await self._in_thread(self._placer.close)
             self._executor.shutdown(wait=False)
 
     # -- batches ---------------------------------------------------------------------------------------
 
     def _take(self, ops: Sequence[bytes], opening: OpeningInfo) -> None:
-        self._added.append((tuple(ops), opening))
-        self._added_count += len(ops)
+        self._backlog.add(ops, opening)
         self._work.set()
 
     async def _beat(self) -> None:
         while True:
-            if not self._behind:
+            if not self._backlog:
                 await self._work.wait()
             await self._write(everything=False, strict=False)
             await self._clock.sleep(self._interval_s)
 
     async def _write(self, *, everything: bool, strict: bool = True) -> None:
-        """One batch. `everything`: failed ones too, before their time. `strict`: raise for what fails."""
+        """Write what is there. `everything`: failed ones too, before their time. `strict`: raise for failures."""
+        failures: dict[str, OSError] = {}
         async with self._turn:
-            await self._sort()
-            waiting = not everything and self._clock.monotonic() < self._retry_at
-            groups = {
-                trial_id: operations
-                for trial_id, operations in self._behind.items()
-                if not (waiting and trial_id in self._failed)
-            }
-            if not groups:
-                return
-            batch = _Batch(groups)
-            await self._look_up(batch)
+            self._work.clear()
+            await self._in_thread(self._backlog.sort_in)
+            trial_ids = self._backlog.trial_ids()
+            if not everything and self._clock.monotonic() < self._retry_at:
+                trial_ids = [each for each in trial_ids if each not in self._failed]
             try:
-                await self._in_thread(lambda: self._project(batch), batch.stop)
+                for start in range(0, len(trial_ids), _TRIALS_AT_ONCE):
+                    if not await self._write_batch(trial_ids[start : start + _TRIALS_AT_ONCE], failures):
+                        break
             finally:
-                for trial_id in batch.done:
-                    del self._behind[trial_id]
-                    self._failed.discard(trial_id)
-                self._tell(batch)
-        if strict and batch.failures:
-            raise self._storage_error("write", *batch.failures.values())
+                if trial_ids:
+                    self._tell(failures)
+        if strict and failures:
+            raise self._storage_error("write", *failures.values())
 
-    async def _sort(self) -> None:
-        """Move what was added to the trials that it belongs to."""
-        self._work.clear()
-        added, self._added, self._added_count = self._added, [], 0
-        if not added:
-            return
+    async def _write_batch(self, trial_ids: Sequence[str], failures: dict[str, OSError]) -> bool:
+        """Write what these trials lack, and add the failures; whether it makes sense to go on."""
+        batch = _Batch(self._backlog.of(trial_ids))
+        await self._look_up(batch)
         try:
-            fresh = await self._in_thread(lambda: _by_trial(added))
-        except BaseException:
-            self._added = added + self._added
-            self._added_count = sum(len(ops) for ops, _ in self._added)
-            self._work.set()
-            raise
-        for trial_id, operations in fresh.items():
-            self._behind.setdefault(trial_id, []).extend(operations)
+            await self._in_thread(lambda: self._project(batch), batch.stop)
+        finally:
+            for trial_id in batch.done:
+                self._backlog.done(trial_id)
+                self._failed.discard(trial_id)
+            failures |= batch.failures
+            self._tell_notices()
+        return not batch.gave_up
 
     async def _look_up(self, batch: _Batch) -> None:
         for index, trial_id in enumerate(batch.groups, 1):
@@ -280,16 +274,19 @@ class ResultFiles:
             if index % _LOOKUPS_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
-    def _tell(self, batch: _Batch) -> None:
+    def _tell_notices(self) -> None:
         notices: list[Notice] = []
         if self._trial_files is not None:
             notices, self._trial_files.notices = self._trial_files.notices, []
         for notice in notices:
             logger.warning("%s", notice.message)
             self._emit(notice.kind, trial_id=notice.trial_id, message=notice.message, **notice.data)
-        if batch.failures:
-            self._failed.update(batch.failures)
-            trial_id, error = next(iter(batch.failures.items()))
+
+    def _tell(self, failures: dict[str, OSError]) -> None:
+        """Say that writing fails, or works again, and decide when it is tried again."""
+        if failures:
+            self._failed.update(failures)
+            trial_id, error = next(iter(failures.items()))
             if self._retry_s == 0:
                 message = str(self._storage_error("write", error))
                 logger.warning("%s", message)
@@ -331,6 +328,7 @@ class ResultFiles:
         in_a_row = 0
         for trial_id, trial in batch.trials.items():
             if batch.stop.is_set() or in_a_row == _MAX_FAILURES_IN_A_ROW:
+                batch.gave_up = True
                 return
             try:
                 operations = [(decode(data), opening) for data, opening in batch.groups[trial_id]]
@@ -357,15 +355,3 @@ class ResultFiles:
             if (error := future.exception()) is not None:
                 logger.warning("a cancelled batch of result files failed too: %s", error)
             raise
-
-
-def _by_trial(added: Sequence[tuple[Sequence[bytes], OpeningInfo]]) -> dict[str, PackedOperations]:
-    groups: dict[str, PackedOperations] = {}
-    count = 0
-    for ops, opening in added:
-        for data in ops:
-            groups.setdefault(decode(data).trial_id, []).append((data, opening))
-            count += 1
-            if count % _DECODES_AT_ONCE == 0:
-                time.sleep(0)
-    return groups

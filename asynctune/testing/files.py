@@ -35,6 +35,7 @@ CHANGES: Final = frozenset(
         "sync",
         "sync_data",
         "sync_dir",
+        "sync_filesystem",
         "truncate",
         "unlink",
         "write",
@@ -271,6 +272,12 @@ class FaultyFiles(LocalFiles):
     def sync(self, fd: int) -> None:
         """`LocalFiles.sync`, counted."""
         self._do("sync", self._path(fd), lambda: super(FaultyFiles, self).sync(fd))
+
+    def sync_filesystem(self, fd: int) -> bool:
+        """`LocalFiles.sync_filesystem`, counted."""
+        return self._do(
+            "sync_filesystem", self._path(fd), lambda: super(FaultyFiles, self).sync_filesystem(fd)
+        )
 
     def truncate(self, path: str, size: int) -> None:
         """`LocalFiles.truncate`, counted."""

@@ -1,0 +1,70 @@
+"""Owns the row operations that are not in the files yet, packed and by trial; reads and writes no file.
+
+What is added waits in order of arrival, at no cost to the event loop; `sort_in` finds out whose it is, in a
+thread. Without a limit of its own: the journal had each operation before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from asynctune.results.rows import OpeningInfo, decode
+
+__all__ = ["Backlog", "PackedOperations"]
+
+_DECODES_AT_ONCE: Final = 200
+
+PackedOperations = list[tuple[bytes, OpeningInfo]]
+
+
+class Backlog:
+    """Operations added and not done. `add` and `pending` for the loop; the rest for whoever has the turn."""
+
+    def __init__(self) -> None:
+        # Appended to by the loop while a thread takes from its other end.
+        self._added: deque[tuple[Sequence[bytes], OpeningInfo]] = deque()
+        self._by_trial: dict[str, PackedOperations] = {}
+        self._pending = 0
+
+    def __bool__(self) -> bool:
+        """Whether operations were sorted in that are not done."""
+        return bool(self._by_trial)
+
+    @property
+    def pending(self) -> int:
+        """How many operations were added and are not done."""
+        return self._pending
+
+    def add(self, operations: Sequence[bytes], opening: OpeningInfo) -> None:
+        """Take operations as `rows.encode` packed them. O(their number)."""
+        self._added.append((tuple(operations), opening))
+        self._pending += len(operations)
+
+    def sort_in(self) -> None:
+        """Give each operation that was added to its trial. Blocking."""
+        fresh: dict[str, PackedOperations] = {}
+        count = 0
+        for _ in range(len(self._added)):
+            operations, opening = self._added.popleft()
+            for data in operations:
+                fresh.setdefault(decode(data).trial_id, []).append((data, opening))
+                count += 1
+                if count % _DECODES_AT_ONCE == 0:
+                    time.sleep(0)  # lets the event loop run
+        for trial_id, mine in fresh.items():
+            self._by_trial.setdefault(trial_id, []).extend(mine)
+
+    def trial_ids(self) -> list[str]:
+        """The trials with operations that are not done, in order of their first."""
+        return list(self._by_trial)
+
+    def of(self, trial_ids: Iterable[str]) -> dict[str, PackedOperations]:
+        """The operations of these trials, in order; not a copy."""
+        return {trial_id: self._by_trial[trial_id] for trial_id in trial_ids}
+
+    def done(self, trial_id: str) -> None:
+        """The trial's operations are in the files, or can never be."""
+        self._pending -= len(self._by_trial.pop(trial_id))
