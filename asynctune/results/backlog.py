@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Final
 
 from asynctune.results.rows import OpeningInfo, decode
@@ -26,12 +27,13 @@ class Backlog:
     def __init__(self) -> None:
         # Appended to by the loop while a thread takes from its other end.
         self._added: deque[tuple[Sequence[bytes], OpeningInfo]] = deque()
-        self._by_trial: dict[str, PackedOperations] = {}
+        # By opening, in order, then by trial: an object an operation would burden the garbage collector.
+        self._sorted: list[tuple[OpeningInfo, dict[str, list[bytes]]]] = []
         self._pending = 0
 
     def __bool__(self) -> bool:
         """Whether operations were sorted in that are not done."""
-        return bool(self._by_trial)
+        return any(trials for _, trials in self._sorted)
 
     @property
     def pending(self) -> int:
@@ -45,26 +47,34 @@ class Backlog:
 
     def sort_in(self) -> None:
         """Give each operation that was added to its trial. Blocking."""
-        fresh: dict[str, PackedOperations] = {}
         count = 0
         for _ in range(len(self._added)):
             operations, opening = self._added.popleft()
+            if not self._sorted or self._sorted[-1][0] != opening:
+                self._sorted.append((opening, {}))
+            trials = self._sorted[-1][1]
             for data in operations:
-                fresh.setdefault(decode(data).trial_id, []).append((data, opening))
+                trials.setdefault(decode(data).trial_id, []).append(data)
                 count += 1
                 if count % _DECODES_AT_ONCE == 0:
                     time.sleep(0)  # lets the event loop run
-        for trial_id, mine in fresh.items():
-            self._by_trial.setdefault(trial_id, []).extend(mine)
 
     def trial_ids(self) -> list[str]:
         """The trials with operations that are not done, in order of their first."""
-        return list(self._by_trial)
+        return list(dict.fromkeys(chain.from_iterable(trials for _, trials in self._sorted)))
 
     def of(self, trial_ids: Iterable[str]) -> dict[str, PackedOperations]:
-        """The operations of these trials, in order; not a copy."""
-        return {trial_id: self._by_trial[trial_id] for trial_id in trial_ids}
+        """The operations of these trials, in order."""
+        return {
+            trial_id: [
+                (data, opening) for opening, trials in self._sorted for data in trials.get(trial_id, ())
+            ]
+            for trial_id in trial_ids
+        }
 
     def done(self, trial_id: str) -> None:
         """The trial's operations are in the files, or can never be."""
-        self._pending -= len(self._by_trial.pop(trial_id))
+        for _, trials in self._sorted:
+            self._pending -= len(trials.pop(trial_id, ()))
+        while self._sorted and not self._sorted[0][1]:
+            del self._sorted[0]

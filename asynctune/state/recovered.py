@@ -5,13 +5,15 @@ Values only; how they are found is `state.recovery`'s.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from asynctune.state.codec import Ops
 from asynctune.state.epochs import Claim
 from asynctune.state.segments import History, SegmentName
 
-__all__ = ["Notice", "Position", "Recovered", "Row", "apply_ops"]
+__all__ = ["Notice", "Position", "Recovered", "SegmentRows", "apply_ops"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +34,38 @@ class Notice:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One result row as committed: its commit's seq, its packed bytes, and the opening that wrote it."""
+@dataclass(slots=True)
+class SegmentRows:
+    """The result rows of one segment, in order, as columns: an object a row would burden the garbage collector.
 
-    seq: int
-    data: bytes
+    Attributes:
+        claim: The opening that wrote them.
+        node_ip: Its address.
+        seqs: The commit of each row, never falling.
+        data: The packed bytes of each row.
+    """
+
     claim: Claim
     node_ip: str
+    seqs: list[int] = field(default_factory=list)
+    data: list[bytes] = field(default_factory=list)
+
+    def add(self, seq: int, parts: tuple[Ops, ...]) -> None:
+        """Append the rows of one commit."""
+        for ops in parts:
+            self.data += ops.rows
+            self.seqs += [seq] * len(ops.rows)
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        """Seq and packed bytes of each row."""
+        return zip(self.seqs, self.data, strict=True)
+
+    def after(self, seq: int) -> SegmentRows:
+        """Those of later commits."""
+        start = bisect_right(self.seqs, seq)
+        if start == 0:
+            return self
+        return SegmentRows(self.claim, self.node_ip, self.seqs[start:], self.data[start:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +94,7 @@ class Recovered:
     history: History = field(default_factory=list)
     claim: Claim | None = None
     position: Position | None = None
-    rows: list[Row] = field(default_factory=list)
+    rows: list[SegmentRows] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
     snapshots: list[int] = field(default_factory=list)
     segments: list[SegmentName] = field(default_factory=list)

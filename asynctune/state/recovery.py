@@ -16,7 +16,7 @@ from asynctune.errors import CorruptStateError, UnsupportedFormatError
 from asynctune.files import LocalFiles
 from asynctune.state.codec import FrameError, has_valid_frame_after, is_torn
 from asynctune.state.lineage import MAX_HISTORY, Link, in_history, lineage
-from asynctune.state.recovered import Notice, Position, Recovered, Row, apply_ops
+from asynctune.state.recovered import Notice, Position, Recovered, SegmentRows, apply_ops
 from asynctune.state.segments import (
     Commit,
     Damage,
@@ -233,6 +233,9 @@ class _Reading:
     def _replay_segment(self, state: Recovered, link: Link, data: bytes) -> int:
         name, offset = str(link.name), link.header.end
         newer = False
+        rows = _no_rows(link)
+        if self._wants_rows:
+            state.rows.append(rows)
         for item in _walk(link, data):
             if isinstance(item, Damage):
                 newer = item.error.newer
@@ -248,7 +251,7 @@ class _Reading:
             if item.seq > state.seq:
                 apply_ops(state.records, item.ops)
                 if self._wants_rows:
-                    state.rows += _rows(link, item)
+                    rows.add(item.seq, item.ops)
                 state.seq, state.crc = item.seq, item.crc
                 state.journal_bytes += item.end - item.start
         if link.end_seq is not None:
@@ -272,21 +275,23 @@ class _Reading:
             self._notice("tear", name, damage.offset, message)
 
     def _collect_rows(self, state: Recovered, links: list[Link], after: int) -> None:
-        state.rows = [row for row in state.rows if row.seq > after]
+        state.rows = [rows.after(after) for rows in state.rows]
         if after >= state.snapshot_seq:
             return
-        older: list[Row] = []
+        older: list[SegmentRows] = []
         reached = links[0].header.first_seq - 1
         for link in links:
             if link.header.first_seq > state.snapshot_seq:
                 break
             data, offset = self._read(str(link.name)), link.header.end
+            rows = _no_rows(link)
+            older.append(rows)
             for item in _walk(link, data):
                 if isinstance(item, Damage) or (link.end_seq is not None and item.seq >= link.end_seq):
                     break
                 reached, offset = item.seq, item.end
                 if after < item.seq <= state.snapshot_seq:
-                    older += _rows(link, item)
+                    rows.add(item.seq, item.ops)
             if link.end_seq is not None and link.end_seq > after + 1 and reached < link.end_seq - 1:
                 raise self._corrupt(str(link.name), offset, _rows_lost(reached + 1))
         if links[0].header.first_seq > after + 1:
@@ -315,9 +320,8 @@ class _Reading:
         )
 
 
-def _rows(link: Link, commit: Commit) -> list[Row]:
-    header = link.header
-    return [Row(commit.seq, row, header.claim, header.node_ip) for ops in commit.ops for row in ops.rows]
+def _no_rows(link: Link) -> SegmentRows:
+    return SegmentRows(link.header.claim, link.header.node_ip)
 
 
 def _walk(link: Link, data: bytes) -> Iterator[Commit | Damage]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from asynctune.errors import StorageError, TrialNotFoundError
 from asynctune.results.projector import ResultFiles
 from asynctune.results.rows import OpeningInfo, TrialInfo
-from asynctune.state.recovered import Row
+from asynctune.state.recovered import SegmentRows
 from asynctune.store.events import EventStream
 from asynctune.store.trials import TrialTable
 
@@ -39,7 +39,7 @@ class Projections:
         table: TrialTable,
         events: EventStream,
         opening: OpeningInfo,
-        recovered: list[Row],
+        recovered: list[SegmentRows],
     ) -> None:
         self._results = results
         self._table = table
@@ -72,7 +72,7 @@ class Projections:
         """Complete the files from what was recovered, then write what is committed; until cancelled."""
         try:
             rows, self._recovered = self._recovered, []
-            if rows:
+            if any(segment.data for segment in rows):
                 await self._results.complete(_with_openings(rows), self._trial_info)
             for seq, held in self._held:
                 self._results.add(seq, held, self._trial_info, self._opening)
@@ -117,13 +117,10 @@ class Projections:
         return TrialInfo(trial_id=trial_id, trial_name=name, config=config)
 
 
-def _with_openings(rows: Iterable[Row]) -> Iterator[tuple[int, bytes, OpeningInfo]]:
+def _with_openings(rows: Iterable[SegmentRows]) -> Iterator[tuple[int, bytes, OpeningInfo]]:
     """Recovered rows as the result files take them; one by one, for a crash may leave very many."""
-    known: dict[tuple[int, str], OpeningInfo] = {}
-    for row in rows:
-        key = (row.claim.epoch, row.node_ip)
-        if (info := known.get(key)) is None:
-            claim = row.claim
-            info = OpeningInfo(hostname=claim.hostname, node_ip=row.node_ip, pid=claim.pid)
-            known[key] = info
-        yield row.seq, row.data, info
+    for segment in rows:
+        claim = segment.claim
+        info = OpeningInfo(hostname=claim.hostname, node_ip=segment.node_ip, pid=claim.pid)
+        for seq, data in segment:
+            yield seq, data, info

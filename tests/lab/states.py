@@ -320,7 +320,7 @@ def judge(
         return "earlier, told", found
     assert found.records == truth.records[found.seq], f"half a commit after {found.seq}"
     if rows:
-        assert [(row.seq, row.data) for row in found.rows] == truth.rows_up_to(found.seq)
+        assert [row for part in found.rows for row in part] == truth.rows_up_to(found.seq)
     if found.seq == truth.seq:
         return ("made good" if found.notices else "intact"), found
     return ("earlier, told" if found.notices else "earlier, silent"), found

@@ -47,7 +47,10 @@ def test_an_old_state_opens(version):
     found = recover(directory, LocalFiles(), rows_after=lambda _: 0)
     assert found.experiment_id == EXPERIMENT_ID
     assert not found.notices
-    lines = [f"{found.seq} {digest(found.records)}", *(f"{row.seq} {row.data.hex()}" for row in found.rows)]
+    lines = [
+        f"{found.seq} {digest(found.records)}",
+        *(f"{seq} {row.hex()}" for part in found.rows for seq, row in part),
+    ]
     assert lines == (GOLDEN / f"{version}.txt").read_text(encoding="ascii").splitlines()
     assert read_claim(directory, 3, LocalFiles()).hostname == "host.example"
 
@@ -63,5 +66,6 @@ if __name__ == "__main__":
     make(sys.argv[1], compressed=sys.argv[1].endswith("-zlib"))
     state = recover(sys.argv[1], LocalFiles(), rows_after=lambda _: 0)
     print(state.seq, digest(state.records))
-    for each in state.rows:
-        print(each.seq, each.data.hex())
+    for rows in state.rows:
+        for seq, row in rows:
+            print(seq, row.hex())

@@ -80,7 +80,7 @@ def test_a_commit_of_nothing_but_rows_and_deletions(session, directory):
     session.close()
     state = recover(directory, LocalFiles(), rows_after=lambda _: 0)
     assert state.records == {"b": b"2"}
-    assert [row.data for row in state.rows] == [b"row"]
+    assert [data for part in state.rows for data in part.data] == [b"row"]
 
 
 # -- commits of several frames ---------------------------------------------------------------------------------
