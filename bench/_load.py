@@ -6,6 +6,7 @@ Uses the public door of the package alone, as a user's driver would.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import AsyncIterator
@@ -64,9 +65,15 @@ def journal_bytes(location: Path) -> int:
 
 
 class StoreCommits:
-    """One durable commit of a store with N trials: one trial reports, and `flush()` returns."""
+    """One durable commit of a store with N trials: one trial reports, and `flush()` returns.
+
+    After each, in the same process, `write` + `fdatasync` of as many bytes to a file beside: what the disk takes.
+    """
 
     async def prepare(self, directory: str, trials: int) -> dict[str, Any]:
+        path = Path(directory) / "bare"
+        self._bare = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._bytes = 1
         self._location = Path(directory) / "experiment"
         self._trials = trials
         self._reports = 1
@@ -78,10 +85,12 @@ class StoreCommits:
         count = 20
         await self.measure(count)
         after = await asyncio.to_thread(journal_bytes, self._location)
-        return {"bytes": max(1, (after - before) // count), "saves": trials + count}
+        self._bytes = max(1, (after - before) // count)
+        return {"bytes": self._bytes, "saves": trials + count}
 
     async def measure(self, count: int, warm_up: int = 0) -> dict[str, Any]:
-        store, seconds = self._store, []
+        store, seconds, bare = self._store, [], []
+        data = os.urandom(self._bytes)
         snapshots = store.stats().snapshots
         for _ in range(warm_up + count):
             ident = trial_id(self._reports * 7919 % self._trials)
@@ -90,10 +99,19 @@ class StoreCommits:
             store.report(ident, {"loss": 1 / self._reports})
             await store.flush()
             seconds.append(time.perf_counter() - start)
-        return {"seconds": seconds[warm_up:], "snapshots": store.stats().snapshots - snapshots}
+            start = time.perf_counter()
+            os.write(self._bare, data)
+            os.fdatasync(self._bare)
+            bare.append(time.perf_counter() - start)
+        return {
+            "seconds": seconds[warm_up:],
+            "bare": bare[warm_up:],
+            "snapshots": store.stats().snapshots - snapshots,
+        }
 
     async def close(self) -> None:
         await self._store.aclose()
+        os.close(self._bare)
 
 
 class Builder:

@@ -12,7 +12,7 @@ import random
 import time
 from typing import Any
 
-__all__ = ["BareFile", "OptunaJournal", "RayTune", "hyperparameters"]
+__all__ = ["OptunaJournal", "RayTune", "hyperparameters"]
 
 STARTED = time.time()
 
@@ -27,27 +27,6 @@ def hyperparameters(rng: random.Random) -> dict[str, Any]:
         "units": 2 ** rng.randrange(4, 12),
         "activation": rng.choice(("relu", "tanh", "gelu")),
     }
-
-
-class BareFile:
-    """`write` + `fdatasync` of as many bytes, appended to one file: what the disk itself takes."""
-
-    async def prepare(self, directory: str) -> dict[str, Any]:
-        path = os.path.join(directory, "bare")
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        return {}
-
-    async def measure(self, count: int, size: int, warm_up: int = 0) -> dict[str, Any]:
-        data, seconds = os.urandom(size), []
-        for _ in range(warm_up + count):
-            start = time.perf_counter()
-            os.write(self._fd, data)
-            os.fdatasync(self._fd)
-            seconds.append(time.perf_counter() - start)
-        return {"seconds": seconds[warm_up:]}
-
-    async def close(self) -> None:
-        os.close(self._fd)
 
 
 class RayTune:

@@ -3,14 +3,14 @@
 One trial of N reports a result, and the time until `await store.flush()` returns is taken. Beside it, in
 turn:
 
-- `bare`: `write` + `fdatasync` of as many bytes, appended to a file on the same disk.
+- `bare`: `write` + `fdatasync` of as many bytes, appended to a file on the same disk; after each of asynctune's
+  commits, in its process, so that both meet the same caches.
 - `ray`: `TuneController.save_to_dir` with one of N trials changed. It syncs nothing.
 - `optuna`: ask, set an attribute, tell, through the journal file.
 
-Each subject runs in a process of its own. All have their turn in each round, the bare file right before each
-store, twenty commits at a time, the order of the N rotated; a row shows the medians over all rounds. Between
-rounds the disk is synced, so that nobody pays for what another left in the page cache. The peers need the
-extra: `pip install '.[bench]'`.
+Each other subject runs in a process of its own. All have their turn in each round, twenty commits at a time, the
+order of the N rotated; a row shows the medians over all rounds. Between rounds the disk is synced, so that nobody pays
+for what another left in the page cache. The peers need the extra: `pip install '.[bench]'`.
 """
 
 from __future__ import annotations
@@ -53,8 +53,6 @@ async def _measure(settings: Options, directory: Path, stack: AsyncExitStack) ->
     stores: dict[int, Child] = {}
     peers: dict[tuple[str, int], Child] = {}
     sizes: dict[tuple[str, int], int] = {}
-    bare = await stack.enter_async_context(child("_peers:BareFile"))
-    await bare.prepare(directory=str(directory))
     for trials in settings.trials:
         subjects = {"asynctune": "_load:StoreCommits"}
         if installed("ray"):
@@ -81,10 +79,9 @@ async def _measure(settings: Options, directory: Path, stack: AsyncExitStack) ->
             await asyncio.sleep(_PAUSE_S)
             first = part % len(settings.trials)
             for trials in settings.trials[first:] + settings.trials[:first]:
-                answer = await bare.measure(count=_COMMITS, size=sizes["asynctune", trials], warm_up=_WARM_UP)
-                seconds["bare", trials] += answer["seconds"]
                 answer = await stores[trials].measure(count=_COMMITS, warm_up=_WARM_UP)
                 seconds["asynctune", trials] += answer["seconds"]
+                seconds["bare", trials] += answer["bare"]
                 snapshots[trials] += answer["snapshots"]
         for (name, trials), peer in peers.items():
             answer = await peer.measure(count=_SAVES if name == "ray" else _ASKS)

@@ -22,7 +22,7 @@ _HERE = Path(__file__).parent
 _RESULTS, _README = _HERE / "results.json", _HERE / "README.md"
 _SCRIPTS = ("commit", "loop_lag", "pacing", "opening", "memory", "crash")
 _BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
-_QUIET_LOAD, _PATIENCE_S = 0.3, 180
+_QUIET_SHARE, _LOOK_S, _PATIENCE_S = 0.05, 5, 180
 
 
 def _run(name: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -35,13 +35,24 @@ def _run(name: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _wait_for_quiet() -> None:
-    """Give the load of the last script (or of somebody else) time to fade, but not for ever."""
+    """Give the work of the last script (or of somebody else) time to end, but not for ever."""
     end = time.monotonic() + _PATIENCE_S
-    while (load := os.getloadavg()[0]) > _QUIET_LOAD:
+    while (busy := _busy_share()) > _QUIET_SHARE:
         if time.monotonic() > end:
-            print(f"  the machine is busy (load {load:.1f}): ratios may be off", file=sys.stderr, flush=True)
+            print(f"  the machine is busy ({busy:.0%}): ratios may be off", file=sys.stderr, flush=True)
             return
-        time.sleep(5)
+
+
+def _busy_share() -> float:
+    """Share of CPU time that was not idle during the next seconds; waiting for the disk counts as work."""
+    before = os.times().elapsed, _idle_seconds()
+    time.sleep(_LOOK_S)
+    after = os.times().elapsed, _idle_seconds()
+    return 1 - (after[1] - before[1]) / (after[0] - before[0]) / (os.cpu_count() or 1)
+
+
+def _idle_seconds() -> float:
+    return int(Path("/proc/stat").read_text("ascii").split()[4]) / os.sysconf("SC_CLK_TCK")
 
 
 def tables(reports: Sequence[Mapping[str, Any]]) -> str:

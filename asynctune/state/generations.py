@@ -23,12 +23,12 @@ _KEPT: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class SnapshotDone:
-    """A snapshot that is durable: of which commit, its size, what it took, and the journal bytes it covers."""
+    """A snapshot that is durable: of which commit, its size, what it took, and the journal until the next is due."""
 
     seq: int
     size_bytes: int
     cost_s: float
-    journal_bytes: int
+    bytes_to_next: int
 
 
 class Generations:
@@ -65,6 +65,11 @@ class Generations:
         self.count = 0
 
     @property
+    def bytes_to_next(self) -> int:
+        """How much the journal has to grow until the next snapshot is due; 0 if it is."""
+        return max(0, self._threshold - self.journal_bytes)
+
+    @property
     def due(self) -> bool:
         """Whether the journal has outgrown the last snapshot, and a mebibyte, or lies in too many segments."""
         return self.journal_bytes > self._threshold or self._journal.segments > self._most_segments
@@ -90,7 +95,7 @@ class Generations:
         self.journal_bytes -= covered
         self._threshold = max(_MIN_JOURNAL_BYTES, size)
         self._on_disk.append(image.seq)
-        return SnapshotDone(image.seq, size, self._clock.monotonic() - started_at, covered)
+        return SnapshotDone(image.seq, size, self._clock.monotonic() - started_at, self.bytes_to_next)
 
     def _write_image(self, image: Image) -> int:
         journal = self._journal

@@ -19,6 +19,8 @@ _REST_PER_COST: Final = (1 - TARGET_FRACTION) / TARGET_FRACTION
 _RECENT: Final = 9
 _OUTLIER: Final = 10.0
 _MAX_PAID: Final = 4.0
+_MAX_PAID_S: Final = 0.005
+_PAID_OF_OWED: Final = 0.01
 _MAX_OWED_S: Final = 1.0  # a process that was suspended for an hour owes no more than this
 
 
@@ -46,9 +48,10 @@ class CostBudget:
         Args:
             ended_at: Monotonic seconds.
             cost_s: What it took by itself; judged against the recent ones.
-            surcharge_s: Its share of work done elsewhere; added as it is.
+            surcharge_s: Its share of work done elsewhere.
         """
         counted = cost_s
+        self._owed_s += surcharge_s
         self._since_outlier += 1
         if len(self._recent) >= _RECENT // 2 and cost_s > _OUTLIER * (typical := median(self._recent)):
             if self._since_outlier >= _RECENT:
@@ -56,10 +59,21 @@ class CostBudget:
                 self._owed_s += min(cost_s - typical, _MAX_OWED_S)
             self._since_outlier = 0
         self._recent.append(counted)
-        # What did not set the pace is paid off all the same, by rests that are five times as long at the most.
-        paid = min(self._owed_s, _MAX_PAID * counted)
+        # What is owed is paid off by rests that are five times as long for quick commits, and twice as long for slow
+        # ones, so that changes do not get old; a debt that grows all the same is paid as it grows, in the end.
+        most = min(_MAX_PAID * counted, max(_MAX_PAID_S, counted))
+        paid = min(self._owed_s, max(most, _PAID_OF_OWED * self._owed_s))
         self._owed_s -= paid
-        self._next_start = ended_at + _REST_PER_COST * (counted + paid + surcharge_s)
+        self._next_start = ended_at + _REST_PER_COST * (counted + paid)
+
+    @property
+    def owed_s(self) -> float:
+        """Seconds of work that rests to come have to pay for."""
+        return self._owed_s
+
+    def owe(self, cost_s: float) -> None:
+        """Let the rests to come pay for work that took `cost_s` seconds and was not accounted for."""
+        self._owed_s += cost_s
 
 
 class CommitPacing:
@@ -90,14 +104,17 @@ class CommitPacing:
         self._budget.spent(ended_at, cost_s, share)
 
     def expect_snapshot(self, cost_s: float, journal_bytes: int) -> None:
-        """Let commits pay in advance for a first snapshot, expected to take `cost_s` after `journal_bytes`."""
-        self._snapshot_rate = cost_s / max(1, journal_bytes)
+        """Let commits pay in advance for a snapshot that is expected to take `cost_s`, after `journal_bytes`.
+
+        One that is due already is paid for afterwards.
+        """
+        self._snapshot_rate = max(0.0, cost_s - self._prepaid) / journal_bytes if journal_bytes > 0 else 0.0
 
     def snapshot_written(self, cost_s: float, journal_bytes: int) -> None:
-        """Account for a snapshot that took `cost_s`, after `journal_bytes` of journal (and about as many to come)."""
-        owed = max(0.0, cost_s - self._prepaid)
+        """Account for a snapshot that took `cost_s`; the next one is due after `journal_bytes` of journal."""
+        self._budget.owe(max(0.0, cost_s - self._prepaid))
         self._prepaid = max(0.0, self._prepaid - cost_s)
-        self._snapshot_rate = (cost_s + owed) / max(1, journal_bytes)
+        self.expect_snapshot(cost_s, journal_bytes)
 
     @property
     def next_start(self) -> float:
@@ -108,6 +125,11 @@ class CommitPacing:
         if self._max_interval_s is not None:
             start = min(start, self._last_end + self._max_interval_s)
         return start
+
+    @property
+    def owed_s(self) -> float:
+        """Seconds of commits and snapshots that rests to come have to pay for."""
+        return self._budget.owed_s
 
     @property
     def interval_s(self) -> float:

@@ -160,6 +160,10 @@ class StateWriter:
             # each raise adds to the error's own traceback: a driver that tries again and again would grow it
             raise self._failure.with_traceback(self._failed_at)
 
+    def expect_snapshot(self, cost_s: float) -> None:
+        """Pay in advance for the next snapshot, which is expected to take so long."""
+        self._pacing.expect_snapshot(cost_s, self._generations.bytes_to_next)
+
     def add_cost(self, seconds: float) -> None:
         """Count time that somebody else spent on a commit."""
         self._seconds += seconds
@@ -362,7 +366,7 @@ class StateWriter:
         generations = self._generations
         done = await generations.write()
         self._seconds += done.cost_s
-        self._pacing.snapshot_written(done.cost_s, done.journal_bytes)
+        self._pacing.snapshot_written(done.cost_s, done.bytes_to_next)
         message = f"snapshot of commit {done.seq}, {done.size_bytes:,} bytes"
         self._observer.happened(
             "snapshot_written", message, snapshot_seq=done.seq, size_bytes=done.size_bytes

@@ -70,8 +70,6 @@ class Engine:
         self._failed_at: TracebackType | None = None
         self.opened_mono = clock.monotonic()
         recovered = opened.recovered
-        # writing a state takes about twice as long as reading it did
-        pacing.expect_snapshot(2 * opened.recovery_s, max(recovered.snapshot_bytes, 1 << 20))
         self.writer = StateWriter(
             opened.journal,
             pacing=pacing,
@@ -81,6 +79,9 @@ class Engine:
             snapshot_bytes=recovered.snapshot_bytes,
             journal_bytes=recovered.journal_bytes,
         )
+        self.writer.expect_snapshot(
+            2 * opened.recovery_s
+        )  # writing a state takes about twice as long as reading
         self.records.sink = self.writer
         self.experiment = self._experiment_record(path, checkpoint_config)
         self.checkpoint_config = CheckpointConfig(**self.experiment["checkpoint_config"])

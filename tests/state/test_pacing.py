@@ -47,12 +47,12 @@ def test_a_gap_that_comes_once_does_not_set_the_pace():
     pacing = CommitPacing()
     for i in range(10):
         commit(pacing, i * 1.0, 0.01)
-    # paid off by rests of five times the length; of what a suspended process seemed to take, one second is owed
-    assert commit(pacing, 20.0, 60.0) == pytest.approx(80.0 + 5 * 19 * 0.01)
+    # paid off by rests of twice the length; of what a suspended process seemed to take, one second is owed
+    assert commit(pacing, 20.0, 60.0) == pytest.approx(80.0 + 2 * 19 * 0.01)
     longer = 1
     while commit(pacing, 100.0 * longer, 0.01) > 100.0 * longer + 0.01 + 19 * 0.01 + 1e-9:
         longer += 1
-    assert longer == pytest.approx(1.0 / 0.04, abs=2)
+    assert longer == pytest.approx(1.0 / 0.01, abs=2)
 
 
 def test_a_gap_that_comes_again_sets_the_pace():
@@ -60,7 +60,7 @@ def test_a_gap_that_comes_again_sets_the_pace():
     for i in range(10):
         commit(pacing, i * 1.0, 0.01)
     commit(pacing, 20.0, 1.0)
-    assert commit(pacing, 30.0, 1.0) == pytest.approx(31.0 + 19 + 19 * 0.95)  # and what is owed of the first
+    assert commit(pacing, 30.0, 1.0) == pytest.approx(31.0 + 19 + 19 * 0.98)  # and what is owed of the first
     assert commit(pacing, 90.0, 1.0) == pytest.approx(91.0 + 19)
 
 
@@ -129,16 +129,35 @@ def test_commits_pay_for_the_snapshot_that_they_will_cause():
     pacing = CommitPacing()
     commit(pacing, 0.0, 0.01, 1000)
     assert pacing.interval_s == pytest.approx(0.19)
-    # nobody paid for the first snapshot: the next thousand bytes carry it and the one after
-    pacing.snapshot_written(1.0, 1000)
-    commit(pacing, 10.0, 0.01, 100)
-    assert pacing.interval_s == pytest.approx(19 * (0.01 + 0.2))
-    for i in range(9):
-        commit(pacing, 20.0 + i * 10, 0.01, 100)
-    # two seconds were paid, so the second one is covered, and the rate falls to its own cost
-    pacing.snapshot_written(1.0, 1000)
-    commit(pacing, 200.0, 0.01, 100)
-    assert pacing.interval_s == pytest.approx(19 * (0.01 + 0.1))
+    pacing.snapshot_written(0.1, 1000)  # nobody paid for the first one
+    assert pacing.owed_s == pytest.approx(0.1)
+    rests = []
+    for i in range(10):  # which they do, and for the next one, with rests that are twice as long
+        commit(pacing, 10.0 + i, 0.01, 100)
+        rests.append(pacing.interval_s)
+    assert rests == pytest.approx([19 * 0.02] * 10)
+    pacing.snapshot_written(0.1, 1000)
+    assert pacing.owed_s == pytest.approx(0.1), (
+        "the first was paid for, and what the second will be was billed"
+    )
+
+
+def test_what_is_owed_keeps_changes_young():
+    pacing = CommitPacing()
+    pacing.snapshot_written(1.0, 1_000_000)
+    now, longest = 0.0, 0.0
+    while pacing.owed_s > 0.001:
+        now = commit(pacing, now, 0.001)
+        longest = max(longest, pacing.interval_s)
+    assert longest <= 19 * 0.0111
+    assert now < 40, "and is paid soon"
+
+
+def test_a_snapshot_that_is_due_is_not_paid_in_advance():
+    pacing = CommitPacing()
+    pacing.expect_snapshot(1.0, 0)
+    commit(pacing, 0.0, 0.01, 1000)
+    assert pacing.interval_s == pytest.approx(0.19)
 
 
 def test_a_snapshot_of_no_journal_divides_by_nothing():
@@ -205,4 +224,5 @@ def test_snapshots_are_within_the_five_percent(commits, snapshot_cost, every_byt
             if start is None:
                 start = (now, spent)
     if start is not None and count > 3:
-        assert (spent - start[1]) / (now - start[0]) <= TARGET_FRACTION * 1.05
+        assert (spent - start[1] - pacing.owed_s) / (now - start[0]) <= TARGET_FRACTION * 1.05
+        assert pacing.owed_s <= 101 * max(snapshot_cost, 0.01), "what is owed does not grow without end"
