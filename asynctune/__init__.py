@@ -9,8 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from asynctune import session
     from asynctune.checkpoints.staging import StagedCheckpoint, stage_for_adoption
-    from asynctune.config import CheckpointConfig, SyncConfig
+    from asynctune.config import CheckpointConfig, FailureConfig, RunConfig, SyncConfig, TuneConfig
     from asynctune.errors import (
         AsynctuneError,
         AuthenticationError,
@@ -28,23 +29,54 @@ if TYPE_CHECKING:
         StorageError,
         StoreClosedError,
         TransitionError,
+        TrialFailedError,
         TrialNotFoundError,
         UnsupportedFormatError,
         UploadError,
+        UserCodeError,
     )
-    from asynctune.protocols import Searcher, TrialScheduler
+    from asynctune.protocols import (
+        Callback,
+        Searcher,
+        TrialReport,
+        TrialRunner,
+        TrialScheduler,
+        TrialTask,
+    )
+    from asynctune.runners.inline import InlineRunner
+    from asynctune.runners.process import ProcessRunner
+    from asynctune.session import TrialInterrupted
     from asynctune.store.attached import CaptureError
     from asynctune.store.events import StoreEvent
     from asynctune.store.opening import Opening
     from asynctune.store.stats import StoreStats
     from asynctune.store.store import ExperimentStore
+    from asynctune.trainable import Trainable
     from asynctune.trial import Checkpoint, Trial, TrialStatus
+    from asynctune.tuning.basic import BasicSearcher
+    from asynctune.tuning.result_grid import Result, ResultGrid
+    from asynctune.tuning.space import (
+        choice,
+        grid_search,
+        lograndint,
+        loguniform,
+        qlograndint,
+        qloguniform,
+        qrandint,
+        qrandn,
+        quniform,
+        randint,
+        randn,
+        sample_from,
+        uniform,
+    )
+    from asynctune.tuning.tuner import Tuner
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     "checkpoints.staging": ("StagedCheckpoint", "stage_for_adoption"),
-    "config": ("CheckpointConfig", "SyncConfig"),
+    "config": ("CheckpointConfig", "FailureConfig", "RunConfig", "SyncConfig", "TuneConfig"),
     "errors": (
         "AsynctuneError",
         "AuthenticationError",
@@ -62,23 +94,49 @@ _ROOMS = {
         "StorageError",
         "StoreClosedError",
         "TransitionError",
+        "TrialFailedError",
         "TrialNotFoundError",
         "UnsupportedFormatError",
         "UploadError",
+        "UserCodeError",
     ),
-    "protocols": ("Searcher", "TrialScheduler"),
+    "protocols": ("Callback", "Searcher", "TrialReport", "TrialRunner", "TrialScheduler", "TrialTask"),
+    "runners.inline": ("InlineRunner",),
+    "runners.process": ("ProcessRunner",),
+    "session": ("TrialInterrupted",),
     "store.attached": ("CaptureError",),
     "store.events": ("StoreEvent",),
     "store.opening": ("Opening",),
     "store.stats": ("StoreStats",),
     "store.store": ("ExperimentStore",),
+    "trainable": ("Trainable",),
     "trial": ("Checkpoint", "Trial", "TrialStatus"),
+    "tuning.basic": ("BasicSearcher",),
+    "tuning.result_grid": ("Result", "ResultGrid"),
+    "tuning.space": (
+        "choice",
+        "grid_search",
+        "lograndint",
+        "loguniform",
+        "qlograndint",
+        "qloguniform",
+        "qrandint",
+        "qrandn",
+        "quniform",
+        "randint",
+        "randn",
+        "sample_from",
+        "uniform",
+    ),
+    "tuning.tuner": ("Tuner",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "AsynctuneError",
     "AuthenticationError",
+    "BasicSearcher",
+    "Callback",
     "CaptureError",
     "Checkpoint",
     "CheckpointConfig",
@@ -91,10 +149,16 @@ __all__ = [
     "ExperimentLockedError",
     "ExperimentNotFoundError",
     "ExperimentStore",
+    "FailureConfig",
     "FencedError",
+    "InlineRunner",
     "MissingExtraError",
     "NotFoundError",
     "Opening",
+    "ProcessRunner",
+    "Result",
+    "ResultGrid",
+    "RunConfig",
     "Searcher",
     "StagedCheckpoint",
     "StorageError",
@@ -102,18 +166,43 @@ __all__ = [
     "StoreEvent",
     "StoreStats",
     "SyncConfig",
+    "Trainable",
     "TransitionError",
     "Trial",
+    "TrialFailedError",
+    "TrialInterrupted",
     "TrialNotFoundError",
+    "TrialReport",
+    "TrialRunner",
     "TrialScheduler",
     "TrialStatus",
+    "TrialTask",
+    "TuneConfig",
+    "Tuner",
     "UnsupportedFormatError",
     "UploadError",
+    "UserCodeError",
+    "choice",
+    "grid_search",
+    "lograndint",
+    "loguniform",
+    "qlograndint",
+    "qloguniform",
+    "qrandint",
+    "qrandn",
+    "quniform",
+    "randint",
+    "randn",
+    "sample_from",
+    "session",
     "stage_for_adoption",
+    "uniform",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "session":
+        return importlib.import_module("asynctune.session")
     room = _ROOM_OF.get(name)
     if room is None:
         msg = f"module 'asynctune' has no attribute {name!r}"

@@ -7,6 +7,8 @@ variable                             meaning
 ==================================== =======================================================================
 `TUNE_GLOBAL_CHECKPOINT_S`           seconds between commits of the experiment state; unset or `auto`: the
                                      5 % rule
+`TUNE_RESULT_DIR`                    where the Tuner makes its experiments, unless `RunConfig(local_dir=...)`
+                                     says so; unset: `~/asynctune_results`
 ==================================== =======================================================================
 """
 
@@ -14,15 +16,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
 from asynctune.errors import ConfigError
 
-__all__ = ["CheckpointConfig", "SyncConfig", "checkpoint_period_s"]
+__all__ = [
+    "CheckpointConfig",
+    "FailureConfig",
+    "RunConfig",
+    "SyncConfig",
+    "TuneConfig",
+    "checkpoint_period_s",
+    "result_dir",
+]
 
 CHECKPOINT_PERIOD_VARIABLE: Final = "TUNE_GLOBAL_CHECKPOINT_S"
+RESULT_DIR_VARIABLE: Final = "TUNE_RESULT_DIR"
+DEFAULT_RESULT_DIR: Final = "~/asynctune_results"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +96,166 @@ class SyncConfig:
                 "leave upload_dir unset"
             )
             raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureConfig:
+    """What a failed trial means.
+
+    Attributes:
+        max_failures: How often each trial is tried again, from its latest checkpoint; -1: without end.
+        fail_fast: True: the first trial that is `ERROR` ends the experiment, which can be restored. `"raise"`: and
+            its error is raised. False: the others go on.
+
+    Raises:
+        ConfigError: A value that cannot work.
+    """
+
+    max_failures: int = 0
+    fail_fast: bool | Literal["raise"] = False
+
+    def __post_init__(self) -> None:
+        count = self.max_failures
+        if not isinstance(count, int) or isinstance(count, bool) or count < -1:
+            msg = f"max_failures must be a whole number from 0, or -1 for no limit, not {count!r}"
+            raise ConfigError(msg)
+        if self.fail_fast not in (True, False, "raise"):
+            msg = f'fail_fast must be True, False or "raise", not {self.fail_fast!r}'
+            raise ConfigError(msg)
+        if self.fail_fast and count != 0:
+            msg = f"fail_fast={self.fail_fast!r} ends all at the first failure; leave max_failures at 0"
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """What is searched for, and how.
+
+    Attributes:
+        metric: Name of the metric that is tuned, `"a/b"` for nested ones; `None`: none is.
+        mode: `"min"` or `"max"`: which end of it is best; `None`: as for `metric`.
+        num_samples: How many configs are tried; with grids, how often the whole grid is. -1: without end.
+        max_concurrent_trials: How many trials run at the same time at most; `None`: as many as the runner takes.
+        search_alg: A `Searcher`; `None`: random and grid search over `param_space`.
+        scheduler: A `TrialScheduler`; `None`: first in, first out, and none is stopped early.
+
+    Raises:
+        ConfigError: A value that cannot work.
+    """
+
+    metric: str | None = None
+    mode: Literal["min", "max"] | None = None
+    num_samples: int = 1
+    max_concurrent_trials: int | None = None
+    search_alg: Any = None
+    scheduler: Any = None
+
+    def __post_init__(self) -> None:
+        if self.metric is not None and (not isinstance(self.metric, str) or not self.metric.strip("/")):
+            msg = f"metric must name a metric, such as 'loss' or 'eval/acc', not {self.metric!r}"
+            raise ConfigError(msg)
+        if self.mode not in (None, "min", "max"):
+            msg = f"mode must be 'min' or 'max', not {self.mode!r}"
+            raise ConfigError(msg)
+        if (self.metric is None) != (self.mode is None):
+            given, missing = ("metric", "mode") if self.mode is None else ("mode", "metric")
+            msg = f"{given} was given without {missing}; give both, or none"
+            raise ConfigError(msg)
+        count = self.num_samples
+        if not isinstance(count, int) or isinstance(count, bool) or (count < 1 and count != -1):
+            msg = f"num_samples must be a whole number from 1, or -1 for no end, not {count!r}"
+            raise ConfigError(msg)
+        limit = self.max_concurrent_trials
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+            msg = f"max_concurrent_trials must be a whole number from 1, or None, not {limit!r}"
+            raise ConfigError(msg)
+        _check_methods("search_alg", self.search_alg, _SEARCHER)
+        _check_methods("scheduler", self.scheduler, _SCHEDULER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How an experiment is run and kept.
+
+    Attributes:
+        name: Of the experiment, and of its directory; `None`: the trainable's name and the time.
+        local_dir: Where that directory is made; `None`: `TUNE_RESULT_DIR`, else `~/asynctune_results`.
+        stop: When a trial has done enough: `{metric: value}` (reached or passed), or a function
+            `(trial_id, result) -> bool`.
+        sync_config: Where it is mirrored to.
+        checkpoint_config: How many checkpoints are kept, and when classes make them.
+        failure_config: What a failed trial means.
+        callbacks: See `Callback`.
+        verbose: 0: only warnings; 1: progress, and what ends it; 2: each result, too.
+        log_to_file: Whether a trial's standard output and error go to `stdout` and `stderr` in its directory.
+
+    Raises:
+        ConfigError: A value that cannot work.
+    """
+
+    name: str | None = None
+    local_dir: str | os.PathLike[str] | None = None
+    stop: Mapping[str, Any] | Callable[[str, Mapping[str, Any]], bool] | None = None
+    sync_config: SyncConfig = field(default_factory=SyncConfig)
+    checkpoint_config: CheckpointConfig = field(default_factory=CheckpointConfig)
+    failure_config: FailureConfig = field(default_factory=FailureConfig)
+    callbacks: Sequence[Any] = ()
+    verbose: int = 1
+    log_to_file: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name is not None and (not isinstance(self.name, str) or not self.name):
+            msg = f"name must be a text, not {self.name!r}"
+            raise ConfigError(msg)
+        if isinstance(self.stop, Mapping):
+            for metric, value in self.stop.items():
+                if not isinstance(metric, str) or not isinstance(value, int | float) or value != value:  # noqa: PLR0124
+                    msg = f"stop must have numbers by metric, such as {{'training_iteration': 10}}, not {self.stop!r}"
+                    raise ConfigError(msg)
+        elif self.stop is not None and not callable(self.stop):
+            msg = f"stop must be a mapping of metrics to values, or a function, not {self.stop!r}"
+            raise ConfigError(msg)
+        for name, kind in (
+            ("sync_config", SyncConfig),
+            ("checkpoint_config", CheckpointConfig),
+            ("failure_config", FailureConfig),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                msg = f"{name} must be a {kind.__name__}, not {getattr(self, name)!r}"
+                raise ConfigError(msg)
+        if isinstance(self.callbacks, str) or not isinstance(self.callbacks, Sequence):
+            msg = f"callbacks must be a list, not {self.callbacks!r}"
+            raise ConfigError(msg)
+        if self.verbose not in (0, 1, 2):
+            msg = f"verbose must be 0, 1 or 2, not {self.verbose!r}"
+            raise ConfigError(msg)
+
+
+_SEARCHER: Final = ("suggest", "on_trial_result", "on_trial_complete", "get_state", "set_state")
+_SCHEDULER: Final = ("on_trial_result", "choose_trial_to_run", "get_state", "set_state")
+
+
+def _check_methods(name: str, value: Any, methods: Sequence[str]) -> None:
+    if value is None:
+        return
+    missing = [method for method in methods if not callable(getattr(value, method, None))]
+    if missing:
+        msg = f"{name} {type(value).__name__} has no method {', '.join(missing)}"
+        raise ConfigError(msg)
+
+
+def result_dir(setting: str | os.PathLike[str] | None, environ: Mapping[str, str] | None = None) -> str:
+    """The absolute directory in which the Tuner makes experiments.
+
+    Args:
+        setting: As given in `RunConfig.local_dir`; it goes before `TUNE_RESULT_DIR`.
+        environ: Environment to read instead of the process's own.
+    """
+    environ = os.environ if environ is None else environ
+    chosen = setting if setting is not None else environ.get(RESULT_DIR_VARIABLE) or DEFAULT_RESULT_DIR
+    path = os.path.expanduser(os.fspath(chosen))
+    # not abspath, which asks for the working directory even where it is not needed
+    return os.path.normpath(path if os.path.isabs(path) else os.path.join(os.getcwd(), path))
 
 
 def checkpoint_period_s(

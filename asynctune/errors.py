@@ -18,7 +18,9 @@ The tree::
     │   ├── AuthenticationError
     │   ├── NotFoundError
     │   └── ConditionFailedError
+    ├── TrialFailedError                      a trial raised, or its process died
     ├── UploadError
+    ├── UserCodeError                         a searcher, scheduler or stop function failed
     ├── StoreClosedError                      a call after the close, in a forked child or another loop
     └── MissingExtraError (ImportError)       an optional package that is not installed
 
@@ -44,9 +46,11 @@ __all__ = [
     "StorageError",
     "StoreClosedError",
     "TransitionError",
+    "TrialFailedError",
     "TrialNotFoundError",
     "UnsupportedFormatError",
     "UploadError",
+    "UserCodeError",
 ]
 
 
@@ -164,8 +168,16 @@ class ConditionFailedError(StorageError):
     """A conditional write lost against somebody else's."""
 
 
+class TrialFailedError(AsynctuneError):
+    """A trial raised, or the process that ran it died; its text is what is stored as the trial's error."""
+
+
 class UploadError(AsynctuneError):
     """Checkpoints that could not be uploaded; they stay recorded as pending."""
+
+
+class UserCodeError(AsynctuneError):
+    """A searcher, scheduler or stop function raised, or answered what makes no sense; the experiment can go on."""
 
 
 class StoreClosedError(AsynctuneError):

@@ -100,22 +100,26 @@ class LocalFiles:
         False, and nothing is done, where success would not prove that: only local filesystems of Linux 5.8
         or later report what could not be written (man 2 syncfs), and others may not sync at all.
         """
-        import ctypes  # noqa: PLC0415 - it takes milliseconds to import, and is seldom needed
+        if _kernel() < (5, 8):
+            return False
+        try:
+            import ctypes  # noqa: PLC0415 - it takes milliseconds to import, and is seldom needed
 
-        libc = ctypes.CDLL(None, use_errno=True)
-        about = (
-            ctypes.c_long * 64
-        )()  # struct statfs: its first member is the type, the rest is for the caller
+            libc = ctypes.CDLL(None, use_errno=True)
+            fstatfs, syncfs = libc.fstatfs, libc.syncfs
+        except (ImportError, AttributeError):  # a Python without ctypes, or a C library without these
+            return False
+        about = (ctypes.c_long * 64)()  # struct statfs: the type comes first, the rest is for the caller
 
         def call(function: Any, *arguments: object) -> None:
             if function(fd, *arguments) != 0:
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number))
 
-        call(libc.fstatfs, about)
-        if _kernel() < (5, 8) or about[0] & 0xFFFFFFFF not in _LOCAL_FILESYSTEMS:
+        call(fstatfs, about)
+        if about[0] & 0xFFFFFFFF not in _LOCAL_FILESYSTEMS:
             return False
-        call(libc.syncfs)
+        call(syncfs)
         return True
 
     def truncate(self, path: str, size: int) -> None:

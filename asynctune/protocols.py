@@ -1,14 +1,38 @@
-"""Owns the seams: what users implement (`Searcher`, `TrialScheduler`) and what rooms hand to each other.
+"""Owns the seams: what users implement, and what rooms hand to each other.
 
-No code runs here. A class need not inherit from any of these; having the methods is enough.
+Users implement `Searcher`, `TrialScheduler`, `Callback` and `TrialRunner`. No code runs here. A class need not
+inherit from any of these; having the methods is enough, and of a `Callback` having some of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
-__all__ = ["CommitSink", "Searcher", "Stateful", "TrialScheduler"]
+from asynctune.trial import Checkpoint, Trial
+
+__all__ = [
+    "CONTINUE",
+    "PAUSE",
+    "STOP",
+    "Callback",
+    "CommitSink",
+    "Decision",
+    "Searcher",
+    "Stateful",
+    "TrialReport",
+    "TrialRunner",
+    "TrialScheduler",
+    "TrialTask",
+]
+
+Decision = Literal["CONTINUE", "PAUSE", "STOP"]
+"""What becomes of a trial after a result."""
+
+CONTINUE: Final = "CONTINUE"
+PAUSE: Final = "PAUSE"
+STOP: Final = "STOP"
 
 
 @runtime_checkable
@@ -50,12 +74,113 @@ class Searcher(Stateful, Protocol):
 class TrialScheduler(Stateful, Protocol):
     """Decides which trial runs, and whether it goes on after a result."""
 
-    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> str:
+    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> Decision:
         """One of `"CONTINUE"`, `"PAUSE"`, `"STOP"`."""
         ...
 
     def choose_trial_to_run(self, trial_ids: Sequence[str]) -> str | None:
         """Which of the pending or paused trials to start next, or `None` to wait."""
+        ...
+
+
+class Callback(Protocol):
+    """Is told what happens in an experiment. Each method is optional, and plain or `async`.
+
+    Called one after the other, in the order of events; what one raises is logged, and changes nothing else. One
+    that has `get_state` and `set_state` too (see `Stateful`) gets its state back when the experiment is restored.
+    """
+
+    def on_trial_start(self, trial: Trial) -> Any:
+        """A trial starts to run, for the first time or again."""
+
+    def on_trial_result(self, trial: Trial, result: Mapping[str, Any]) -> Any:
+        """A trial has reported a result row."""
+
+    def on_checkpoint(self, trial: Trial, checkpoint: Checkpoint) -> Any:
+        """A checkpoint of a trial was committed."""
+
+    def on_trial_complete(self, trial: Trial) -> Any:
+        """A trial is `TERMINATED`."""
+
+    def on_trial_error(self, trial: Trial) -> Any:
+        """A trial is `ERROR`, or `PENDING` to be tried again; `trial.error` says why."""
+
+    def on_experiment_end(self, trials: Sequence[Trial]) -> Any:
+        """Nothing runs any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialTask:
+    """One start of a trial, as its runner gets it.
+
+    Attributes:
+        trial_id: Which trial.
+        trial_name: Name of its directory.
+        trial_dir: Absolute path of that directory, which exists.
+        config: Its hyperparameters.
+        iteration: The iteration it goes on from; 0 for one that starts afresh.
+        checkpoint: What it goes on from: a private copy of its files. `None` for one that starts afresh.
+    """
+
+    trial_id: str
+    trial_name: str
+    trial_dir: str
+    config: Mapping[str, Any]
+    iteration: int = 0
+    checkpoint: Checkpoint | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialReport:
+    """What a running trial reports.
+
+    Attributes:
+        metrics: The result row; `None`: only a checkpoint, which belongs to the result before.
+        checkpoint: A checkpoint that the trial made in this process (`Checkpoint`), one that is staged already
+            beside the trial (`StagedCheckpoint`), or `None`.
+        move: The directory of `checkpoint` is given away.
+    """
+
+    metrics: Mapping[str, Any] | None
+    checkpoint: Any = None
+    move: bool = False
+
+
+@runtime_checkable
+class TrialRunner(Protocol):
+    """Where trials run. Used as `async with runner: ...` by one driver at a time."""
+
+    @property
+    def capacity(self) -> int:
+        """How many trials it runs at the same time at most."""
+        ...
+
+    async def start(self, trainable: Any, options: Mapping[str, Any]) -> None:
+        """Get ready to run trials of `trainable`.
+
+        Args:
+            trainable: See `asynctune.trainable.kind_of`.
+            options: `checkpoint_frequency` (int) and `checkpoint_at_end` (bool) for classes; `log_to_file` (bool).
+
+        Raises:
+            ConfigError: It cannot run such a trainable.
+        """
+        ...
+
+    async def run_trial(self, task: TrialTask, report: Callable[[TrialReport], Awaitable[Decision]]) -> None:
+        """Run one start of a trial; returns when it has ended, stopped or paused as it was told.
+
+        Args:
+            task: What to run.
+            report: Awaited for each report; what it returns is obeyed.
+
+        Raises:
+            TrialFailedError: The trial raised, or whatever ran it died; `str()` of it is stored.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """End everything that runs. Again: does nothing."""
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import signal
 from collections.abc import Generator, Iterator, Sequence
 from typing import Final, Protocol, TypeVar
 
@@ -42,6 +43,9 @@ class Sampler(Protocol):
 def pytest_configure() -> None:
     # In the environment, so that the workers of pytest-xdist, started after this, draw from the same seed.
     os.environ.setdefault(SEED_VARIABLE, str(secrets.randbelow(2**32)))
+    # Where a build runs in the background, SIGINT is ignored, and so it would be in the processes that tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.load_profile(os.environ.get(PROFILE_VARIABLE, "default"))
 
 

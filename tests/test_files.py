@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -250,8 +251,9 @@ def test_a_filesystem_is_synced_where_that_can_be_trusted(files, tmp_path, monke
     fd = files.open_read(str(tmp_path))
     try:
         if files.sync_filesystem(fd):
-            monkeypatch.setattr("asynctune.files._kernel", lambda: (5, 7))
-            assert not files.sync_filesystem(fd), "it reports no failed write"
+            with monkeypatch.context() as old:
+                old.setattr("asynctune.files._kernel", lambda: (5, 7))
+                assert not files.sync_filesystem(fd), "it reports no failed write"
     finally:
         files.close(fd)
     proc = files.open_read("/proc")
@@ -261,6 +263,19 @@ def test_a_filesystem_is_synced_where_that_can_be_trusted(files, tmp_path, monke
         files.close(proc)
     with pytest.raises(OSError, match="Bad file descriptor"):
         files.sync_filesystem(fd)
+
+
+@pytest.mark.parametrize("missing", ["ctypes", "syncfs"])
+def test_a_filesystem_is_not_synced_where_the_call_is_missing(files, tmp_path, monkeypatch, missing):
+    if missing == "ctypes":
+        monkeypatch.setitem(sys.modules, "ctypes", None)
+    else:
+        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
+    fd = files.open_read(str(tmp_path))
+    try:
+        assert not files.sync_filesystem(fd)
+    finally:
+        files.close(fd)
 
 
 # -- reading -----------------------------------------------------------------------------------------------

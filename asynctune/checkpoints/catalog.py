@@ -18,7 +18,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 from asynctune.checkpoints.committing import Committer, Wanted
@@ -268,6 +268,16 @@ class TrialCheckpoints:
         """
         return self._lease(trial_id, None if step is None else check_step(step))
 
+    async def make_directory(self, path: str) -> None:
+        """Make a trial's directory if it is missing; its name is durable with the first result or checkpoint.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        async with self._operation():
+            with disk_errors("make the directory", path):
+                await self._threads.run(_make_missing, self._context.files, path)
+
     def release(self, trial_id: str) -> None:
         """Remove the private copies that `restore` made for this trial; for one that has ended. No I/O."""
         self._deletions.remove_soon(self._restorer.release(trial_id))
@@ -353,3 +363,8 @@ class TrialCheckpoints:
                 f"checkpoint {source.step} of trial {source.trial_id} is damaged ({report}); "
                 f"{await self._restorer.alternative(source.trial_id, source.step)}"
             )
+
+
+def _make_missing(files: LocalFiles, path: str) -> None:
+    with suppress(FileExistsError):
+        files.make_plain_dir(path)

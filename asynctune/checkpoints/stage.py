@@ -152,6 +152,8 @@ class Stage:
         self._files.rename(self.path, target)
         self.path = target
         self._files.sync_dir(parent)
+        # Whoever made the trial's directory may not have synced its name.
+        self._files.sync_dir(os.path.dirname(parent))
         return digest
 
     def write_manifest(self, manifest: Manifest) -> str:

@@ -32,8 +32,8 @@ class Backlog:
         self._pending = 0
 
     def __bool__(self) -> bool:
-        """Whether operations were sorted in that are not done."""
-        return any(trials for _, trials in self._sorted)
+        """Whether any operation is not done."""
+        return self._pending > 0
 
     @property
     def pending(self) -> int:
@@ -45,32 +45,34 @@ class Backlog:
         self._added.append((tuple(operations), opening))
         self._pending += len(operations)
 
-    def sort_in(self) -> None:
-        """Give each operation that was added to its trial. Blocking."""
+    def sort_in(self) -> list[str]:
+        """Give each operation that was added to its trial; ids of those with any, by their first. Blocking."""
         count = 0
         for _ in range(len(self._added)):
-            operations, opening = self._added.popleft()
-            if not self._sorted or self._sorted[-1][0] != opening:
-                self._sorted.append((opening, {}))
-            trials = self._sorted[-1][1]
+            operations, opening = self._added[0]
+            fresh: dict[str, list[bytes]] = {}
             for data in operations:
-                trials.setdefault(decode(data).trial_id, []).append(data)
+                fresh.setdefault(decode(data).trial_id, []).append(data)
                 count += 1
                 if count % _DECODES_AT_ONCE == 0:
                     time.sleep(0)  # lets the event loop run
-
-    def trial_ids(self) -> list[str]:
-        """The trials with operations that are not done, in order of their first."""
+            if not self._sorted or self._sorted[-1][0] != opening:
+                self._sorted.append((opening, {}))
+            trials = self._sorted[-1][1]
+            for trial_id, mine in fresh.items():
+                trials.setdefault(trial_id, []).extend(mine)
+            self._added.popleft()  # not before: what cannot be read stays, with what follows it
         return list(dict.fromkeys(chain.from_iterable(trials for _, trials in self._sorted)))
 
     def of(self, trial_ids: Iterable[str]) -> dict[str, PackedOperations]:
-        """The operations of these trials, in order."""
-        return {
-            trial_id: [
+        """The operations of these trials, in order. Blocking, for one of them may have very many."""
+        found: dict[str, PackedOperations] = {}
+        for trial_id in trial_ids:
+            time.sleep(0)
+            found[trial_id] = [
                 (data, opening) for opening, trials in self._sorted for data in trials.get(trial_id, ())
             ]
-            for trial_id in trial_ids
-        }
+        return found
 
     def done(self, trial_id: str) -> None:
         """The trial's operations are in the files, or can never be."""

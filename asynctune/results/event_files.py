@@ -20,7 +20,7 @@ from asynctune.results.progress_file import BREATH, read_cells
 
 __all__ = ["EventFiles", "EventState"]
 
-_NAME: Final = re.compile(r"events\.out\.tfevents\..*\.asynctune")
+EVENT_FILE: Final = re.compile(r"events\.out\.tfevents\..*\.asynctune")
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ class EventFiles:
             offset: How many rows of the timeline are missing before `lines`.
             hostname: For the name of a new file.
         """
-        names = sorted(filter(_NAME.fullmatch, self._placer.names(directory)))
+        names = sorted(filter(EVENT_FILE.fullmatch, self._placer.names(directory)))
         state.name = names[-1] if names else ""
         if names:
             path = os.path.join(directory, state.name)

@@ -64,7 +64,9 @@ class Placer:
         fd = self._open(path)
         self._unsynced.add(path)
         if size is None:
+            # Whoever made the trial's directory, its name is to last as long as what is in it.
             self._unsynced.add_names(os.path.dirname(path))
+            self._unsynced.add_names(self._root)
         try:
             self._files.write_all(fd, data)
         except BaseException:
@@ -102,11 +104,19 @@ class Placer:
                 self._files.unlink(temporary)
             raise
         self._unsynced.add_names(directory)
+        self._unsynced.add_names(self._root)
         if durable:
             self._unsynced.discard(path)
             self._unsynced.sync_names(directory)
         else:
             self._unsynced.renew(path)
+
+    def rely_on(self, path: str) -> None:
+        """Count the file as written here: an earlier process may have written it and not synced it."""
+        self._unsynced.watch()
+        self._unsynced.add(path)
+        self._unsynced.add_names(os.path.dirname(path))
+        self._unsynced.add_names(self._root)
 
     def truncate(self, path: str, size: int) -> None:
         """Cut the file to its first `size` bytes."""

@@ -235,8 +235,7 @@ class ResultFiles:
         failures: dict[str, OSError] = {}
         async with self._turn:
             self._work.clear()
-            await self._in_thread(self._backlog.sort_in)
-            trial_ids = self._backlog.trial_ids()
+            trial_ids = await self._in_thread(self._backlog.sort_in)
             if not everything and self._clock.monotonic() < self._retry_at:
                 trial_ids = [each for each in trial_ids if each not in self._failed]
             try:
@@ -251,7 +250,7 @@ class ResultFiles:
 
     async def _write_batch(self, trial_ids: Sequence[str], failures: dict[str, OSError]) -> bool:
         """Write what these trials lack, and add the failures; whether it makes sense to go on."""
-        batch = _Batch(self._backlog.of(trial_ids))
+        batch = _Batch(await self._in_thread(lambda: self._backlog.of(trial_ids)))
         await self._look_up(batch)
         try:
             await self._in_thread(lambda: self._project(batch), batch.stop)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from asynctune.results.event_files import EventFiles, EventState
+from asynctune.results.event_files import EVENT_FILE, EventFiles, EventState
 from asynctune.results.placing import Placer
 from asynctune.results.progress_file import BREATH, ProgressFiles, ProgressState
 from asynctune.results.render import flatten, json_line, params_json, plain
@@ -35,6 +35,7 @@ RESULT_FILE: Final = "result.json"
 PROGRESS_FILE: Final = "progress.csv"
 CUT_FILE: Final = re.compile(r"result\.cut-(\d+)\.json")
 """Names of the files with rows that a rewind made void."""
+_OURS: Final = frozenset({PARAMS_FILE, RESULT_FILE, PROGRESS_FILE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +206,10 @@ class TrialFiles:
             text = _joined(made.append)
             self._placer.append(path, text, size=state.size)
             state.size = (state.size or 0) + len(text)
+        if data is not None:
+            for name in self._placer.names(self._path(trial)):
+                if name in _OURS or CUT_FILE.fullmatch(name) or EVENT_FILE.fullmatch(name):
+                    self._placer.rely_on(self._path(trial, name))
         self.notices += _notices(trial, path, made, state.offset)
         lines = present[: made.keep] + made.append
         state.lines, state.offset = len(lines), made.offset
@@ -239,7 +244,9 @@ class TrialFiles:
 
     def _write_params(self, trial: TrialInfo) -> None:
         path, text = self._path(trial, PARAMS_FILE), params_json(trial.config)
-        if self._placer.read(path) != text:
+        if self._placer.read(path) == text:
+            self._placer.rely_on(path)
+        else:
             self._placer.replace(path, text)
 
     def _lines(self, trial: TrialInfo) -> list[bytes]:

@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import stat
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -48,6 +49,7 @@ class Unsynced:
         self._root = root
         self._files = files
         self._rewrite = rewrite
+        self._guard = threading.Lock()
         self._dirty: dict[str, tuple[str, ...]] = {}
         self._suspect: set[str] = set()
         self._combinations: dict[tuple[str, ...], tuple[str, ...]] = {}  # each is kept once
@@ -58,7 +60,7 @@ class Unsynced:
         return sum(map(len, self._dirty.values())) + len(self._suspect)
 
     def watch(self) -> None:
-        """Call it before anything is written: no failed write then escapes `sync`, whoever else hears of it."""
+        """Call it before anything is written: the filesystem's sync then tells of each failed write since."""
         if self._root_fd is None:
             with suppress(OSError):  # then files are synced one by one
                 self._root_fd = self._files.open_read(self._root)
@@ -103,10 +105,11 @@ class Unsynced:
             self._sync_filesystem()
         # The experiment's directory last: it names directories whose content is safe by then.
         below = [directory for directory in self._dirty if directory != self._root]
-        self._for_each(below, lambda directory: self._sync_in(directory, stopping), stopping, failures)
-        self._for_each(
-            list(self._dirty), lambda directory: self._sync_in(directory, stopping), stopping, failures
-        )
+        root = [self._root] if self._root in self._dirty else []
+        for directories in (below, root):
+            self._for_each(
+                directories, lambda directory: self._sync_in(directory, stopping), stopping, failures
+            )
         if failures:
             raise failures[0]
 
@@ -119,16 +122,18 @@ class Unsynced:
     # -- memory ----------------------------------------------------------------------------------------
 
     def _add(self, directory: str, name: str) -> None:
-        names = self._dirty.get(directory, ())
-        if name not in names:
-            self._dirty[directory] = self._shared((*names, name))
+        with self._guard:  # files that are rewritten beside each other may share a directory
+            names = self._dirty.get(directory, ())
+            if name not in names:
+                self._dirty[directory] = self._shared((*names, name))
 
     def _remove(self, directory: str, name: str) -> None:
-        names = tuple(each for each in self._dirty.get(directory, ()) if each != name)
-        if names:
-            self._dirty[directory] = self._shared(names)
-        else:
-            self._dirty.pop(directory, None)
+        with self._guard:
+            names = tuple(each for each in self._dirty.get(directory, ()) if each != name)
+            if names:
+                self._dirty[directory] = self._shared(names)
+            else:
+                self._dirty.pop(directory, None)
 
     def _shared(self, names: tuple[str, ...]) -> tuple[str, ...]:
         names = tuple(sorted(names))
@@ -145,20 +150,30 @@ class Unsynced:
             if not self._files.sync_filesystem(self._root_fd):
                 return
         except OSError as error:
-            logger.info("cannot sync the filesystem of %s at once (%s); file by file", self._root, error)
+            logger.warning("cannot sync the filesystem of %s at once (%s); file by file", self._root, error)
             return
         for directory in covered:
             del self._dirty[directory]
 
     def _on_the_same_filesystem(self) -> list[str]:
+        """Directories that the sync of the filesystem covers; not the root, whose own sync has the last word."""
         device = self._files.stat(self._root).st_dev
-        covered = []
-        for directory in self._dirty:
-            with suppress(FileNotFoundError):
-                info = self._files.stat(directory)
-                if stat.S_ISDIR(info.st_mode) and info.st_dev == device:
-                    covered.append(directory)
-        return covered
+        below = [directory for directory in self._dirty if directory != self._root]
+        return [directory for directory in below if self._lies_on(device, directory)]
+
+    def _lies_on(self, device: int, directory: str) -> bool:
+        try:
+            info = self._files.stat(directory)
+            if not stat.S_ISDIR(info.st_mode) or info.st_dev != device:
+                return False
+            for name in self._dirty[directory]:
+                if name != _NAMES:
+                    info = self._files.stat(os.path.join(directory, name))
+                    if not stat.S_ISREG(info.st_mode) or info.st_dev != device:
+                        return False
+        except FileNotFoundError:
+            return False
+        return True
 
     def _sync_in(self, directory: str, stopping: Callable[[], bool]) -> None:
         """The files in a directory, then their names."""

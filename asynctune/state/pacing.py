@@ -94,11 +94,15 @@ class CommitPacing:
         self._last_start = -math.inf
         self._last_end = -math.inf
         self._snapshot_rate = 0.0
+        self._expected_s = 0.0
+        self._typical_s = 0.0
+        self._was_outlier = False
         self._prepaid = 0.0
 
     def committed(self, started_at: float, ended_at: float, cost_s: float, journal_bytes: int) -> None:
         """Account for a commit, whoever asked for it."""
-        share = self._snapshot_rate * journal_bytes
+        # Never more than the snapshot is expected to take, however little journal was left for it.
+        share = min(self._snapshot_rate * journal_bytes, max(0.0, self._expected_s - self._prepaid))
         self._prepaid += share
         self._last_start, self._last_end = started_at, ended_at
         self._budget.spent(ended_at, cost_s, share)
@@ -108,13 +112,21 @@ class CommitPacing:
 
         One that is due already is paid for afterwards.
         """
-        self._snapshot_rate = max(0.0, cost_s - self._prepaid) / journal_bytes if journal_bytes > 0 else 0.0
+        self._typical_s = cost_s
+        self._expected_s = cost_s if journal_bytes > 0 else 0.0
+        self._snapshot_rate = max(0.0, cost_s - self._prepaid) / max(1, journal_bytes)
 
     def snapshot_written(self, cost_s: float, journal_bytes: int) -> None:
         """Account for a snapshot that took `cost_s`; the next one is due after `journal_bytes` of journal."""
-        self._budget.owe(max(0.0, cost_s - self._prepaid))
-        self._prepaid = max(0.0, self._prepaid - cost_s)
-        self.expect_snapshot(cost_s, journal_bytes)
+        expected_s = counted_s = cost_s
+        if 0 < _OUTLIER * self._typical_s < cost_s and not self._was_outlier:
+            # A process that was suspended meanwhile: as with commits, it counts once it repeats.
+            expected_s = self._typical_s
+            counted_s = expected_s + min(cost_s - expected_s, _MAX_OWED_S)
+        self._was_outlier = expected_s != cost_s
+        self._budget.owe(max(0.0, counted_s - self._prepaid))
+        self._prepaid = max(0.0, self._prepaid - counted_s)
+        self.expect_snapshot(expected_s, journal_bytes)
 
     @property
     def next_start(self) -> float:

@@ -32,6 +32,7 @@ from asynctune.state.thread import WorkThread
 from asynctune.state.writer import StateWriter
 from asynctune.store.attached import AttachedState, CaptureError
 from asynctune.store.events import EventStream
+from asynctune.store.log import Log
 from asynctune.store.opening import OpenedForWriting, open_for_writing
 from asynctune.store.projections import Projections
 from asynctune.store.records import FORMAT
@@ -86,6 +87,9 @@ class Engine:
         self.experiment = self._experiment_record(path, checkpoint_config)
         self.checkpoint_config = CheckpointConfig(**self.experiment["checkpoint_config"])
         self.table = TrialTable(self.records, clock, self.experiment["prefix"])
+        if (tracked := self.experiment.get("tracked")) is not None:
+            self.table.track(tracked[0], tracked[2])
+        self.log = Log(self.records)
         self.searcher = AttachedState("searcher", self.records, clock)
         self.scheduler = AttachedState("scheduler", self.records, clock)
         self.sink = RecordSink(self.records, self.check, self.writer.flush)

@@ -74,8 +74,10 @@ class Projections:
             rows, self._recovered = self._recovered, []
             if any(segment.data for segment in rows):
                 await self._results.complete(_with_openings(rows), self._trial_info)
+            del rows
             for seq, held in self._held:
                 self._results.add(seq, held, self._trial_info, self._opening)
+            self._held.clear()
             self._feeding = True
             self._settled.set()
             await self._results.run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from asynctune.clock import Clock
 from asynctune.config import CheckpointConfig
 from asynctune.errors import CheckpointNotFoundError, StoreClosedError
 from asynctune.files import LocalFiles
+from asynctune.store.best import best_trial_id
 from asynctune.store.engine import Engine
 from asynctune.store.events import EventStream, StoreEvent
+from asynctune.store.log import Log
 from asynctune.store.opening import Mode, Opening
 from asynctune.store.reader import Reader
 from asynctune.store.sink import RecordSink
@@ -26,6 +28,9 @@ from asynctune.store.view import TrialsView
 from asynctune.trial import Checkpoint, Trial
 
 __all__ = ["ReadableStore"]
+
+
+_TRIALS_PER_SLICE = 200
 
 
 class ReadableStore:
@@ -98,6 +103,11 @@ class ReadableStore:
         return float(self._source.experiment.get("created_at", 0.0))
 
     @property
+    def checkpoint_config(self) -> CheckpointConfig:
+        """How many checkpoints are kept, as the experiment was made or last opened for writing."""
+        return CheckpointConfig(**(self._source.experiment.get("checkpoint_config") or {}))
+
+    @property
     def opening(self) -> Opening:
         """How it was opened and what was found, such as a commit that a crash had cut short."""
         return self._source.opening
@@ -145,8 +155,33 @@ class ReadableStore:
         Raises:
             ConfigError: Another mode.
         """
-        trial_id = self._table.best(metric, mode)
+        trial_id = best_trial_id(self._table, metric, mode)
         return None if trial_id is None else self.get_trial(trial_id)
+
+    async def iterate(self) -> AsyncIterator[Trial]:
+        """All trials like `trials`, letting the event loop run in between; for experiments of any size."""
+        for number, trial_id in enumerate(self._table.listed()):
+            yield self.get_trial(trial_id)
+            if number % _TRIALS_PER_SLICE == _TRIALS_PER_SLICE - 1:
+                await asyncio.sleep(0)
+
+    @property
+    def tracked_metric(self) -> tuple[str | None, str | None]:
+        """Name and mode of the metric that `track_metric` named; `(None, None)` if none was."""
+        metric, mode, _ = self._source.experiment.get("tracked") or (None, None, 0)
+        return metric, mode
+
+    def metric_summary(self, trial_id: str) -> dict[str, float]:
+        """`min`, `max`, `avg` and `last-10-avg` of the tracked metric over a trial's rows; empty without any.
+
+        Raises:
+            TrialNotFoundError: No such trial.
+        """
+        return self._table.summary(trial_id)
+
+    def logged_events(self, start: int = 0) -> Iterator[tuple[int, Any]]:
+        """Number and value of what `append_event` added, in order, from number `start` on."""
+        yield from Log(self._records).entries(start)
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -40,7 +40,13 @@ class Reader:
         self.experiment: dict[str, Any] = opened.records.get("experiment") or {}
         self.experiment_id: str = opened.recovered.experiment_id or ""
         self.table = TrialTable(self.records, clock, str(self.experiment.get("prefix", "")))
+        self._track()
         self._take(opened)
+
+    def _track(self) -> None:
+        self.experiment = self.records.get("experiment") or {}
+        if (tracked := self.experiment.get("tracked")) is not None:
+            self.table.track(tracked[0], tracked[2])
 
     def _take(self, opened: OpenedForReading) -> None:
         position = opened.recovered.position
@@ -81,6 +87,7 @@ class Reader:
             else:
                 commits, self._position, self._claim, self._alive = found
                 await self._replay(commits)
+            self._track()
             return self.seq
 
     async def _replay(self, commits: list[Commit]) -> None:

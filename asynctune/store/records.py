@@ -3,7 +3,8 @@
 =========================== ==========================================================================
 key                         value (a msgpack value of the dialect in `asynctune.packing`)
 =========================== ==========================================================================
-`experiment`                map: experiment_id, name, created_at, prefix, format, checkpoint_config
+`experiment`                map: experiment_id, name, created_at, prefix, format, checkpoint_config, and
+                            tracked: [metric, mode, generation] once a metric is
 `opening`                   map: epoch, hostname, pid, opened_at, closed_at (of the newest opening)
 `projected`                 seq up to which the result files are durable
 `trial/<id>`                see `store.trials`: what was given
@@ -11,6 +12,7 @@ key                         value (a msgpack value of the dialect in `asynctune.
 `checkpoint/<id>/<step>`    see `checkpoints.records`
 `searcher`, `scheduler`     map: seq (of the commit whose events it knows), state
 `meta/<key>`                the user's value
+`log/<number>`              see `store.log`
 `name/<trial_name>`         id of the trial, where the name is not the id
 `replaced/<id>`             id of the trial that was made to start this one over
 =========================== ==========================================================================
@@ -54,7 +56,13 @@ class Records:
     def __init__(self, values: dict[str, bytes], sink: Journaled | None = None) -> None:
         self._values = values
         self.sink = sink
-        self._named: dict[str, dict[str, None]] = {"trial": {}, "meta": {}, "name": {}, "replaced": {}}
+        self._named: dict[str, dict[str, None]] = {
+            "trial": {},
+            "meta": {},
+            "name": {},
+            "replaced": {},
+            "log": {},
+        }
         self.trial_ids = self._named["trial"]
         self._steps: dict[str, list[int]] = {}
 
@@ -92,7 +100,7 @@ class Records:
         return self._values.get(key)
 
     def named(self, kind: str) -> dict[str, None]:
-        """What stands behind `<kind>/` in the keys of kind `trial`, `meta`, `name` or `replaced`, in order."""
+        """What stands behind `<kind>/` in the keys of kind `trial`, `meta`, `name`, `replaced` or `log`."""
         return self._named[kind]
 
     def steps(self, trial_id: str) -> list[int]:

@@ -54,6 +54,7 @@ class Run:
         error: Text of the last failure.
         num_failures: How many there were.
         attempt: How often the trial was put back to start again; part of later checkpoints' directory names.
+        summary: Of the tracked metric over all rows, see `store.summary`.
         metrics: Of the last row.
     """
 
@@ -67,6 +68,7 @@ class Run:
     error: str | None = None
     num_failures: int = 0
     attempt: int = 0
+    summary: list[Any] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
 
 

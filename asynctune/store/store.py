@@ -13,7 +13,6 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
-from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.clock import Clock
 from asynctune.config import CheckpointConfig, SyncConfig
 from asynctune.errors import ConfigError
@@ -21,13 +20,13 @@ from asynctune.files import LocalFiles
 from asynctune.protocols import Stateful
 from asynctune.store.opening import Mode
 from asynctune.store.pending import PendingStore, prepare
-from asynctune.store.readable import ReadableStore
-from asynctune.trial import Checkpoint, Trial, TrialStatus
+from asynctune.store.saving import SavingStore
+from asynctune.trial import Trial, TrialStatus
 
 __all__ = ["ExperimentStore"]
 
 
-class ExperimentStore(ReadableStore):
+class ExperimentStore(SavingStore):
     """One experiment: its trials, their results and checkpoints, its metadata; durable.
 
     Made by `ExperimentStore.open`. Methods that change something are plain calls: no I/O, safe anywhere on the event
@@ -120,6 +119,11 @@ class ExperimentStore(ReadableStore):
         engine.events.emit("trial_added", trial_id=made)
         return self.get_trial(made)
 
+    def new_trial_id(self) -> str:
+        """An id that no trial has; for a driver that needs it before the trial is added."""
+        self._writable()
+        return self._table.new_id()
+
     def update_trial(
         self,
         trial_id: str,
@@ -193,6 +197,42 @@ class ExperimentStore(ReadableStore):
             raise ConfigError(msg)
         self._records.put(f"meta/{key}", value, f"metadata {key!r}")
 
+    def track_metric(self, metric: str, mode: str) -> None:
+        """Keep minimum, maximum, average and that of the last ten rows of this metric, from now on, for each trial.
+
+        Args:
+            metric: Its name, `"a/b"` for nested ones.
+            mode: `"min"` or `"max"`: which end is best.
+
+        Raises:
+            ConfigError: Another mode, or no name.
+        """
+        engine = self._writable()
+        if not isinstance(metric, str) or not metric.strip("/") or mode not in {"min", "max"}:
+            msg = f"track_metric takes the name of a metric and 'min' or 'max', not {metric!r} and {mode!r}"
+            raise ConfigError(msg)
+        before = engine.experiment.get("tracked") or [None, None, 0]
+        if before[:2] != [metric, mode]:
+            generation = before[2] + (before[0] != metric)
+            engine.experiment["tracked"] = [metric, mode, generation]
+            self._records.put("experiment", engine.experiment)
+            self._table.track(metric, generation)
+
+    def append_event(self, value: Any) -> int:
+        """Add a value of the driver's own to the experiment's log, durable with what is changed beside it.
+
+        Returns:
+            Its number, above those of all values before.
+
+        Raises:
+            ConfigError: It cannot be stored.
+        """
+        return self._writable().log.append(value)
+
+    def drop_events(self, before: int) -> None:
+        """Remove those of the log with smaller numbers; the newest one stays."""
+        self._writable().log.drop(before)
+
     def attach_searcher(self, searcher: Stateful) -> int | None:
         """Keep a searcher's state with the experiment; a state saved before is given to its `set_state` at once.
 
@@ -234,75 +274,6 @@ class ExperimentStore(ReadableStore):
                 engine.events.emit("trial_added", trial_id=trial_id)
             else:
                 engine.events.emit("status_changed", trial_id=trial_id, status=status.value)
-
-    # -- checkpoints -------------------------------------------------------------------------------------------
-
-    async def save_checkpoint(
-        self,
-        trial_id: str,
-        directory: str | os.PathLike[str] | Checkpoint,
-        step: int | None = None,
-        metrics: Mapping[str, Any] | None = None,
-        move: bool = False,
-    ) -> Checkpoint:
-        """Commit a directory's files as a checkpoint of the trial; durable when this returns.
-
-        Args:
-            trial_id: Whose.
-            directory: Its files; or a `Checkpoint` made by `from_directory` or `from_dict`.
-            step: Above every recorded one; by default one more than the highest.
-            metrics: What it is ranked by; the trial's last result by default.
-            move: Give the directory away: it is renamed into place instead of copied.
-
-        Raises:
-            TrialNotFoundError: No such trial.
-            CheckpointExistsError: The step is not above every recorded one.
-            ConfigError: Something in the directory cannot be stored.
-            StorageError: The disk refused, or the files were written to meanwhile.
-        """
-        place = self._place(trial_id, metrics)
-        return await self._checkpoints.save(trial_id, directory, step=step, move=move, **place)
-
-    async def adopt_checkpoint(
-        self,
-        trial_id: str,
-        manifest: StagedCheckpoint | str | os.PathLike[str],
-        step: int | None = None,
-        metrics: Mapping[str, Any] | None = None,
-    ) -> Checkpoint:
-        """Commit a directory that a worker staged on this filesystem (`stage_for_adoption`); nothing is read again.
-
-        Args and errors as for `save_checkpoint`; `manifest` is what the staging returned.
-        """
-        place = self._place(trial_id, metrics)
-        return await self._checkpoints.adopt(trial_id, manifest, step=step, **place)
-
-    async def clone_checkpoint(
-        self, source_trial_id: str, step: int | None = None, *, to_trial: str
-    ) -> Checkpoint:
-        """Commit a verified copy of one trial's checkpoint (the newest by default) as another's.
-
-        Raises:
-            TrialNotFoundError: No such trial.
-            CheckpointNotFoundError: There is no such checkpoint, or it is damaged.
-            StorageError: The disk refused.
-        """
-        self._table.given(source_trial_id)
-        place = {**self._place(to_trial, None), "metrics": None}
-        return await self._checkpoints.clone(source_trial_id, step, to_trial=to_trial, **place)
-
-    def _place(self, trial_id: str, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What the checkpoints' room needs to know of a trial, as of the call."""
-        engine = self._writable()
-        name = self._table.given(trial_id)[0]
-        run = self._table.run(trial_id)
-        return {
-            "trial_name": name,
-            "attempt": run.attempt,
-            "plain": run.attempt == 0 and (engine.opening.epoch == 1 or trial_id in self._added),
-            "metrics": run.metrics if metrics is None else metrics,
-            "timeline": self._table.timeline(trial_id),
-        }
 
     # -- durability --------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from asynctune.store.runs import (
     peek_status,
     unpack_run,
 )
+from asynctune.store.summary import as_named, updated
 from asynctune.trial import ALLOWED_TRANSITIONS, Checkpoint, Trial, TrialStatus
 
 __all__ = ["TrialTable"]
@@ -50,6 +51,20 @@ class TrialTable:
         self._clock = clock
         self._prefix = prefix
         self._marks: dict[str, float] = {}
+        self._tracked: tuple[str, int] | None = None
+
+    def track(self, metric: str, generation: int) -> None:
+        """Keep a summary of this metric from now on; another generation begins it anew."""
+        self._tracked = (metric, generation)
+
+    def summary(self, trial_id: str) -> dict[str, float]:
+        """What the rows of the present timeline have been, see `store.summary`; empty if nothing is tracked."""
+        return {} if self._tracked is None else as_named(self.run(trial_id).summary, self._tracked[1])
+
+    def new_id(self) -> str:
+        """An id that no trial has."""
+        ids, names = self._records.trial_ids, self._records.named("name")
+        return suggest_trial_id(self._prefix, len(ids), taken=lambda i: i in ids or i in names)
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -150,7 +165,7 @@ class TrialTable:
         """
         ids, names = self._records.trial_ids, self._records.named("name")
         if trial_id is None:
-            trial_id = suggest_trial_id(self._prefix, len(ids), taken=lambda i: i in ids or i in names)
+            trial_id = self.new_id()
         check_name(trial_id, "trial_id")
         if trial_id in ids:
             msg = f"trial_id {trial_id!r} is taken; ids are never reused, leave it out to get a new one"
@@ -262,6 +277,7 @@ class TrialTable:
         run.iteration = int(mark.get("iteration", 0))
         run.time_total_s = float(mark.get("time_total_s", 0.0))
         run.reported_at = mark.get("reported_at")
+        run.summary = mark.get("summary", [])
         run.metrics = mark.get("metrics", {})
         return [encode(Cut(trial_id=trial_id, keep=keep))]
 
@@ -273,6 +289,7 @@ class TrialTable:
             "iteration": run.iteration,
             "time_total_s": run.time_total_s,
             "reported_at": run.reported_at,
+            "summary": run.summary,
             "metrics": run.metrics,
         }
 
@@ -318,6 +335,9 @@ class TrialTable:
         run.time_total_s += spent
         run.reported_at = wall
         run.metrics = dict(metrics)
+        if self._tracked is not None:
+            metric, generation = self._tracked
+            run.summary = updated(run.summary, generation, find_number(metrics, metric))
         self._put_run(trial_id, run)
         self._marks[trial_id] = now
         return number, row
@@ -373,19 +393,3 @@ class TrialTable:
         new_id = self.add(config, metadata=metadata or None)
         self._records.put(f"replaced/{trial_id}", new_id)
         return new_id
-
-    # -- best ----------------------------------------------------------------------------------------------
-
-    def best(self, metric: str, mode: str) -> str | None:
-        """Id of the trial whose last result is best; NaN and missing values never are."""
-        if mode not in {"min", "max"}:
-            msg = f"mode must be 'min' or 'max', not {mode!r}"
-            raise ConfigError(msg)
-        best_id, best_value = None, 0.0
-        for trial_id in self.listed():
-            value = find_number(self.run(trial_id).metrics, metric)
-            if value is None or value != value:  # noqa: PLR0124 - NaN, also for an integer beyond every float
-                continue
-            if best_id is None or (value > best_value if mode == "max" else value < best_value):
-                best_id, best_value = trial_id, value
-        return best_id

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
+from asynctune.packing import UnpackError
 from asynctune.results.backlog import Backlog
 from asynctune.results.rows import Announce, Cut, OpeningInfo, encode
 
@@ -19,15 +22,15 @@ def test_operations_come_out_by_trial_in_order():
     assert not backlog
     backlog.add([operation("a", 1), operation("b", 1)], OPENING)
     backlog.add([encode(Announce(trial_id="a"))], OPENING)
-    assert (backlog.pending, bool(backlog)) == (3, False)
-    backlog.sort_in()
-    assert (backlog.pending, bool(backlog), backlog.trial_ids()) == (3, True, ["a", "b"])
+    assert (backlog.pending, bool(backlog)) == (3, True)
+    assert backlog.sort_in() == ["a", "b"]
+    assert (backlog.pending, bool(backlog)) == (3, True)
     backlog.add([operation("a", 2)], OPENING)
     backlog.sort_in()
     wanted = [operation("a", 1), encode(Announce(trial_id="a")), operation("a", 2)]
     assert backlog.of(["a"]) == {"a": [(data, OPENING) for data in wanted]}
     backlog.done("a")
-    assert (backlog.pending, backlog.trial_ids()) == (1, ["b"])
+    assert (backlog.pending, backlog.sort_in()) == (1, ["b"])
     backlog.done("b")
     assert (backlog.pending, bool(backlog)) == (0, False)
 
@@ -46,5 +49,27 @@ def test_nothing_is_lost_that_is_added_while_it_sorts():
         backlog.add([operation(f"t{number % 7}", number)], OPENING)
     done.set()
     thread.join()
-    backlog.sort_in()
-    assert sum(len(each) for each in backlog.of(backlog.trial_ids()).values()) == backlog.pending == 5000
+    found = backlog.of(backlog.sort_in())
+    assert sum(map(len, found.values())) == backlog.pending == 5000
+
+
+def test_what_cannot_be_read_stays_with_what_follows_it():
+    backlog = Backlog()
+    backlog.add([operation("a", 1)], OPENING)
+    backlog.add([operation("b", 1), b"no operation", operation("c", 1)], OPENING)
+    for _ in range(2):
+        with pytest.raises(UnpackError):
+            backlog.sort_in()
+        assert backlog.pending == 4
+    assert backlog.of(["a", "b"]) == {"a": [(operation("a", 1), OPENING)], "b": []}
+
+
+def test_operations_of_another_opening_come_after():
+    other = OpeningInfo(hostname="elm", node_ip="192.0.2.8", pid=1)
+    backlog = Backlog()
+    backlog.add([operation("a", 1), operation("b", 1)], OPENING)
+    backlog.add([operation("a", 2)], other)
+    assert backlog.sort_in() == ["a", "b"]
+    assert backlog.of(["a"]) == {"a": [(operation("a", 1), OPENING), (operation("a", 2), other)]}
+    backlog.done("a")
+    assert (backlog.pending, backlog.sort_in()) == (1, ["b"])

@@ -105,6 +105,72 @@ async def test_sync_makes_every_file_and_name_durable(tmp_path):
     await world.files.aclose()
 
 
+@pytest.mark.parametrize("trials", [1, 200])
+async def test_what_a_killed_process_had_written_is_synced_too(tmp_path, trials):
+    operations = [
+        each for n in range(trials) for each in (Announce(trial_id=f"t{n}"), row(1, trial_id=f"t{n}"))
+    ]
+    killed = World(tmp_path, tensorboard=True)
+    killed.add(*operations)
+    await killed.files.flush()
+    assert killed.disk.count("sync_data") == 0
+    await killed.files.aclose(write=False)
+
+    world = World(tmp_path, tensorboard=True)
+    await world.files.complete([(1, encode(each), OPENING) for each in operations], world.lookup)
+    unsynced = world.files._placer._unsynced
+    assert len(unsynced) == trials * 5 + 1, "four files of each, its directory, and the experiment's"
+    await world.files.sync()
+    assert len(unsynced) == 0
+    if trials == 1:
+        synced = {each.path for each in world.disk.log if each.kind == "sync_data"}
+        assert synced == {str(tmp_path / name) for name in tree(tmp_path)}
+        directories = {each.path for each in world.disk.log if each.kind == "sync_dir"}
+        assert directories == {str(tmp_path / "name_t0"), str(tmp_path)}
+    await world.files.aclose()
+
+
+async def test_the_name_of_a_directory_that_somebody_else_made_is_synced(tmp_path):
+    (tmp_path / "name_t1").mkdir()
+    world = World(tmp_path)
+    world.add(row(1))
+    await world.files.sync()
+    assert str(tmp_path) in {each.path for each in world.disk.log if each.kind == "sync_dir"}
+    await world.files.aclose()
+
+
+async def test_a_flush_that_is_cancelled_leaves_its_work_to_the_beat(tmp_path):
+    world = World(tmp_path)
+    async with running(world):
+        world.add(row(1))
+        flushing = asyncio.create_task(world.files.flush())
+        await asyncio.sleep(0)
+        flushing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await flushing
+        await world.until(lambda: world.rows() == [1])
+
+
+async def test_more_trials_than_one_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr("asynctune.results.projector._TRIALS_AT_ONCE", 10)
+    world = World(tmp_path)
+    world.add(*[row(1, trial_id=f"t{n:02}") for n in range(35)])
+    world.disk.fail(errno.ENOSPC, on="open_append", nth=3)
+    with pytest.raises(StorageError):
+        await world.files.flush()
+    assert world.files.pending_rows == 1, "a failure holds up its own trial alone"
+    world.disk.heal()
+    world.disk.fail(errno.ENOSPC, on="open_append", lasting=True)
+    world.add(*[row(2, trial_id=f"t{n:02}") for n in range(35)])
+    with pytest.raises(StorageError):
+        await world.files.flush()
+    assert world.files.pending_rows == 36
+    world.disk.heal()
+    await world.files.flush()
+    assert all(world.rows(f"t{n:02}") == [1, 2] for n in range(35))
+    await world.files.aclose()
+
+
 async def test_many_files_are_synced_too(tmp_path):
     world = World(tmp_path)
     world.add(*[row(1, trial_id=f"t{n}") for n in range(100)])

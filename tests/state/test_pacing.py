@@ -153,6 +153,27 @@ def test_what_is_owed_keeps_changes_young():
     assert now < 40, "and is paid soon"
 
 
+@pytest.mark.parametrize("left", [1, 1000, 1_000_000])
+def test_no_more_is_paid_in_advance_than_the_snapshot_is_expected_to_take(left):
+    pacing = CommitPacing()
+    pacing.expect_snapshot(2.0, left)
+    for i in range(5):
+        commit(pacing, i * 100.0, 0.001, 100_000_000)
+        assert pacing.owed_s <= 2.0
+        assert pacing.interval_s <= 19 * 0.03
+
+
+def test_a_process_suspended_during_a_snapshot_owes_a_second():
+    pacing = CommitPacing()
+    for _ in range(2):
+        pacing.snapshot_written(0.2, 1_000_000)
+    owed = pacing.owed_s
+    pacing.snapshot_written(3600.0, 1_000_000)
+    assert pacing.owed_s <= owed + 1.2 + 1e-9
+    pacing.snapshot_written(3600.0, 1_000_000)
+    assert pacing.owed_s > 3600, "twice in a row it is no accident"
+
+
 def test_a_snapshot_that_is_due_is_not_paid_in_advance():
     pacing = CommitPacing()
     pacing.expect_snapshot(1.0, 0)

@@ -1,0 +1,137 @@
+"""Owns the life of a `Trainable` object in a worker: which steps it takes, and when it makes a checkpoint.
+
+Blocking, in the process that trains. Where the result goes is the `TrialContext`'s business.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from asynctune.errors import ConfigError
+from asynctune.protocols import CONTINUE, PAUSE, Decision, TrialTask
+from asynctune.trainable import Trainable
+from asynctune.trial import DICT_FILE, Checkpoint
+
+__all__ = ["ClassTrial", "Deliver"]
+
+DONE = "done"
+SHOULD_CHECKPOINT = "should_checkpoint"
+
+
+class Deliver(Protocol):
+    """Brings a report to the driver and returns its decision; `metrics=None`: a checkpoint of the last result."""
+
+    def __call__(
+        self, metrics: Mapping[str, Any] | None, checkpoint: Checkpoint | None, *, move: bool
+    ) -> Decision:
+        """Blocks until the driver has answered."""
+        ...
+
+
+class ClassTrial:
+    """Runs one trial after the other, of one class, with one object as long as `reset_config` allows that.
+
+    Args:
+        trainable: The class.
+        checkpoint_frequency: A checkpoint every so many iterations; 0: none for that reason.
+        checkpoint_at_end: One more when the trial ends.
+    """
+
+    def __init__(
+        self,
+        trainable: Callable[[], Trainable],
+        *,
+        checkpoint_frequency: int = 0,
+        checkpoint_at_end: bool = False,
+    ) -> None:
+        self._make = trainable
+        self._every = checkpoint_frequency
+        self._at_end = checkpoint_at_end
+        self._object: Trainable | None = None
+
+    def run(self, task: TrialTask, deliver: Deliver) -> None:
+        """Run one start of a trial to its end, or as far as the driver wants it."""
+        made = self._prepare(task)
+        try:
+            decision, saved = CONTINUE, False
+            done = False
+            while not done and decision == CONTINUE:
+                metrics = self._step(made)
+                done = bool(metrics.get(DONE, False))
+                saved = self._is_due(made, metrics, done=done)
+                decision = deliver(metrics, self._save(made, task) if saved else None, move=True)
+            if not saved and (decision == PAUSE or (self._at_end and decision != CONTINUE)):
+                deliver(None, self._save(made, task), move=True)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let the object go, if there is one."""
+        made, self._object = self._object, None
+        if made is not None:
+            made.cleanup()
+
+    def _prepare(self, task: TrialTask) -> Trainable:
+        made, config = self._object, dict(task.config)
+        if made is not None and not made.reset_config(config):
+            self.close()
+            made = None
+        is_new = made is None
+        if made is None:
+            made = self._object = self._make()
+        made.config = config
+        made.iteration = task.iteration
+        made.trial_id, made.trial_name, made.trial_dir = task.trial_id, task.trial_name, task.trial_dir
+        try:
+            if is_new:
+                made.setup(config)
+            if task.checkpoint is not None:
+                made.load_checkpoint(_loadable(task.checkpoint))
+        except BaseException:
+            self.close()
+            raise
+        return made
+
+    def _step(self, made: Trainable) -> dict[str, Any]:
+        metrics = made.step()
+        if not isinstance(metrics, Mapping):
+            kind = type(metrics).__name__
+            raise ConfigError(f"{type(made).__name__}.step() must return a mapping of metrics, not {kind}")
+        made.iteration += 1
+        return {**metrics, "training_iteration": made.iteration}
+
+    def _is_due(self, made: Trainable, metrics: dict[str, Any], *, done: bool) -> bool:
+        asked = bool(metrics.pop(SHOULD_CHECKPOINT, False))
+        periodic = self._every > 0 and made.iteration % self._every == 0
+        return asked or periodic or (done and self._at_end)
+
+    def _save(self, made: Trainable, task: TrialTask) -> Checkpoint:
+        # Beside the trial, so that it can be moved instead of copied; the name is one that a restart sweeps away.
+        directory = tempfile.mkdtemp(prefix=".saving-", dir=task.trial_dir)
+        try:
+            answer = made.save_checkpoint(directory)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        if isinstance(answer, Mapping):
+            shutil.rmtree(directory, ignore_errors=True)
+            return Checkpoint.from_dict(dict(answer))
+        path = directory if answer is None else os.path.abspath(os.fspath(answer))
+        if path != directory and not path.startswith(directory + os.sep):
+            shutil.rmtree(directory, ignore_errors=True)
+            raise ConfigError(
+                f"{type(made).__name__}.save_checkpoint() returned {answer!r}, which is not in the directory that "
+                "it was given; write there, and return nothing"
+            )
+        return Checkpoint.from_directory(directory)
+
+
+def _loadable(checkpoint: Checkpoint) -> Any:
+    """What `save_checkpoint` returned, or where the files are."""
+    is_value = checkpoint.path is None or os.path.exists(os.path.join(checkpoint.path, DICT_FILE))
+    return checkpoint.to_dict() if is_value else str(checkpoint.path)

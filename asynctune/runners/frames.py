@@ -1,0 +1,92 @@
+"""Owns the frames between a driver and its workers: a length, then one packed message. No message's meaning.
+
+The bytes are msgpack of `asynctune.packing`, so nothing that a worker sends can run code in the driver. A frame
+over the limit is refused by the sender, who can say whose it is, and by the receiver, who trusts nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Any, Final
+
+from asynctune.errors import ConfigError
+from asynctune.packing import UnpackError, pack, unpack
+
+__all__ = ["MAX_FRAME_BYTES", "FrameError", "frame", "read_frame", "receive_frame"]
+
+MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
+"""The largest message between a driver and a worker, packed, in bytes."""
+
+_LENGTH: Final = struct.Struct("!I")
+
+
+class FrameError(Exception):
+    """The other side sent something that is no frame."""
+
+
+def frame(message: Any, what: str = "message") -> bytes:
+    """A message as bytes to send.
+
+    Raises:
+        ConfigError: It cannot be packed, or is too large; the text names `what`.
+    """
+    packed = pack(message, what)
+    if len(packed) > MAX_FRAME_BYTES:
+        raise ConfigError(
+            f"{what} is {len(packed):,} bytes packed, and {MAX_FRAME_BYTES:,} fit between a trial and its driver; "
+            "put large data into a checkpoint"
+        )
+    return _LENGTH.pack(len(packed)) + packed
+
+
+async def read_frame(reader: asyncio.StreamReader) -> Any | None:
+    """The next message on a driver's stream; `None` at its end.
+
+    Raises:
+        FrameError: No frame.
+    """
+    try:
+        length = _length(await reader.readexactly(_LENGTH.size))
+        return _message(await reader.readexactly(length))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+
+
+def receive_frame(connection: socket.socket) -> Any | None:
+    """The next message on a worker's socket, blocking; `None` at its end.
+
+    Raises:
+        FrameError: No frame.
+    """
+    try:
+        head = _receive(connection, _LENGTH.size)
+        body = None if head is None else _receive(connection, _length(head))
+    except ConnectionError:
+        return None
+    return None if body is None else _message(body)
+
+
+def _receive(connection: socket.socket, size: int) -> bytes | None:
+    parts = bytearray()
+    while len(parts) < size:
+        part = connection.recv(min(size - len(parts), 1 << 20))
+        if not part:
+            return None
+        parts += part
+    return bytes(parts)
+
+
+def _length(head: bytes) -> int:
+    (length,) = _LENGTH.unpack(head)
+    if length > MAX_FRAME_BYTES:
+        raise FrameError(f"a message of {length:,} bytes was announced; {MAX_FRAME_BYTES:,} is the limit")
+    return int(length)
+
+
+def _message(data: bytes) -> Any:
+    try:
+        return unpack(data)
+    except UnpackError as error:
+        raise FrameError(f"a message that cannot be unpacked: {error}") from error

@@ -1,0 +1,171 @@
+"""Owns what the searcher and the scheduler are asked and told, and what becomes of an answer that makes no sense.
+
+Each is told the same events, in order, which also go to the log that a restored experiment replays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from asynctune.errors import UserCodeError
+from asynctune.protocols import CONTINUE, PAUSE, STOP, Decision, Searcher, TrialScheduler
+from asynctune.tuning.basic import BasicSearcher
+from asynctune.tuning.following import COMPLETED, REPORTED, SUGGESTED, Event, EventLog
+
+__all__ = ["Deciding", "FifoScheduler"]
+
+_DECISIONS: Final = (CONTINUE, PAUSE, STOP)
+_REMEDY: Final = "the trials are kept: correct it, and go on with Tuner.restore()"
+
+
+class FifoScheduler:
+    """First in, first out, and no trial is stopped early: the scheduler of a Tuner that is given none."""
+
+    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> Decision:  # noqa: ARG002 - none matters
+        """Always `CONTINUE`."""
+        return CONTINUE
+
+    def choose_trial_to_run(self, trial_ids: Sequence[str]) -> str | None:
+        """The first."""
+        return trial_ids[0] if trial_ids else None
+
+    def get_state(self) -> None:
+        """Nothing."""
+
+    def set_state(self, state: Any) -> None:
+        """Nothing."""
+
+
+class Deciding:
+    """Searcher, scheduler, and the log of what they were told.
+
+    Args:
+        searcher: Proposes configs.
+        scheduler: Decides about trials; `None`: `FifoScheduler`.
+        log: Where events go.
+        max_suggestions: How many configs are asked for in all; `None`: as many as there are.
+        suggestions: How many were before.
+    """
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        scheduler: TrialScheduler | None,
+        log: EventLog,
+        *,
+        max_suggestions: int | None,
+        suggestions: int = 0,
+    ) -> None:
+        self._searcher = searcher
+        self._scheduler = scheduler
+        self._log = log
+        self._left = None if max_suggestions is None else max(0, max_suggestions - suggestions)
+        # The built-in ones learn nothing from results: no event has to be kept for them.
+        self._logs_results = scheduler is not None or not isinstance(searcher, BasicSearcher)
+
+    # -- asking --------------------------------------------------------------------------------------------
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """A config for a new trial, or `None`.
+
+        Raises:
+            UserCodeError: The searcher raised, or proposed something that is no config.
+        """
+        if self._left == 0:
+            return None
+        config = self._call(self._searcher.suggest, trial_id)
+        if config is None:
+            return None
+        if not isinstance(config, Mapping):
+            raise self._nonsense(self._searcher, "suggest", f"returned {config!r:.80}, which is no config")
+        if self._left is not None:
+            self._left -= 1
+        return dict(config)
+
+    def choose(self, waiting: Iterable[str]) -> str | None:
+        """Which of these trials starts next, or `None`.
+
+        Raises:
+            UserCodeError: The scheduler raised, or chose another one.
+        """
+        if self._scheduler is None:
+            return next(iter(waiting), None)
+        ids = list(waiting)
+        chosen: str | None = self._call(self._scheduler.choose_trial_to_run, ids)
+        if chosen is not None and chosen not in ids:
+            problem = f"chose {chosen!r}, which is not waiting"
+            raise self._nonsense(self._scheduler, "choose_trial_to_run", problem)
+        return chosen
+
+    # -- telling -------------------------------------------------------------------------------------------
+
+    def suggested(self, trial_id: str) -> None:
+        """The trial was added with the config that the searcher proposed."""
+        self._log.append((SUGGESTED, trial_id, None, False))
+
+    def reported(self, trial_id: str, result: Mapping[str, Any]) -> Decision:
+        """A trial has reported; what becomes of it.
+
+        Raises:
+            UserCodeError: One of them raised, or the scheduler decided something that there is not.
+        """
+        if self._logs_results:
+            self._log.append((REPORTED, trial_id, dict(result), False))
+        self._call(self._searcher.on_trial_result, trial_id, result)
+        if self._scheduler is None:
+            return CONTINUE
+        decision = self._call(self._scheduler.on_trial_result, trial_id, result)
+        if decision not in _DECISIONS:
+            problem = f"returned {decision!r:.80}; there are {', '.join(_DECISIONS)}"
+            raise self._nonsense(self._scheduler, "on_trial_result", problem)
+        made: Decision = decision
+        return made
+
+    def completed(self, trial_id: str, result: Mapping[str, Any] | None, *, failed: bool) -> None:
+        """A trial has ended for good.
+
+        Raises:
+            UserCodeError: One of them raised.
+        """
+        if self._logs_results:
+            self._log.append((COMPLETED, trial_id, None if result is None else dict(result), failed))
+        self._call(self._searcher.on_trial_complete, trial_id, result, failed)
+        hear = getattr(
+            self._scheduler, "on_trial_complete", None
+        )  # schedulers may want to know, and need not
+        if callable(hear):
+            self._call(hear, trial_id, result, failed)
+
+    # -- telling again -------------------------------------------------------------------------------------
+
+    def tell_searcher(self, event: Event) -> None:
+        """An event that the searcher's saved state does not know."""
+        kind, trial_id, data, failed = event
+        if kind == SUGGESTED:
+            self._call(self._searcher.suggest, trial_id)  # the same again, which the trial has already
+        elif kind == REPORTED:
+            self._call(self._searcher.on_trial_result, trial_id, data)
+        else:
+            self._call(self._searcher.on_trial_complete, trial_id, data, failed)
+
+    def tell_scheduler(self, event: Event) -> None:
+        """Likewise for the scheduler; what it decides was done already."""
+        kind, trial_id, data, failed = event
+        if kind == REPORTED and self._scheduler is not None:
+            self._call(self._scheduler.on_trial_result, trial_id, data)
+        elif kind == COMPLETED and callable(hear := getattr(self._scheduler, "on_trial_complete", None)):
+            self._call(hear, trial_id, data, failed)
+
+    # -- failures ------------------------------------------------------------------------------------------
+
+    def _call(self, method: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return method(*args)
+        except Exception as error:
+            owner = type(getattr(method, "__self__", method)).__name__
+            name = getattr(method, "__name__", "call")
+            raise UserCodeError(f"{owner}.{name}({args[0]!r:.60}) failed: {error!r}; {_REMEDY}") from error
+
+    def _nonsense(self, who: Any, method: str, problem: str) -> UserCodeError:
+        return UserCodeError(f"{type(who).__name__}.{method}() {problem}; {_REMEDY}")

@@ -1,0 +1,329 @@
+"""Owns the life of trials in a Tuner: which one starts when, what its results lead to, and how it ends.
+
+Everything that happens goes to the store first. One task runs each trial; all belong to one TaskGroup. The searcher
+and the scheduler are called on the event loop, one call at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from asynctune.checkpoints.staging import StagedCheckpoint
+from asynctune.config import FailureConfig
+from asynctune.errors import (
+    AsynctuneError,
+    CheckpointNotFoundError,
+    ConfigError,
+    TrialFailedError,
+    UserCodeError,
+)
+from asynctune.protocols import CONTINUE, PAUSE, STOP, Decision, TrialReport, TrialRunner, TrialTask
+from asynctune.store.store import ExperimentStore
+from asynctune.trial import Checkpoint, TrialStatus
+from asynctune.tuning.callbacks import Callbacks
+from asynctune.tuning.deciding import Deciding
+from asynctune.tuning.stopping import StopRule
+
+__all__ = ["Driver", "Interrupted", "TrialErrored"]
+
+logger = logging.getLogger("asynctune")
+
+_TRIALS_PER_SLICE: Final = 500
+
+
+class Interrupted(Exception):  # noqa: N818 - it ends a run on request, which is no error
+    """The experiment was asked to stop before it was finished; it can be restored."""
+
+
+class TrialErrored(AsynctuneError):  # noqa: N818
+    """A trial failed, and `fail_fast` says that this ends the experiment."""
+
+
+class Watching(Protocol):
+    """Who shows what happens."""
+
+    def changed(self, trial_id: str) -> None:
+        """Something about this trial is new."""
+        ...
+
+
+@dataclass(slots=True)
+class _Run:
+    """One start of a trial, while it runs."""
+
+    decision: Decision = CONTINUE
+    task: asyncio.Task[None] | None = None
+
+
+class Driver:
+    """Runs one experiment to its end.
+
+    Args:
+        store: Open for writing.
+        runner: Started.
+        deciding: Searcher and scheduler.
+        stop: When a trial has done enough.
+        failures: What a failed trial means.
+        callbacks: Told of everything.
+        limit: How many trials run at the same time at most.
+        trial_prefix: What names of trials start with.
+        watching: Who shows it.
+    """
+
+    def __init__(
+        self,
+        store: ExperimentStore,
+        runner: TrialRunner,
+        deciding: Deciding,
+        *,
+        stop: StopRule,
+        failures: FailureConfig,
+        callbacks: Callbacks,
+        limit: int,
+        trial_prefix: str,
+        watching: Watching,
+    ) -> None:
+        self._store = store
+        self._runner = runner
+        self._deciding = deciding
+        self._stop = stop
+        self._failures = failures
+        self._callbacks = callbacks
+        self._limit = limit
+        self._trial_prefix = trial_prefix
+        self._watching = watching
+        self._waiting: dict[str, None] = {}  # PENDING and PAUSED, in the order they came
+        self._running: dict[str, _Run] = {}
+        self._changed = asyncio.Event()
+        self._exhausted = False
+        self._ending: BaseException | None = None  # why nothing more is started
+
+    def interrupt(self) -> None:
+        """End all trials soon; `run` raises `Interrupted` then."""
+        self._end(Interrupted())
+
+    async def run(self) -> bool:
+        """Run until every trial has ended; whether nothing is left to be done (`fail_fast` leaves something).
+
+        Raises:
+            Interrupted: After `interrupt`. Trials that ran are `PENDING`.
+            TrialFailedError: `fail_fast="raise"`, and a trial failed.
+            AsynctuneError: The searcher or scheduler failed, or the store did.
+        """
+        await self._find_waiting()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while self._ending is None:
+                    await self._start_trials(tasks)
+                    if not self._running:
+                        break
+                    await self._changed.wait()
+                    self._changed.clear()
+                for run in self._running.values():
+                    if run.task is not None:
+                        run.task.cancel()
+        except* AsynctuneError as group:
+            self._end(_first(group))
+        if self._ending is not None and not isinstance(self._ending, _AllStopped):
+            raise self._ending
+        await self._callbacks.tell("on_experiment_end", self._store.trials)
+        ending = self._ending
+        return not isinstance(ending, _AllStopped) or ending.status is TrialStatus.TERMINATED
+
+    # -- starting ------------------------------------------------------------------------------------------
+
+    async def _find_waiting(self) -> None:
+        for number, trial in enumerate(self._store.trials):
+            if trial.status in {TrialStatus.PENDING, TrialStatus.PAUSED}:
+                self._waiting[trial.trial_id] = None
+            if number % _TRIALS_PER_SLICE == 0:
+                await asyncio.sleep(0)
+
+    async def _start_trials(self, tasks: asyncio.TaskGroup) -> None:
+        while self._ending is None and len(self._running) < self._limit:
+            trial_id = self._deciding.choose(self._waiting) if self._waiting else None
+            if trial_id is None and not self._suggest():
+                if not self._running and self._waiting:
+                    logger.warning(
+                        "%d trials are paused or pending, and the scheduler starts none of them; "
+                        "restore the experiment to go on",
+                        len(self._waiting),
+                    )
+                return
+            if trial_id is not None:
+                del self._waiting[trial_id]
+                run = self._running[trial_id] = _Run()
+                run.task = tasks.create_task(self._run_trial(trial_id, run))
+            await asyncio.sleep(0)
+
+    def _suggest(self) -> bool:
+        """Add a trial that the searcher proposes; whether there was one."""
+        if self._exhausted:
+            return False
+        trial_id = self._store.new_trial_id()
+        config = self._deciding.suggest(trial_id)
+        if config is None:
+            # one that says so while trials run may know more when they have ended
+            self._exhausted = not self._running
+            return False
+        try:
+            self._store.add_trial(config, trial_id=trial_id, trial_name=f"{self._trial_prefix}_{trial_id}")
+        except ConfigError as error:
+            raise UserCodeError(f"the searcher proposed a config that cannot be stored: {error}") from error
+        self._deciding.suggested(trial_id)
+        self._waiting[trial_id] = None
+        self._watching.changed(trial_id)
+        return True
+
+    # -- one trial -----------------------------------------------------------------------------------------
+
+    async def _run_trial(self, trial_id: str, run: _Run) -> None:
+        store = self._store
+        if self._lost_its_place(trial_id):
+            store.set_status(trial_id, TrialStatus.RUNNING)
+            store.set_status(trial_id, TrialStatus.PENDING)  # which cuts the rows after its checkpoint
+        store.set_status(trial_id, TrialStatus.RUNNING)
+        self._watching.changed(trial_id)
+        try:
+            await self._tell("on_trial_start", trial_id)
+            task = await self._task(trial_id)
+            await self._runner.run_trial(task, lambda report: self._on_report(trial_id, run, report))
+        except asyncio.CancelledError:
+            ending = self._ending
+            done = isinstance(ending, _AllStopped) and ending.status
+            # One that is to go on does so from the checkpoint it has.
+            store.set_status(trial_id, done or TrialStatus.PENDING)
+            raise
+        except TrialFailedError as error:
+            await self._failed(trial_id, error)
+        else:
+            await self._ended(trial_id, run.decision)
+        finally:
+            del self._running[trial_id]
+            self._watching.changed(trial_id)
+            self._changed.set()
+
+    def _lost_its_place(self, trial_id: str) -> bool:
+        """Whether a paused trial has rows after its newest checkpoint, from which it has to go on."""
+        trial = self._store.get_trial(trial_id)
+        if trial.status is not TrialStatus.PAUSED or not trial.num_results:
+            return False
+        step = trial.checkpoints[-1].step if trial.checkpoints else None
+        return step is None or step < int(trial.last_result.get("training_iteration", 0))
+
+    async def _task(self, trial_id: str) -> TrialTask:
+        checkpoint: Checkpoint | None = None
+        if self._store.checkpoints(trial_id):
+            try:
+                checkpoint = await self._store.restore_checkpoint(trial_id)
+            except CheckpointNotFoundError as error:
+                logger.warning("trial %s starts over: %s", trial_id, error)
+        trial = self._store.get_trial(trial_id)
+        directory = await self._store.trial_dir(trial_id)
+        return TrialTask(
+            trial_id=trial_id,
+            trial_name=trial.trial_name,
+            trial_dir=directory,
+            config=trial.config,
+            iteration=int(trial.last_result.get("training_iteration", 0)) if trial.num_results else 0,
+            checkpoint=checkpoint,
+        )
+
+    async def _on_report(self, trial_id: str, run: _Run, report: TrialReport) -> Decision:
+        """Take a report; what the trial did wrong is raised to it, everything else ends the experiment."""
+        try:
+            result = None
+            if report.metrics is not None:
+                # In one step, so that one commit holds the row and what the searcher has to know of it.
+                self._store.report(trial_id, report.metrics)
+                result = self._store.get_trial(trial_id).last_result
+                run.decision = self._decide(trial_id, result)
+            if report.checkpoint is not None:
+                await self._commit_checkpoint(trial_id, report)
+            if result is not None:
+                self._watching.changed(trial_id)
+                await self._tell("on_trial_result", trial_id, result)
+        except ConfigError:
+            raise
+        except AsynctuneError as error:
+            self._end(error)
+            await asyncio.Event().wait()  # until this task is cancelled with all others
+        await asyncio.sleep(0)  # a trial that awaits nothing else must not keep the loop to itself
+        return run.decision
+
+    def _decide(self, trial_id: str, result: Mapping[str, Any]) -> Decision:
+        decision = self._deciding.reported(trial_id, result)
+        if self._stop.should_stop_all():
+            self._end(_AllStopped(TrialStatus.TERMINATED))
+        return STOP if self._stop.should_stop(trial_id, result) else decision
+
+    async def _commit_checkpoint(self, trial_id: str, report: TrialReport) -> None:
+        trial = self._store.get_trial(trial_id)
+        newest = trial.checkpoints[-1].step if trial.checkpoints else None
+        iteration = int(trial.last_result.get("training_iteration", 0)) if trial.num_results else 0
+        step = iteration if newest is None else max(iteration, newest + 1)
+        what = report.checkpoint
+        if isinstance(what, Mapping):
+            what = StagedCheckpoint.from_value(what)
+        if isinstance(what, StagedCheckpoint):
+            made = await self._store.adopt_checkpoint(trial_id, what, step=step)
+        else:
+            made = await self._store.save_checkpoint(trial_id, what, step=step, move=report.move)
+        await self._tell("on_checkpoint", trial_id, made)
+
+    # -- the end of a trial --------------------------------------------------------------------------------
+
+    async def _ended(self, trial_id: str, decision: Decision) -> None:
+        if decision == PAUSE:
+            self._store.set_status(trial_id, TrialStatus.PAUSED)
+            self._waiting[trial_id] = None
+            return
+        self._store.set_status(trial_id, TrialStatus.TERMINATED)
+        trial = self._store.get_trial(trial_id)
+        self._deciding.completed(trial_id, trial.last_result, failed=False)
+        await self._callbacks.tell("on_trial_complete", trial)
+
+    async def _failed(self, trial_id: str, error: TrialFailedError) -> None:
+        failures = self._store.get_trial(trial_id).num_failures + 1
+        limit = self._failures.max_failures
+        if limit < 0 or failures <= limit:
+            self._store.set_status(trial_id, TrialStatus.PENDING, error=str(error))
+            self._waiting[trial_id] = None
+            await self._tell("on_trial_error", trial_id)
+            return
+        self._store.set_status(trial_id, TrialStatus.ERROR, error=str(error))
+        trial = self._store.get_trial(trial_id)
+        self._deciding.completed(trial_id, trial.last_result or None, failed=True)
+        await self._callbacks.tell("on_trial_error", trial)
+        if self._failures.fail_fast == "raise":
+            self._end(error)
+        elif self._failures.fail_fast:
+            self._end(_AllStopped(TrialStatus.PENDING))
+
+    async def _tell(self, event: str, trial_id: str, *args: Any) -> None:
+        if self._callbacks.listens(event):
+            await self._callbacks.tell(event, self._store.get_trial(trial_id), *args)
+
+    def _end(self, why: BaseException) -> None:
+        if self._ending is None:
+            self._ending = why
+            self._changed.set()
+
+
+class _AllStopped(Exception):  # noqa: N818 - it is no error
+    """Nothing more is to be started, and what runs gets this status; what has run is the result."""
+
+    def __init__(self, status: TrialStatus) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def _first(group: BaseExceptionGroup[AsynctuneError]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,224 @@
+"""Owns what a finished (or interrupted) experiment is looked at through: `ResultGrid` and `Result`. Changes nothing.
+
+Holds plain values; what is in files (histories) is read when it is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from asynctune.errors import ConfigError, MissingExtraError
+from asynctune.metrics import find_number
+from asynctune.results.history import read_history
+from asynctune.store.store import ExperimentStore
+from asynctune.trial import Checkpoint, Trial, TrialStatus
+
+__all__ = ["Result", "ResultGrid"]
+
+Scope = Literal["last", "all", "avg", "last-10-avg"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came of one trial.
+
+    Attributes:
+        trial_id: Which.
+        status: Where it stands.
+        config: Its hyperparameters.
+        metrics: Its last result row; empty before the first.
+        checkpoint: Its newest checkpoint, or `None`.
+        best_checkpoints: Each kept checkpoint with the metrics it was saved with, oldest first.
+        error: The traceback of a failed one, or `None`.
+        path: Its directory.
+        summary: Of the tuned metric over all rows: `min`, `max`, `avg` and `last-10-avg`; empty if none was tuned.
+    """
+
+    trial_id: str
+    status: TrialStatus
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    checkpoint: Checkpoint | None
+    best_checkpoints: Sequence[tuple[Checkpoint, Mapping[str, Any]]]
+    error: str | None
+    path: Path
+    summary: Mapping[str, float] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, trial: Trial, path: Path, summary: Mapping[str, float]) -> Self:
+        """The result of a trial whose directory is `path`."""
+        checkpoints = trial.checkpoints
+        return cls(
+            trial_id=trial.trial_id,
+            status=trial.status,
+            config=trial.config,
+            metrics=trial.last_result,
+            checkpoint=checkpoints[-1] if checkpoints else None,
+            best_checkpoints=tuple((each, each.metrics) for each in checkpoints),
+            error=trial.error if trial.status is TrialStatus.ERROR else None,
+            path=path,
+            summary=summary,
+        )
+
+    async def history(self) -> list[dict[str, Any]]:
+        """Every result row of the trial, oldest first.
+
+        Raises:
+            StorageError: They cannot be read.
+        """
+        return await read_history(self.path)
+
+
+class ResultGrid(Sequence[Result]):
+    """The results of an experiment, one for each trial, in the order they were added.
+
+    Args:
+        results: The results.
+        location: Of the experiment.
+        metric: That was tuned, the default of `get_best_result`.
+        mode: `"min"` or `"max"`, likewise.
+    """
+
+    def __init__(
+        self, results: Sequence[Result], *, location: str, metric: str | None = None, mode: str | None = None
+    ) -> None:
+        self._results = tuple(results)
+        self.location = location
+        self._metric = metric
+        self._mode = mode
+
+    @classmethod
+    async def load(cls, location: str | os.PathLike[str], storage_options: Any = None) -> ResultGrid:
+        """The results of an experiment by its directory or URI; nothing but its state is read.
+
+        Raises:
+            ExperimentNotFoundError: There is none.
+            CorruptStateError: It cannot be read.
+        """
+        async with ExperimentStore.open(location, mode="read", storage_options=storage_options) as store:
+            return await cls.of(store)
+
+    @classmethod
+    async def of(cls, store: ExperimentStore) -> ResultGrid:
+        """The results so far of an open experiment."""
+        results = []
+        async for trial in store.iterate():
+            path = Path(store.location, trial.trial_name)
+            results.append(Result.of(trial, path, store.metric_summary(trial.trial_id)))
+        metric, mode = store.tracked_metric
+        return cls(results, location=str(store.location), metric=metric, mode=mode)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._results[index]
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self._results)
+
+    def __repr__(self) -> str:
+        return f"<ResultGrid of {len(self)} trials, {self.num_terminated} terminated, {self.num_errors} with errors>"
+
+    @property
+    def errors(self) -> list[str]:
+        """The tracebacks of the trials that failed."""
+        return [result.error for result in self if result.error is not None]
+
+    @property
+    def num_errors(self) -> int:
+        """How many trials failed."""
+        return sum(result.status is TrialStatus.ERROR for result in self)
+
+    @property
+    def num_terminated(self) -> int:
+        """How many trials ended well."""
+        return sum(result.status is TrialStatus.TERMINATED for result in self)
+
+    def get_best_result(
+        self, metric: str | None = None, mode: str | None = None, scope: Scope = "last"
+    ) -> Result:
+        """The trial with the best metric.
+
+        Args:
+            metric: Which, `"a/b"` for nested ones; by default the tuned one.
+            mode: `"min"` or `"max"`; by default the tuned one's.
+            scope: What counts of each trial: its `"last"` row, the best of `"all"` rows, their average (`"avg"`), or
+                that of the last ten (`"last-10-avg"`); all but the first for the tuned metric only.
+
+        Raises:
+            ConfigError: No metric is known, another one than the tuned one for such a scope, or none of the trials
+                has a number for it (NaN is none).
+        """
+        metric, mode = metric or self._metric, mode or self._mode
+        if metric is None or mode not in {"min", "max"}:
+            raise ConfigError('name a metric and a mode: get_best_result("loss", "min")')
+        if scope not in {"last", "all", "avg", "last-10-avg"}:
+            raise ConfigError(f"scope must be last, all, avg or last-10-avg, not {scope!r}")
+        if scope != "last" and metric != self._metric:
+            raise ConfigError(
+                f"scope={scope!r} is kept for the tuned metric ({self._metric!r}) only; for {metric!r} use "
+                'scope="last", or look at `await result.history()`'
+            )
+        best: Result | None = None
+        best_value = math.nan
+        for result in self:
+            value = _value(result, metric, mode, scope)
+            if value is None or math.isnan(value):
+                continue
+            if best is None or (value > best_value if mode == "max" else value < best_value):
+                best, best_value = result, value
+        if best is None:
+            raise ConfigError(
+                f"none of {len(self)} trials has a number for {metric!r}; "
+                f"there are {', '.join(_metric_names(self)) or 'no metrics at all'}"
+            )
+        return best
+
+    def get_dataframe(self) -> Any:
+        """A pandas DataFrame with a row for each trial: its last result, and its config as `config/<name>`.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd  # noqa: PLC0415 - the extra, when it is used
+        except ImportError as error:
+            raise MissingExtraError("dataframe", "pandas", "get_dataframe()") from error
+        rows = []
+        for result in self:
+            row = {"trial_id": result.trial_id, "status": str(result.status)}
+            row |= _flat(
+                {key: value for key, value in result.metrics.items() if key not in {"config", "trial_id"}}, ""
+            )
+            row |= _flat(result.config, "config/")
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def _value(result: Result, metric: str, mode: str, scope: Scope) -> float | None:
+    if scope == "last":
+        return find_number(result.metrics, metric)
+    return result.summary.get({"min": "min", "max": "max"}[mode] if scope == "all" else scope)
+
+
+def _metric_names(results: Sequence[Result]) -> list[str]:
+    names = {
+        name for result in results for name, value in result.metrics.items() if isinstance(value, int | float)
+    }
+    return sorted(names)[:20]
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            made |= _flat(value, f"{prefix}{key}/")
+        else:
+            made[f"{prefix}{key}"] = value
+    return made

@@ -1,0 +1,171 @@
+"""Owns what a Tuner stores of itself, and what has to be given again to go on: everything that is code. Pure.
+
+Values are stored as msgpack; a searcher, a scheduler, a function cannot be without pickle, so only its name is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from asynctune.config import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+from asynctune.errors import ConfigError, CorruptStateError, UnsupportedFormatError
+from asynctune.trainable import importable_name, kind_of, trainable_name
+from asynctune.tuning.stored_space import functions_of, stored, unstored
+from asynctune.tuning.variants import Space, path_text
+
+__all__ = ["SETTINGS_KEY", "Plan", "given_again", "settings_of"]
+
+SETTINGS_KEY: Final = "asynctune.tuner"
+"""Key of the metadata that holds them."""
+
+_FORM: Final = 1
+_DEFAULT_CHECKPOINTS: Final = CheckpointConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that one Tuner was given.
+
+    Attributes:
+        trainable: What trials run.
+        space: The search space; `None`: the searcher has its own.
+        tune: Searching.
+        run: Running.
+        runner: Where trials run; `None`: by the kind of the trainable.
+    """
+
+    trainable: Callable[..., Any] | type
+    space: Space | None
+    tune: TuneConfig
+    run: RunConfig
+    runner: Any = None
+
+
+def settings_of(plan: Plan) -> dict[str, Any]:
+    """What is stored of a plan.
+
+    Raises:
+        ConfigError: A value of the space cannot be stored.
+    """
+    tune, run = plan.tune, plan.run
+    functions = [] if plan.space is None else functions_of(plan.space)
+    return {
+        "form": _FORM,
+        "trainable": trainable_name(plan.trainable),
+        "import": importable_name(plan.trainable),
+        "kind": kind_of(plan.trainable).value,
+        "space": None if plan.space is None or functions else stored(plan.space.tree),
+        "functions": [path_text(path) for path in functions],
+        "metric": tune.metric,
+        "mode": tune.mode,
+        "num_samples": tune.num_samples,
+        "max_concurrent_trials": tune.max_concurrent_trials,
+        "searcher": _name(tune.search_alg),
+        "scheduler": _name(tune.scheduler),
+        "stop": dict(run.stop) if isinstance(run.stop, Mapping) else None,
+        "stop_function": None if run.stop is None or isinstance(run.stop, Mapping) else _name(run.stop),
+        "failure": asdict(run.failure_config),
+        "callbacks": [_name(each) for each in run.callbacks],
+        "verbose": run.verbose,
+        "log_to_file": run.log_to_file,
+        "runner": _name(plan.runner),
+    }
+
+
+def given_again(
+    settings: Any,
+    *,
+    trainable: Any,
+    param_space: Mapping[str, Any] | None,
+    tune_config: TuneConfig | None,
+    run_config: RunConfig | None,
+    runner: Any,
+    import_trainable: Callable[[str], Any],
+    complete: bool = True,
+) -> Plan:
+    """The plan of a stored experiment, with what was given again in its place.
+
+    Args:
+        settings: As stored.
+        trainable: The same one; needed if it cannot be imported by name.
+        param_space: Replaces the stored one.
+        tune_config: Likewise.
+        run_config: Likewise.
+        runner: Likewise.
+        import_trainable: Imports by name.
+        complete: Whether everything that was code is needed; not for an experiment with nothing to run.
+
+    Raises:
+        ConfigError: Something is missing, or the trainable is another one. The message names all of it.
+        CorruptStateError, UnsupportedFormatError: The settings cannot be used.
+    """
+    settings = _checked(settings)
+    missing = []
+    if trainable is None:
+        if settings["import"] is not None:
+            trainable = import_trainable(settings["import"])
+        else:
+            missing.append(f"the trainable {settings['trainable']} (it cannot be imported by name)")
+    elif trainable_name(trainable) != settings["trainable"]:
+        raise ConfigError(
+            f"the experiment was made with the trainable {settings['trainable']}, and {trainable_name(trainable)} was "
+            "given; its checkpoints belong to the former"
+        )
+    tune = tune_config or TuneConfig(
+        metric=settings["metric"],
+        mode=settings["mode"],
+        num_samples=settings["num_samples"],
+        max_concurrent_trials=settings["max_concurrent_trials"],
+    )
+    run = run_config or RunConfig(
+        stop=settings["stop"],
+        failure_config=FailureConfig(**settings["failure"]),
+        verbose=settings["verbose"],
+        log_to_file=settings["log_to_file"],
+    )
+    space = Space(param_space) if param_space is not None else None
+    if space is None and settings["space"] is not None:
+        space = Space(unstored(settings["space"]))
+    for what, name, given in (
+        ("tune_config=TuneConfig(search_alg=...)", settings["searcher"], tune.search_alg),
+        ("tune_config=TuneConfig(scheduler=...)", settings["scheduler"], tune.scheduler),
+        ("run_config=RunConfig(stop=...)", settings["stop_function"], run.stop),
+        ("run_config=RunConfig(callbacks=...)", ", ".join(settings["callbacks"]), run.callbacks),
+        ("runner=...", settings["runner"], runner),
+    ):
+        if name and not given:
+            missing.append(f"{name}, as {what}")
+    if settings["functions"] and space is None:
+        missing.append(f"param_space=..., for the functions of {', '.join(settings['functions'])}")
+    if missing and complete:
+        raise ConfigError(
+            "these cannot be stored, so give them again to Tuner.restore(): " + "; ".join(missing)
+        )
+    return Plan(trainable=trainable, space=space, tune=tune, run=run, runner=runner)
+
+
+def with_checkpoint_config(plan: Plan, config: CheckpointConfig) -> Plan:
+    """The plan with the experiment's own checkpoint settings, where none were given again."""
+    if plan.run.checkpoint_config != _DEFAULT_CHECKPOINTS:
+        return plan
+    return replace(plan, run=replace(plan.run, checkpoint_config=config))
+
+
+def _checked(settings: Any) -> dict[str, Any]:
+    if not isinstance(settings, dict) or not isinstance(settings.get("form"), int):
+        raise CorruptStateError(
+            "the experiment was not made by a Tuner; go on with it through ExperimentStore, as it was made"
+        )
+    if settings["form"] > _FORM:
+        raise UnsupportedFormatError(
+            f"the Tuner's settings have form {settings['form']}, and this asynctune knows {_FORM}; upgrade asynctune"
+        )
+    return settings
+
+
+def _name(value: Any) -> str | None:
+    if value is None:
+        return None
+    return str(getattr(value, "__qualname__", type(value).__qualname__))

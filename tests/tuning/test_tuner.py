@@ -1,0 +1,270 @@
+"""A Tuner runs experiments to their end, and goes on with them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from asynctune import (
+    CheckpointConfig,
+    ConfigError,
+    ExperimentExistsError,
+    FailureConfig,
+    ResultGrid,
+    RunConfig,
+    TrialFailedError,
+    TrialStatus,
+    TuneConfig,
+    Tuner,
+    UserCodeError,
+    grid_search,
+    uniform,
+)
+from tests.tuning import trainables
+
+
+def tuner(tmp_path, trainable=trainables.coroutine, space=None, *, name="exp", tune=None, **run):
+    return Tuner(
+        trainable,
+        param_space={"x": grid_search([0, 1, 2, 3])} if space is None else space,
+        tune_config=tune or TuneConfig(metric="loss", mode="min"),
+        run_config=RunConfig(name=name, local_dir=tmp_path, verbose=0, **run),
+    )
+
+
+def iterations(result):
+    path = result.path / "result.json"
+    return [json.loads(line)["training_iteration"] for line in path.read_text("utf-8").splitlines()]
+
+
+async def test_coroutines_run_to_their_end(tmp_path):
+    results = await tuner(tmp_path).fit()
+    assert (len(results), results.num_terminated, results.num_errors) == (4, 4, 0)
+    assert [result.metrics["training_iteration"] for result in results] == [10] * 4
+    assert results.get_best_result().config == {"x": 0}
+    assert all(iterations(result) == list(range(1, 11)) for result in results)
+    assert results[0].checkpoint.step == 10
+    assert results[0].path.name == f"coroutine_{results[0].trial_id}"
+    assert len(await ResultGrid.load(tmp_path / "exp")) == 4
+
+
+async def test_nothing_is_ever_overwritten(tmp_path):
+    await tuner(tmp_path).fit()
+    before = sorted(path for path in tmp_path.rglob("*"))
+    with pytest.raises(ExperimentExistsError, match=r"Tuner\.restore\(.*another name"):
+        await tuner(tmp_path).fit()
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+async def test_a_finished_experiment_runs_nothing(tmp_path):
+    await tuner(tmp_path).fit()
+    restored = await Tuner.restore(tmp_path / "exp")
+    results = await restored.fit()
+    assert results.num_terminated == 4
+    assert all(iterations(result) == list(range(1, 11)) for result in results)
+
+
+async def test_stop_by_metric_and_by_function(tmp_path):
+    results = await tuner(tmp_path, stop={"training_iteration": 3}).fit()
+    assert [result.metrics["training_iteration"] for result in results] == [3] * 4
+    results = await tuner(tmp_path, name="other", stop=lambda _id, row: row["loss"] <= 0.5).fit()
+    assert [result.metrics["training_iteration"] for result in results] == [1, 2, 4, 6]
+
+
+async def test_a_failed_trial_is_among_the_results(tmp_path):
+    results = await tuner(tmp_path, trainables.failing).fit()
+    assert (results.num_errors, results.num_terminated) == (2, 2)
+    assert "ValueError: no 1" in results[1].error
+    assert "inline.py" not in results[1].error, "the runner's own frames say nothing to the user"
+    assert results[0].error is None
+
+
+async def test_a_failed_trial_is_tried_again_from_its_checkpoint(tmp_path):
+    results = await tuner(
+        tmp_path, trainables.failing_once, {}, failure_config=FailureConfig(max_failures=1)
+    ).fit()
+    assert results[0].status is TrialStatus.TERMINATED, results[0].error
+    assert iterations(results[0]) == [1, 2, 3, 4, 5, 6, 7]
+    assert (
+        json.loads((results[0].path / "result.cut-1.json").read_text().splitlines()[0])["training_iteration"]
+        == 4
+    )
+
+
+async def test_fail_fast_leaves_the_rest_resumable(tmp_path):
+    results = await tuner(
+        tmp_path,
+        trainables.failing,
+        tune=TuneConfig(max_concurrent_trials=1),
+        failure_config=FailureConfig(fail_fast=True),
+    ).fit()
+    assert [result.status for result in results] == [TrialStatus.TERMINATED, TrialStatus.ERROR]
+    restored = await Tuner.restore(tmp_path / "exp", resume_errored=False)
+    results = await restored.fit()
+    assert results.num_errors == 2, "the other one that fails had not run"
+
+
+async def test_fail_fast_raise(tmp_path):
+    with pytest.raises(TrialFailedError, match="no 1"):
+        await tuner(tmp_path, trainables.failing, failure_config=FailureConfig(fail_fast="raise")).fit()
+
+
+class Paused:
+    """Pauses each trial at its second iteration, and resumes it when no other is left."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def on_trial_result(self, trial_id, result):
+        self.seen[trial_id] = result["training_iteration"]
+        return "PAUSE" if result["training_iteration"] == 2 else "CONTINUE"
+
+    def choose_trial_to_run(self, trial_ids):
+        return min(trial_ids, key=lambda each: self.seen.get(each, 0), default=None)
+
+    def get_state(self):
+        return {"seen": dict(self.seen)}
+
+    def set_state(self, state):
+        self.seen = state["seen"]
+
+
+async def test_a_scheduler_pauses_and_resumes(tmp_path):
+    config = TuneConfig(scheduler=Paused(), max_concurrent_trials=2)
+    results = await tuner(tmp_path, tune=config).fit()
+    assert results.num_terminated == 4
+    assert all(iterations(result) == list(range(1, 11)) for result in results)
+
+
+class Bad:
+    """A searcher that answers as it is told."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def suggest(self, trial_id):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def on_trial_result(self, trial_id, result):
+        pass
+
+    def on_trial_complete(self, trial_id, result=None, error=False):
+        pass
+
+    def get_state(self):
+        return None
+
+    def set_state(self, state):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [(RuntimeError("no idea"), "no idea"), (3, "no config"), ({"x": object()}, "cannot be stored")],
+    ids=["raises", "number", "unpackable"],
+)
+async def test_a_bad_searcher_is_told_of(tmp_path, answer, text):
+    with pytest.raises(UserCodeError, match=text):
+        await tuner(tmp_path, tune=TuneConfig(search_alg=Bad(answer))).fit()
+
+
+async def test_a_searcher_with_nothing_to_try_ends_the_experiment(tmp_path):
+    results = await tuner(tmp_path, tune=TuneConfig(search_alg=Bad(None))).fit()
+    assert len(results) == 0
+
+
+async def test_num_samples_limits_any_searcher(tmp_path):
+    results = await tuner(tmp_path, tune=TuneConfig(search_alg=Bad({"x": 1}), num_samples=3)).fit()
+    assert len(results) == 3
+
+
+class Listening:
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.heard = []
+
+    async def on_trial_start(self, trial):
+        self.heard.append(("start", trial.status))
+
+    def on_trial_result(self, trial, result):
+        self.heard.append(("result", result["training_iteration"]))
+        raise RuntimeError("a mistake of the user's")
+
+    def on_checkpoint(self, trial, checkpoint):
+        self.heard.append(("checkpoint", checkpoint.step))
+
+    async def on_trial_complete(self, trial):
+        await asyncio.sleep(0)
+        self.heard.append(("complete", trial.status))
+
+    def on_experiment_end(self, trials):
+        self.heard.append(("end", len(trials)))
+
+
+async def test_callbacks_hear_everything_and_harm_nothing(tmp_path, caplog):
+    listening = Listening()
+    results = await tuner(
+        tmp_path, space={"x": 1}, callbacks=[listening], stop={"training_iteration": 2}
+    ).fit()
+    assert results.num_terminated == 1
+    assert listening.heard == [
+        ("start", TrialStatus.RUNNING),
+        ("result", 1),
+        ("checkpoint", 2),
+        ("result", 2),
+        ("complete", TrialStatus.TERMINATED),
+        ("end", 1),
+    ]
+    assert "Listening.on_trial_result failed" in caplog.text
+
+
+async def test_retention_is_the_stores(tmp_path):
+    results = await tuner(tmp_path, space={"x": 1}, checkpoint_config=CheckpointConfig(num_to_keep=2)).fit()
+    assert [checkpoint.step for checkpoint, _ in results[0].best_checkpoints] == [8, 10]
+
+
+async def test_options_of_classes_are_refused_for_functions(tmp_path):
+    with pytest.raises(ConfigError, match="classes"):
+        tuner(tmp_path, checkpoint_config=CheckpointConfig(checkpoint_frequency=1))
+
+
+@pytest.mark.parametrize(
+    "trainable", [3, "text", print, dict, lambda: 1], ids=["int", "str", "ok", "dict", "none"]
+)
+def test_what_is_no_trainable(tmp_path, trainable):
+    if trainable is print:
+        tuner(tmp_path, trainable)
+        return
+    with pytest.raises(ConfigError, match="trainable"):
+        tuner(tmp_path, trainable)
+
+
+async def test_a_resumed_search_proposes_what_an_uninterrupted_one_would_have(tmp_path):
+    space = {"x": uniform(0, 1)}
+    config = TuneConfig(num_samples=6, max_concurrent_trials=1)
+
+    class Stops:
+        def __init__(self, after):
+            self.after = after
+
+        def on_trial_complete(self, trial):
+            self.after -= 1
+            if self.after == 0:
+                task.cancel()
+
+    first = tuner(tmp_path, space=space, tune=config, callbacks=[Stops(3)])
+    task = asyncio.create_task(first.fit())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    before = await ResultGrid.load(tmp_path / "exp")
+    assert 3 <= len(before) < 6
+    restored = await Tuner.restore(tmp_path / "exp", run_config=RunConfig(verbose=0, callbacks=[Listening()]))
+    results = await restored.fit()
+    assert results.num_terminated == 6
+    assert [result.config for result in results][: len(before)] == [result.config for result in before]
+    assert len({result.config["x"] for result in results}) == 6
