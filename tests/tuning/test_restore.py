@@ -302,17 +302,17 @@ async def check_finished(path):
 
 async def test_killed_at_random_moments_it_goes_on(tmp_path, rng: random.Random):
     path = tmp_path / "exp"
-    for _ in range(60):
+    for _ in range(10):
         process = await asyncio.to_thread(start, path)
         try:
-            await asyncio.to_thread(process.wait, rng.uniform(0.3, 1.0))
+            await asyncio.to_thread(process.wait, rng.uniform(0.3, 1.5))
         except subprocess.TimeoutExpired:
             process.kill()
-            await asyncio.to_thread(process.communicate)
-            continue
         _, errors = await asyncio.to_thread(process.communicate)
-        assert process.returncode == 0, errors
-        break
+        assert process.returncode in {0, -signal.SIGKILL}, errors
+    process = await asyncio.to_thread(start, path)
+    _, errors = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 0, errors
     await check_finished(path)
 
 
