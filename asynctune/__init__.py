@@ -9,7 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asynctune import session
     from asynctune.checkpoints.staging import StagedCheckpoint, stage_for_adoption
     from asynctune.config import CheckpointConfig, FailureConfig, RunConfig, SyncConfig, TuneConfig
     from asynctune.errors import (

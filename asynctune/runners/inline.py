@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from asynctune import session
 from asynctune.errors import ConfigError
 from asynctune.protocols import CONTINUE, Decision, TrialReport, TrialTask
 from asynctune.runners.failure import failure_of
-from asynctune.session import TrialInterrupted
+from asynctune.session import TrialInterrupted, areport, bind
 from asynctune.trainable import TrainableKind, kind_of, trainable_name
 from asynctune.trial import Checkpoint
 
-__all__ = ["InlineRunner"]
+__all__ = ["InlineRunner", "drive"]
 
 _DEFAULT_CAPACITY: Final = 64
 
@@ -62,9 +61,9 @@ class InlineRunner:
             TrialFailedError: The trial raised.
         """
         context = _InlineTrial(task, report)
-        with session.bind(context):
+        with bind(context):
             try:
-                await _drive(self._trainable, task)
+                await drive(self._trainable, task)
             except TrialInterrupted:
                 pass
             except Exception as error:
@@ -96,16 +95,16 @@ class _InlineTrial:
         return self._decision
 
 
-async def _drive(trainable: Any, task: TrialTask) -> None:
+async def drive(trainable: Any, task: TrialTask) -> None:
     """Run it; what an asynchronous generator yields, and the dict that a coroutine returns, are reports too."""
     made = trainable(dict(task.config))
     if isinstance(made, AsyncGenerator):
         try:
             async for metrics in made:
-                await session.areport(metrics)
+                await areport(metrics)
         finally:
             await made.aclose()
     else:
         metrics = await made
         if metrics is not None:
-            await session.areport(metrics)
+            await areport(metrics)

@@ -19,18 +19,19 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncGenerator, Generator, Mapping
+import time
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from asynctune import session
 from asynctune.checkpoints.staging import stage_for_adoption
 from asynctune.errors import ConfigError
 from asynctune.protocols import CONTINUE, Decision, TrialTask
 from asynctune.runners.class_trial import ClassTrial
 from asynctune.runners.failure import failure_text
 from asynctune.runners.frames import frame, receive_frame
-from asynctune.session import TrialInterrupted
+from asynctune.runners.inline import drive
+from asynctune.session import TrialInterrupted, bind, report
 from asynctune.trainable import TrainableKind, kind_of
 from asynctune.trial import Checkpoint
 
@@ -71,7 +72,7 @@ class _Driver:
         """Runs in a thread of its own for as long as the process lives."""
         while True:
             self.send({"kind": "beat"})
-            threading.Event().wait(BEAT_S)
+            time.sleep(BEAT_S)
 
 
 def _driver_is_gone() -> None:
@@ -125,29 +126,11 @@ class _Session:
         else:
             directory = checkpoint.path
         try:
-            # A loop of its own, in a thread of its own: the trial may be a coroutine.
-            return _in_thread(
-                lambda: asyncio.run(stage_for_adoption(directory, self.trial_dir, move=move))
-            ).to_value()
+            # No loop runs in this thread: a coroutine's report was handed to another one.
+            return asyncio.run(stage_for_adoption(directory, self.trial_dir, move=move)).to_value()
         finally:
             if move:
                 shutil.rmtree(directory, ignore_errors=True)
-
-
-def _in_thread(function: Any) -> Any:
-    box: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-
-    def call() -> None:
-        try:
-            box.put((function(), None))
-        except BaseException as error:  # noqa: BLE001 - raised again where it belongs
-            box.put((None, error))
-
-    threading.Thread(target=call, name="asynctune-stage", daemon=True).start()
-    value, error = box.get()
-    if error is not None:
-        raise error
-    return value
 
 
 class _Worker:
@@ -173,7 +156,7 @@ class _Worker:
         task = _task(message["task"])
         here = _Session(task, self._driver)
         try:
-            with self._output(task), session.bind(here, whole_process=True):
+            with self._output(task), bind(here, whole_process=True):
                 self._run(task, here)
         except TrialInterrupted:
             self._driver.send({"kind": "ended"})
@@ -187,14 +170,14 @@ class _Worker:
         if self._class_trial is not None:
             self._class_trial.run(task, here.deliver)
         elif self._kind is TrainableKind.COROUTINE:
-            asyncio.run(_await(self._trainable(config)))
+            asyncio.run(drive(self._trainable, task))
         else:
             made = self._trainable(config)
             if isinstance(made, Generator):
                 for metrics in made:
-                    session.report(metrics)
+                    report(metrics)
             elif made is not None:
-                session.report(made)
+                report(made)
 
     @contextlib.contextmanager
     def _output(self, task: TrialTask) -> Any:
@@ -217,16 +200,6 @@ class _Worker:
             for fd, original in zip((1, 2), kept, strict=True):
                 os.dup2(original, fd)
                 os.close(original)
-
-
-async def _await(made: Any) -> None:
-    if isinstance(made, AsyncGenerator):
-        async for metrics in made:
-            await session.areport(metrics)
-    else:
-        metrics = await made
-        if metrics is not None:
-            await session.areport(metrics)
 
 
 def _task(value: Mapping[str, Any]) -> TrialTask:

@@ -5,7 +5,7 @@ Each is told the same events, in order, which also go to the log that a restored
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from asynctune.errors import UserCodeError
@@ -13,28 +13,10 @@ from asynctune.protocols import CONTINUE, PAUSE, STOP, Decision, Searcher, Trial
 from asynctune.tuning.basic import BasicSearcher
 from asynctune.tuning.following import COMPLETED, REPORTED, SUGGESTED, Event, EventLog
 
-__all__ = ["Deciding", "FifoScheduler"]
+__all__ = ["Deciding"]
 
 _DECISIONS: Final = (CONTINUE, PAUSE, STOP)
 _REMEDY: Final = "the trials are kept: correct it, and go on with Tuner.restore()"
-
-
-class FifoScheduler:
-    """First in, first out, and no trial is stopped early: the scheduler of a Tuner that is given none."""
-
-    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> Decision:  # noqa: ARG002 - none matters
-        """Always `CONTINUE`."""
-        return CONTINUE
-
-    def choose_trial_to_run(self, trial_ids: Sequence[str]) -> str | None:
-        """The first."""
-        return trial_ids[0] if trial_ids else None
-
-    def get_state(self) -> None:
-        """Nothing."""
-
-    def set_state(self, state: Any) -> None:
-        """Nothing."""
 
 
 class Deciding:
@@ -42,7 +24,7 @@ class Deciding:
 
     Args:
         searcher: Proposes configs.
-        scheduler: Decides about trials; `None`: `FifoScheduler`.
+        scheduler: Decides about trials; `None`: first in, first out, and none is stopped early.
         log: Where events go.
         max_suggestions: How many configs are asked for in all; `None`: as many as there are.
         suggestions: How many were before.

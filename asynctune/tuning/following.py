@@ -78,7 +78,7 @@ class EventLog:
 
 
 class Follower:
-    """A searcher, scheduler or callback as the store sees it (`Stateful`): its state, and how far that is.
+    """A searcher or scheduler as the store sees it (`Stateful`): its state, and how far that is.
 
     Args:
         name: What it is, for the log and for messages.
@@ -116,10 +116,7 @@ class Follower:
         self._position = value["position"]
         self._wrapped.set_state(value["state"])
 
-    def catch_up(self, tell: Callable[[Event], None]) -> int:
-        """Tell it what happened since its state was captured; how many events that were."""
-        count = 0
+    def catch_up(self, tell: Callable[[Event], None]) -> None:
+        """Tell it what happened since its state was captured."""
         for event in self._log.since(self._position):
             tell(event)
-            count += 1
-        return count

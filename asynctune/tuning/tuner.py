@@ -39,7 +39,6 @@ __all__ = ["Tuner"]
 
 logger = logging.getLogger("asynctune")
 
-_CALLBACKS_KEY: Final = "asynctune.callbacks"
 _PROGRESS_KEY: Final = "asynctune.progress"
 
 
@@ -232,8 +231,6 @@ class Tuner:
             searcher = BasicSearcher(plan.space or Space({}), tune.num_samples)
         elif tune.num_samples > 0:
             limit = tune.num_samples
-        if plan.space is not None and callable(take := getattr(searcher, "set_space", None)):
-            take(plan.space, tune.metric, tune.mode)
         log = EventLog(store)
         followers = {"searcher": Follower("searcher", searcher, log)}
         if tune.scheduler is not None:
@@ -242,8 +239,6 @@ class Tuner:
         deciding = Deciding(
             searcher, tune.scheduler, log, max_suggestions=limit, suggestions=len(store.trials)
         )
-        if callable(rebuild := getattr(searcher, "rebuild", None)):
-            await rebuild(store)
         store.attach_searcher(followers["searcher"])
         followers["searcher"].catch_up(deciding.tell_searcher)
         if "scheduler" in followers:
@@ -251,6 +246,8 @@ class Tuner:
             followers["scheduler"].catch_up(deciding.tell_scheduler)
         if self._resumed is not None:
             store.requeue(**self._resumed.requeue)
+        # Before any trial starts: what a restore needs, such as a seed that was drawn, is on the disk.
+        await store.flush()
         return deciding
 
     # -- restoring -----------------------------------------------------------------------------------------
@@ -291,9 +288,10 @@ class Tuner:
             CorruptStateError: It cannot be read.
             ConfigError: Something was not given again, or the trainable is another one.
         """
-        del local_dir
         location = await asyncio.to_thread(_absolute, path_or_uri)
-        async with ExperimentStore.open(location, mode="read", storage_options=storage_options) as store:
+        async with ExperimentStore.open(
+            location, mode="read", local_dir=local_dir, storage_options=storage_options
+        ) as store:
             results = await ResultGrid.of(store)
             finished = bool((store.metadata.get(_PROGRESS_KEY) or {}).get("finished"))
             errored = results.num_errors > 0 and (resume_errored or restart_errored)
@@ -332,7 +330,8 @@ class Tuner:
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
-    return os.path.abspath(os.path.expanduser(os.fspath(path)))
+    text = os.fspath(path)
+    return text if "://" in text else os.path.abspath(os.path.expanduser(text))
 
 
 def _runner_for(plan: Plan) -> TrialRunner:

@@ -108,19 +108,6 @@ class Space:
         self._call(made, functions)
         return made
 
-    def filled(self, chosen: Mapping[Path, Any]) -> dict[str, Any]:
-        """The config with a value chosen for each domain, functions called.
-
-        Raises:
-            ConfigError: As for `config`.
-        """
-        made: dict[str, Any] = _copied(self.tree)
-        rng = random.Random(0)  # noqa: S311 - for domains within a chosen value, which a searcher does not know
-        for path, value in chosen.items():
-            _put(made, path, _drawn(_copied(value), rng))
-        self._call(made, [path for path, domain in self.domains.items() if isinstance(domain, Function)])
-        return made
-
     def _grid(self, path: Path) -> Grid:
         domain = self.domains[path]
         assert isinstance(domain, Grid)

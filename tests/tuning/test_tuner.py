@@ -8,6 +8,7 @@ import json
 import pytest
 
 from asynctune import (
+    BasicSearcher,
     CheckpointConfig,
     ConfigError,
     ExperimentExistsError,
@@ -268,3 +269,35 @@ async def test_a_resumed_search_proposes_what_an_uninterrupted_one_would_have(tm
     assert results.num_terminated == 6
     assert [result.config for result in results][: len(before)] == [result.config for result in before]
     assert len({result.config["x"] for result in results}) == 6
+
+
+@pytest.mark.parametrize("after", [1, 4])
+async def test_an_interrupted_search_and_its_restore_propose_what_the_seed_says(tmp_path, after):
+    space = {"x": uniform(0, 1)}
+
+    def config():
+        return TuneConfig(search_alg=BasicSearcher(space, 8, seed=5), num_samples=8, max_concurrent_trials=1)
+
+    class Stops:
+        left = after
+
+        def on_trial_complete(self, trial):
+            self.left -= 1
+            if self.left == 0:
+                task.cancel()
+
+    task = asyncio.create_task(tuner(tmp_path, space=space, tune=config(), callbacks=[Stops()]).fit())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    run = RunConfig(verbose=0, callbacks=[Listening()])
+    results = await (await Tuner.restore(tmp_path / "exp", tune_config=config(), run_config=run)).fit()
+    whole = BasicSearcher(space, 8, seed=5)
+    assert [result.config for result in results] == [whole.suggest("") for _ in range(8)]
+
+
+async def test_a_uri_and_a_staging_directory_are_refused_clearly(tmp_path):
+    with pytest.raises(ConfigError, match="s3:// locations"):
+        await Tuner.restore("s3://bucket/exp")
+    await tuner(tmp_path, space={"x": 1}).fit()
+    with pytest.raises(ConfigError, match="local_dir"):
+        await Tuner.restore(tmp_path / "exp", local_dir=tmp_path)
