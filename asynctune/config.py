@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -81,21 +82,74 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SyncConfig:
-    """Where the experiment is mirrored to.
+    """Where the experiment is mirrored to, and how often.
+
+    On one machine, and on a filesystem that all machines share, nothing has to be synchronized: everything is
+    written where it stays. So without `upload_dir` the other settings are checked, and then change nothing.
 
     Attributes:
-        upload_dir: URI or directory that receives a copy; `None`: the local directory is all there is.
+        upload_dir: URI or directory that receives a copy; `None`: the local directory is all there is. Nothing else
+            in this release.
+        syncer: `"auto"`: the built-in way to copy. `None`: nothing is copied, as on a shared filesystem.
+        sync_period: Seconds between two copies of the result files, and with `sync_on_checkpoint=False` of
+            checkpoints.
+        sync_timeout: Seconds after which a copy that does not end has failed.
+        sync_on_checkpoint: Whether each checkpoint is copied when it is committed.
+        storage_options: Credentials and endpoint of a bucket. Never stored, never shown.
+
+    Raises:
+        ConfigError: A value that cannot work.
     """
 
     upload_dir: str | None = None
+    syncer: Literal["auto"] | None = "auto"
+    sync_period: float = 300
+    sync_timeout: float = 1800
+    sync_on_checkpoint: bool = True
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False, hash=False)
 
     def __post_init__(self) -> None:
-        if self.upload_dir is not None:
-            msg = (
-                f"upload_dir={self.upload_dir!r}: this release keeps experiments on the local disk only; "
-                "leave upload_dir unset"
-            )
+        for name in ("sync_period", "sync_timeout"):
+            seconds = getattr(self, name)
+            if not _is_number(seconds) or not 0 < seconds < math.inf:
+                msg = f"{name} must be a finite number of seconds above 0, not {seconds!r}"
+                raise ConfigError(msg)
+        if not isinstance(self.sync_on_checkpoint, bool):
+            msg = f"sync_on_checkpoint must be True or False, not {self.sync_on_checkpoint!r}"
             raise ConfigError(msg)
+        options = self.storage_options
+        if options is not None and not (
+            isinstance(options, Mapping) and all(isinstance(k, str) for k in options)
+        ):
+            msg = f"storage_options must be a mapping of names to values, not {type(options).__name__}"
+            raise ConfigError(msg)  # its type and no more: it may hold credentials
+        if self.syncer is not None and self.syncer != "auto":
+            raise ConfigError(_no_such_syncer(self.syncer))
+        if self.upload_dir is not None:
+            place = _without_credentials(self.upload_dir)
+            if self.syncer is None:
+                msg = (
+                    f"syncer=None says that nothing is copied, and upload_dir={place!r} where to; leave out the one "
+                    "that is not meant"
+                )
+                raise ConfigError(msg)
+            msg = f"upload_dir={place!r}: this release keeps experiments on the local disk only; leave upload_dir unset"
+            raise ConfigError(msg)
+
+
+def _no_such_syncer(syncer: Any) -> str:
+    if callable(getattr(syncer, "sync_up", None)) or callable(getattr(syncer, "sync_down", None)):
+        return (
+            f"syncer={type(syncer).__name__}(...) copies to upload_dir, and this release keeps experiments on the "
+            'local disk only; leave it at "auto"'
+        )
+    shown = repr(syncer) if isinstance(syncer, str) else type(syncer).__name__
+    return f'syncer must be "auto" or None, not {shown}'
+
+
+def _without_credentials(place: Any) -> Any:
+    """A place to be shown: its user, password and query are left out."""
+    return re.sub(r"(?<=//)[^/]*@|\?.*", "", place) if isinstance(place, str) else place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +240,7 @@ class RunConfig:
         checkpoint_config: How many checkpoints are kept, and when classes make them.
         failure_config: What a failed trial means.
         callbacks: See `Callback`.
-        verbose: 0: only warnings; 1: progress, and what ends it; 2: each result, too.
+        verbose: 0: only warnings; 1: progress, and what ends it; 2 or 3: each result, too.
         log_to_file: Whether a trial's standard output and error go to `stdout` and `stderr` in its directory.
 
     Raises:
@@ -221,18 +275,25 @@ class RunConfig:
             ("failure_config", FailureConfig),
         ):
             if not isinstance(getattr(self, name), kind):
-                msg = f"{name} must be a {kind.__name__}, not {getattr(self, name)!r}"
+                msg = f"{name} must be a {kind.__name__}, not {type(getattr(self, name)).__name__}"
                 raise ConfigError(msg)
         if isinstance(self.callbacks, str) or not isinstance(self.callbacks, Sequence):
             msg = f"callbacks must be a list, not {self.callbacks!r}"
             raise ConfigError(msg)
-        if self.verbose not in (0, 1, 2):
-            msg = f"verbose must be 0, 1 or 2, not {self.verbose!r}"
+        if self.verbose not in (0, 1, 2, 3):  # 3 is the most that scripts for Ray Tune ask for
+            msg = f"verbose must be 0, 1, 2 or 3, not {self.verbose!r}"
+            raise ConfigError(msg)
+        if not isinstance(self.log_to_file, bool):
+            msg = f"log_to_file must be True or False, not {self.log_to_file!r}; the files are stdout and stderr"
             raise ConfigError(msg)
 
 
 _SEARCHER: Final = ("suggest", "on_trial_result", "on_trial_complete", "get_state", "set_state")
 _SCHEDULER: Final = ("on_trial_result", "choose_trial_to_run", "get_state", "set_state")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_methods(name: str, value: Any, methods: Sequence[str]) -> None:

@@ -7,7 +7,16 @@ import math
 
 import pytest
 
-from asynctune.config import CHECKPOINT_PERIOD_VARIABLE, CheckpointConfig, SyncConfig, checkpoint_period_s
+from asynctune.config import (
+    CHECKPOINT_PERIOD_VARIABLE,
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    SyncConfig,
+    TuneConfig,
+    checkpoint_period_s,
+    result_dir,
+)
 from asynctune.errors import ConfigError
 
 VARIABLE = "TUNE_GLOBAL_CHECKPOINT_S"
@@ -74,8 +83,48 @@ def test_a_config_stays_as_it_was_checked():
 # -- SyncConfig --------------------------------------------------------------------------------------------
 
 
-def test_no_mirror_is_fine():
-    assert SyncConfig() == SyncConfig(upload_dir=None)
+def test_the_defaults_of_a_sync_config():
+    assert dataclasses.asdict(SyncConfig()) == {
+        "upload_dir": None,
+        "syncer": "auto",
+        "sync_period": 300,
+        "sync_timeout": 1800,
+        "sync_on_checkpoint": True,
+        "storage_options": None,
+    }
+
+
+def test_without_a_mirror_the_rest_is_taken_as_it_is():
+    config = SyncConfig(syncer=None, sync_period=0.5, sync_timeout=1, sync_on_checkpoint=False)
+    assert (config.syncer, config.sync_period, config.sync_timeout) == (None, 0.5, 1)
+    assert config.sync_on_checkpoint is False
+    assert hash(config) == hash(dataclasses.replace(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            (name, value)
+            for name in ("sync_period", "sync_timeout")
+            for value in (0, -1, math.nan, math.inf, True, "60", None)
+        ),
+        *(("sync_on_checkpoint", value) for value in (None, 1, "yes")),
+        *(("syncer", value) for value in ("", "aws s3 sync {source} {target}", "AUTO")),
+    ],
+    ids=repr,
+)
+def test_a_sync_setting_that_cannot_work_is_refused_by_name(name, value):
+    with pytest.raises(ConfigError, match=f"{name} must be") as refused:
+        SyncConfig(**{name: value})
+    assert repr(value) in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [7, False, object(), ["auto"]], ids=["number", "False", "object", "list"])
+def test_what_is_no_syncer_is_refused(value):
+    with pytest.raises(ConfigError, match="syncer must be") as refused:
+        SyncConfig(syncer=value)
+    assert type(value).__name__ in str(refused.value)
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/runs", "/mnt/copy", ""], ids=repr)
@@ -83,6 +132,130 @@ def test_a_mirror_is_refused_rather_than_silently_not_made(place):
     with pytest.raises(ConfigError, match="leave upload_dir unset") as refused:
         SyncConfig(upload_dir=place)
     assert repr(place) in str(refused.value)
+
+
+def test_a_syncer_of_ones_own_is_refused_with_what_it_would_need():
+    class MySyncer:
+        def sync_up(self, local_dir, remote_dir, exclude=None): ...
+
+    with pytest.raises(ConfigError, match=r"syncer=MySyncer.*upload_dir"):
+        SyncConfig(syncer=MySyncer())  # type: ignore[arg-type]
+
+
+def test_to_copy_and_not_to_copy_contradict_each_other():
+    with pytest.raises(ConfigError, match="syncer=None") as refused:
+        SyncConfig(upload_dir="s3://bucket/runs", syncer=None)
+    assert "upload_dir='s3://bucket/runs'" in str(refused.value)
+
+
+@pytest.mark.parametrize("options", [[("key", "hunter2")], "key=hunter2", {1: "hunter2"}], ids=repr)
+def test_credentials_that_cannot_be_used_are_not_shown_either(options):
+    with pytest.raises(ConfigError, match="storage_options must be a mapping") as refused:
+        SyncConfig(storage_options=options)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_credentials_are_never_shown():
+    config = SyncConfig(storage_options={"secret": "hunter2"})
+    assert config.storage_options == {"secret": "hunter2"}
+    assert "hunter2" not in f"{config} {config!r} {RunConfig(sync_config=config)!r}"
+    for place in ("s3://me:hunter2@bucket/runs", "https://bucket/runs?X-Signature=hunter2"):
+        with pytest.raises(ConfigError, match="upload_dir") as refused:
+            SyncConfig(upload_dir=place)
+        assert "hunter2" not in str(refused.value)
+        assert "bucket/runs" in str(refused.value)
+
+
+# -- RunConfig, TuneConfig, FailureConfig ------------------------------------------------------------------
+
+
+def test_the_defaults_of_a_run():
+    config = RunConfig()
+    assert (config.sync_config, config.checkpoint_config) == (SyncConfig(), CheckpointConfig())
+    assert config.failure_config == FailureConfig(max_failures=0, fail_fast=False)
+    assert (config.name, config.local_dir, config.stop, tuple(config.callbacks)) == (None, None, None, ())
+    assert (config.verbose, config.log_to_file) == (1, False)
+
+
+@pytest.mark.parametrize("verbose", [0, 1, 2, 3])
+def test_how_much_is_shown(verbose):
+    assert RunConfig(verbose=verbose).verbose == verbose
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("name", value) for value in ("", 7, b"exp")),
+        *(("stop", value) for value in (10, "loss", {"loss": "low"}, {"loss": math.nan}, {1: 2})),
+        *(("sync_config", value) for value in (None, {"storage_options": "hunter2"})),
+        *(("checkpoint_config", value) for value in (None, SyncConfig())),
+        *(("failure_config", value) for value in (None, 3)),
+        *(("callbacks", value) for value in (None, "print", object())),
+        *(("verbose", value) for value in (-1, 4, None, "2")),
+        *(("log_to_file", value) for value in (None, "out.log", ("out.log", "err.log"))),
+    ],
+    ids=lambda value: "object" if type(value) is object else repr(value),
+)
+def test_a_setting_of_a_run_that_cannot_work_is_refused_by_name(name, value):
+    with pytest.raises(ConfigError, match=f"{name} must be|{name} must have") as refused:
+        RunConfig(**{name: value})
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("count", [0, 3, -1])
+def test_how_often_a_trial_is_tried_again(count):
+    assert FailureConfig(max_failures=count).max_failures == count
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"max_failures": value} for value in (-2, 1.0, True, None)),
+        *({"fail_fast": value} for value in (None, "stop")),
+        {"max_failures": 1, "fail_fast": True},
+        {"max_failures": -1, "fail_fast": "raise"},
+    ],
+    ids=repr,
+)
+def test_a_failure_config_that_cannot_work_is_refused(settings):
+    with pytest.raises(ConfigError, match=next(reversed(settings))):
+        FailureConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        *(({"metric": value, "mode": "min"}, "metric") for value in ("", "/", 7)),
+        *(({"metric": "loss", "mode": value}, "mode") for value in ("least", 1, None)),
+        ({"mode": "max"}, "metric"),
+        *(({"num_samples": value}, "num_samples") for value in (0, -2, 1.5, True, None)),
+        *(({"max_concurrent_trials": value}, "max_concurrent_trials") for value in (0, -1, 2.0, True)),
+        ({"search_alg": object()}, "suggest"),
+        ({"scheduler": "asha"}, "choose_trial_to_run"),
+    ],
+    ids=lambda value: "searcher" if isinstance(value, dict) and "search_alg" in value else repr(value),
+)
+def test_a_tune_config_that_cannot_work_is_refused_by_name(settings, named):
+    with pytest.raises(ConfigError, match=named):
+        TuneConfig(**settings)
+
+
+# -- result_dir --------------------------------------------------------------------------------------------
+
+
+def test_where_experiments_are_made(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    variable = {"TUNE_RESULT_DIR": "/scratch/runs"}
+    assert result_dir(None, {}) == str(home / "asynctune_results")
+    assert result_dir(None, variable) == "/scratch/runs"
+    assert result_dir(None, {"TUNE_RESULT_DIR": ""}) == str(home / "asynctune_results")
+    assert result_dir("~/ray_results", variable) == str(home / "ray_results")
+    assert result_dir(tmp_path / "a" / ".." / "b", variable) == str(tmp_path / "b")
+    assert result_dir("runs", variable) == str(tmp_path / "runs")
+    monkeypatch.setenv("TUNE_RESULT_DIR", "/scratch/others")
+    assert result_dir(None) == "/scratch/others"
 
 
 # -- checkpoint_period_s -----------------------------------------------------------------------------------
