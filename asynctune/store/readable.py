@@ -13,7 +13,7 @@ from typing import Any
 from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.clock import Clock
 from asynctune.config import CheckpointConfig
-from asynctune.errors import CheckpointNotFoundError, StoreClosedError
+from asynctune.errors import CheckpointNotFoundError, CorruptStateError, StoreClosedError
 from asynctune.files import LocalFiles
 from asynctune.store.best import best_trial_id
 from asynctune.store.engine import Engine
@@ -158,6 +158,11 @@ class ReadableStore:
         trial_id = best_trial_id(self._table, metric, mode)
         return None if trial_id is None else self.get_trial(trial_id)
 
+    @property
+    def started_over(self) -> dict[str, str]:
+        """Ids of the trials that `requeue(restart_errored=True)` started over, each with the id of the new one."""
+        return {old: str(self._records.get(f"replaced/{old}")) for old in self._records.named("replaced")}
+
     async def iterate(self) -> AsyncIterator[Trial]:
         """All trials like `trials`, letting the event loop run in between; for experiments of any size."""
         for number, trial_id in enumerate(self._table.listed()):
@@ -182,6 +187,28 @@ class ReadableStore:
     def logged_events(self, start: int = 0) -> Iterator[tuple[int, Any]]:
         """Number and value of what `append_event` added, in order, from number `start` on."""
         yield from Log(self._records).entries(start)
+
+    def saved_state(self, name: str) -> tuple[int, Any] | None:
+        """What was last saved of an attached object: the seq of the commit whose events it knows, and the state.
+
+        Args:
+            name: `"searcher"`, `"scheduler"`, or the name it was attached under.
+
+        Returns:
+            `None` where nothing was saved. A state that did not change since is not saved again.
+
+        Raises:
+            CorruptStateError: The record makes no sense.
+        """
+        key = name if name in {"searcher", "scheduler"} else f"state/{name}"
+        try:
+            saved = self._records.get(key)
+            return None if saved is None else (int(saved["seq"]), saved["state"])
+        except (TypeError, KeyError, ValueError) as error:
+            msg = (
+                f"the saved state of the {name} cannot be read: {error}; was it written by a newer asynctune?"
+            )
+            raise CorruptStateError(msg) from error
 
     @property
     def metadata(self) -> dict[str, Any]:
