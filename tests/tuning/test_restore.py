@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -298,22 +297,6 @@ async def check_finished(path):
     assert len({result.config["x"] for result in results}) == 12, "no suggestion came twice"
     for result in results:
         assert iterations(result) == list(range(1, 11))
-
-
-async def test_killed_at_random_moments_it_goes_on(tmp_path, rng: random.Random):
-    path = tmp_path / "exp"
-    for _ in range(10):
-        process = await asyncio.to_thread(start, path)
-        try:
-            await asyncio.to_thread(process.wait, rng.uniform(0.3, 1.5))
-        except subprocess.TimeoutExpired:
-            process.kill()
-        _, errors = await asyncio.to_thread(process.communicate)
-        assert process.returncode in {0, -signal.SIGKILL}, errors
-    process = await asyncio.to_thread(start, path)
-    _, errors = await asyncio.to_thread(process.communicate)
-    assert process.returncode == 0, errors
-    await check_finished(path)
 
 
 @pytest.mark.parametrize(
