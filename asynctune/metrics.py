@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-__all__ = ["find_number", "find_value"]
+__all__ = ["find_number", "find_value", "number_names"]
 
 _MAX_DEPTH: Final = 32
 
@@ -31,4 +31,22 @@ def find_value(values: Any, name: str, _depth: int = 0) -> Any:
 def find_number(values: Mapping[str, Any], name: str) -> float | None:
     """The number that `name` names, as it is (an integer of any size, or NaN), or `None` if it names none."""
     value = find_value(values, name)
+    if isinstance(value, int | float):
+        return value
+    # One of NumPy, PyTorch or JAX counts as the Python number that is stored for it.
+    if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
+        value = value.item()
     return value if isinstance(value, int | float) else None
+
+
+def number_names(values: Mapping[str, Any]) -> list[str]:
+    """Every name that `find_number` finds a number by, in their order."""
+    return list(_number_names(values, "", 0))
+
+
+def _number_names(values: Mapping[str, Any], prefix: str, depth: int) -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, int | float):
+            yield f"{prefix}{key}"
+        elif isinstance(value, Mapping) and depth < _MAX_DEPTH:
+            yield from _number_names(value, f"{prefix}{key}/", depth + 1)

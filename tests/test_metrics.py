@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from asynctune.metrics import find_number, find_value
@@ -49,3 +50,20 @@ def test_a_bottomless_mapping_ends():
     bottomless: dict[str, object] = {}
     bottomless["a"] = bottomless
     assert find_value(bottomless, "/".join("a" * 100)) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.array(0.25), 0.25),
+        (np.zeros(1), None),
+        (np.str_("a"), None),
+    ],
+    ids=["float32", "int64", "array-of-none", "array-of-one", "text"],
+)
+def test_numbers_of_numpy_count_as_those_that_are_stored_for_them(value, expected):
+    found = find_number({"eval": {"acc": value}}, "eval/acc")
+    assert found == expected
+    assert type(found) is type(expected)
