@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from asynctune.metrics import find_number, find_value
+from asynctune.metrics import find_number, find_value, number_names
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,9 @@ def test_numbers_of_numpy_count_as_those_that_are_stored_for_them(value, expecte
     found = find_number({"eval": {"acc": value}}, "eval/acc")
     assert found == expected
     assert type(found) is type(expected)
+
+
+def test_the_names_of_all_numbers():
+    metrics = {"loss": 0.5, "ok": True, "text": "x", "eval": {"acc": 1, "deep": {"f1": 2}, "none": None}}
+    assert number_names(metrics) == ["loss", "ok", "eval/acc", "eval/deep/f1"]
+    assert all(find_number(metrics, name) is not None for name in number_names(metrics))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Sequence
@@ -36,6 +37,9 @@ class Callbacks:
 
     def __init__(self, callbacks: Sequence[Any], report: Callable[[str], None]) -> None:
         self._report = report
+        self._turn = (
+            asyncio.Lock()
+        )  # in the order of asking: trials that run at the same time are told of in turn
         self.objects = tuple(callbacks)
         for each in callbacks:
             if not any(callable(getattr(each, name, None)) for name in EVENTS):
@@ -46,16 +50,30 @@ class Callbacks:
         return any(callable(getattr(each, event, None)) for each in self.objects)
 
     async def tell(self, event: str, *args: Any) -> None:
-        """Call the method of this name of each callback, and await what is to be awaited."""
-        for each in self.objects:
-            method = getattr(each, event, None)
-            if not callable(method):
-                continue
-            try:
-                answer = method(*args)
-                if inspect.isawaitable(answer):
-                    await answer
-            except Exception as error:
-                message = f"the callback {type(each).__name__}.{event} failed: {error!r}"
-                logger.exception("%s; the experiment goes on", message)
-                self._report(message)
+        """Call the method of this name of each callback, and await what is to be awaited.
+
+        Events that come meanwhile wait for their turn.
+        """
+        if not self.listens(event):
+            return
+        async with self._turn:
+            for each in self.objects:
+                method = getattr(each, event, None)
+                if not callable(method):
+                    continue
+                try:
+                    answer = method(*args)
+                    if inspect.isawaitable(answer):
+                        await answer
+                except Exception as error:  # noqa: BLE001 - logged and shown
+                    self._failed(each, event, error)
+                except asyncio.CancelledError as error:
+                    task = asyncio.current_task()
+                    if task is None or task.cancelling():
+                        raise
+                    self._failed(each, event, error)  # not this task: something that the callback awaits
+
+    def _failed(self, callback: Any, event: str, error: BaseException) -> None:
+        message = f"the callback {type(callback).__name__}.{event} failed: {error!r}"
+        logger.error("%s; the experiment goes on", message, exc_info=error)
+        self._report(message)
