@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from asynctune.trainable import Trainable
     from asynctune.trial import Checkpoint, Trial, TrialStatus
     from asynctune.tuning.basic import BasicSearcher
+    from asynctune.tuning.optuna_search import OptunaScheduler, OptunaSearcher
     from asynctune.tuning.result_grid import Result, ResultGrid
     from asynctune.tuning.space import (
         choice,
@@ -111,6 +112,7 @@ _ROOMS = {
     "trainable": ("Trainable",),
     "trial": ("Checkpoint", "Trial", "TrialStatus"),
     "tuning.basic": ("BasicSearcher",),
+    "tuning.optuna_search": ("OptunaScheduler", "OptunaSearcher"),
     "tuning.result_grid": ("Result", "ResultGrid"),
     "tuning.space": (
         "choice",
@@ -154,6 +156,8 @@ __all__ = [
     "MissingExtraError",
     "NotFoundError",
     "Opening",
+    "OptunaScheduler",
+    "OptunaSearcher",
     "ProcessRunner",
     "Result",
     "ResultGrid",

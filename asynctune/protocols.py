@@ -37,7 +37,11 @@ STOP: Final = "STOP"
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Something whose state the store keeps for it: a searcher, a scheduler."""
+    """Something whose state the store keeps for it: a searcher, a scheduler.
+
+    One with a method `state_saved()` is told by it that the state which `get_state` returned last was packed, and
+    is durable with the next commit.
+    """
 
     def get_state(self) -> Any:
         """The whole state as a msgpack value (nested dict, list, str, bytes, numbers) or opaque bytes.
@@ -53,7 +57,16 @@ class Stateful(Protocol):
 
 @runtime_checkable
 class Searcher(Stateful, Protocol):
-    """Proposes configurations."""
+    """Proposes configurations.
+
+    A Tuner also calls these methods, where a searcher has them:
+
+    - `set_search_properties(metric, mode, space)`, first of all: what is tuned, and the `param_space` (or `None`).
+      A searcher without it cannot be given a `param_space`.
+    - `add_past_trial(trial, rows, *, ended, failed)`, when an experiment is restored, after `set_state`: once for
+      each trial that the saved state knows, oldest first, with the result rows that it knows, and the end, if it does.
+    - `on_trial_add(trial_id, config)`: a trial that it did not propose just now runs too, or an ended one again.
+    """
 
     def suggest(self, trial_id: str) -> Mapping[str, Any] | None:
         """A configuration for a new trial, or `None` when there is nothing (more) to try."""

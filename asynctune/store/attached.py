@@ -1,4 +1,4 @@
-"""Owns the state of a searcher or scheduler: when it is captured, its own 5 % budget, and giving it back.
+"""Owns the state of a searcher, scheduler or the like: when it is captured, its own 5 % budget, and giving it back.
 
 `get_state()` may be slow, so it is not called for every commit: its cost is spaced by the same rule as commits,
 apart from theirs. The record says which commit's events the state knows, so that later ones can be replayed.
@@ -26,16 +26,18 @@ class CaptureError(AsynctuneError):
 
 
 class AttachedState:
-    """The place of one such object in the experiment, `searcher` or `scheduler`.
+    """The place of one such object in the experiment.
 
     Args:
-        key: The record's key, and the word for messages.
+        name: `searcher`, `scheduler`, or the driver's own word; for messages.
         records: Where it is stored.
         clock: For the cost of a capture.
+        key: The record's key; the name by default.
     """
 
-    def __init__(self, key: str, records: Records, clock: Clock) -> None:
-        self._key = key
+    def __init__(self, name: str, records: Records, clock: Clock, *, key: str | None = None) -> None:
+        self._name = name
+        self._key = key or name
         self._records = records
         self._clock = clock
         self._object: Stateful | None = None
@@ -58,13 +60,13 @@ class AttachedState:
             if not callable(getattr(value, name, None)):
                 kind = type(value).__name__
                 raise ConfigError(
-                    f"the {self._key} {kind} has no method {name}(); the store needs it to keep its state"
+                    f"the {self._name} {kind} has no method {name}(); the store needs it to keep its state"
                 )
             if inspect.iscoroutinefunction(getattr(value, name)):
                 kind = type(value).__name__
-                raise ConfigError(f"{name}() of the {self._key} {kind} must be a plain method, not async")
+                raise ConfigError(f"{name}() of the {self._name} {kind} must be a plain method, not async")
         if self._object is not None and self._object is not value:
-            msg = f"a {self._key} is attached already; a store keeps the state of one"
+            msg = f"a {self._name} is attached already; a store keeps the state of one"
             raise ConfigError(msg)
         saved = self._records.get(self._key)
         if saved is not None and self._object is None:
@@ -83,17 +85,17 @@ class AttachedState:
         began = self._clock.monotonic()
         try:
             state = self._object.get_state()
-            packed = pack(state, f"{self._key} state")
+            packed = pack(state, f"{self._name} state")
             # compared as bytes: NaN differs from itself, and an array does not say whether it differs
             if packed != self._last:
                 # the map of the two, without packing the state again
                 self._records.put_packed(self._key, _MAP_OF_SEQ + pack(seq) + _AND_STATE + packed)
                 self._last = packed
             self._told = None
+            if callable(saved := getattr(self._object, "state_saved", None)):
+                saved()
         except Exception as error:
-            msg = (
-                f"the state of the {self._key} {type(self._object).__name__} could not be captured: {error!r}"
-            )
+            msg = f"the state of the {self._name} {type(self._object).__name__} could not be captured: {error!r}"
             raise CaptureError(msg) from error
         finally:
             ended = self._clock.monotonic()

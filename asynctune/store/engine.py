@@ -24,6 +24,7 @@ from asynctune.errors import (
     StoreClosedError,
 )
 from asynctune.files import LocalFiles
+from asynctune.protocols import Stateful
 from asynctune.results.projector import ResultFiles
 from asynctune.results.rows import OpeningInfo
 from asynctune.state.journal import CommitDone
@@ -90,8 +91,7 @@ class Engine:
         if (tracked := self.experiment.get("tracked")) is not None:
             self.table.track(tracked[0], tracked[2])
         self.log = Log(self.records)
-        self.searcher = AttachedState("searcher", self.records, clock)
-        self.scheduler = AttachedState("scheduler", self.records, clock)
+        self.attached = {name: AttachedState(name, self.records, clock) for name in ("searcher", "scheduler")}
         self.sink = RecordSink(self.records, self.check, self.writer.flush)
         self.checkpoints = TrialCheckpoints(
             path,
@@ -210,6 +210,12 @@ class Engine:
             raise self._failure.with_traceback(self._failed_at)
         self.writer.check()
 
+    def attach(self, name: str, value: Stateful) -> int | None:
+        """Keep the state of an object of the driver's own; see `ExperimentStore.attach_state`."""
+        if name not in self.attached:
+            self.attached[name] = AttachedState(name, self.records, self._clock, key=f"state/{name}")
+        return self.attached[name].attach(value)
+
     @property
     def failure(self) -> BaseException | None:
         """What ended this opening early, or `None`."""
@@ -227,14 +233,14 @@ class Engine:
             self.writer.add_row(row)
 
     async def flush(self) -> int:
-        """Make everything durable, the state of searcher and scheduler included.
+        """Make everything durable, attached states included.
 
         Raises:
             CaptureError: A `get_state()` failed; everything else is durable then.
             FencedError, StorageError: Nothing can be made durable any more.
         """
         failed: CaptureError | None = None
-        for attached in (self.searcher, self.scheduler):
+        for attached in self.attached.values():
             try:
                 self.writer.add_cost(attached.capture(self.writer.next_seq))
             except CaptureError as error:
@@ -247,9 +253,9 @@ class Engine:
     # -- what the writer asks and tells (`state.writer.Observer`) --------------------------------------------
 
     def before_cut(self, seq: int, *, explicit: bool) -> float | None:
-        """Capture searcher and scheduler if their budget allows, unless a checkpoint forces this commit."""
+        """Capture attached states if their budget allows, unless a checkpoint forces this commit."""
         again: list[float] = []
-        for attached in (self.searcher, self.scheduler):
+        for attached in self.attached.values():
             start = attached.next_start
             if start is None:
                 continue

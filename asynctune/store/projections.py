@@ -93,6 +93,21 @@ class Projections:
         logger.error("%s", message, exc_info=error)
         self._events.emit("write_failed", message=message)
 
+    async def written(self) -> None:
+        """Return when the files have all committed rows; not synced.
+
+        Raises:
+            StorageError: They cannot be written.
+        """
+        await self._settled.wait()
+        if self._failure is not None:
+            raise StorageError(
+                f"the result files are not written any more: {self._failure!r}",
+                operation="write",
+                key="result.json",
+            ) from self._failure
+        await self._results.flush()
+
     async def sync(self) -> int | None:
         """Make the files durable; the commit they cover, or `None` where they cannot be: keep the journal then."""
         await self._settled.wait()

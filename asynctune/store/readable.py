@@ -13,8 +13,9 @@ from typing import Any
 from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.clock import Clock
 from asynctune.config import CheckpointConfig
-from asynctune.errors import CheckpointNotFoundError, CorruptStateError, StoreClosedError
+from asynctune.errors import CheckpointNotFoundError, CorruptStateError, StorageError, StoreClosedError
 from asynctune.files import LocalFiles
+from asynctune.results.history import read_history
 from asynctune.store.best import best_trial_id
 from asynctune.store.engine import Engine
 from asynctune.store.events import EventStream, StoreEvent
@@ -163,9 +164,14 @@ class ReadableStore:
         """Ids of the trials that `requeue(restart_errored=True)` started over, each with the id of the new one."""
         return {old: str(self._records.get(f"replaced/{old}")) for old in self._records.named("replaced")}
 
-    async def iterate(self) -> AsyncIterator[Trial]:
-        """All trials like `trials`, letting the event loop run in between; for experiments of any size."""
-        for number, trial_id in enumerate(self._table.listed()):
+    async def iterate(self, *, with_replaced: bool = False) -> AsyncIterator[Trial]:
+        """All trials like `trials`, letting the event loop run in between; for experiments of any size.
+
+        Args:
+            with_replaced: Those that were started over, too.
+        """
+        listed = list(self._records.trial_ids) if with_replaced else self._table.listed()
+        for number, trial_id in enumerate(listed):
             yield self.get_trial(trial_id)
             if number % _TRIALS_PER_SLICE == _TRIALS_PER_SLICE - 1:
                 await asyncio.sleep(0)
@@ -183,6 +189,23 @@ class ReadableStore:
             TrialNotFoundError: No such trial.
         """
         return self._table.summary(trial_id)
+
+    async def history(self, trial_id: str) -> list[dict[str, Any]]:
+        """Every committed result row of a trial, oldest first; of another opening's, those that are in its files.
+
+        Raises:
+            TrialNotFoundError: No such trial.
+            StorageError: They cannot be read.
+        """
+        name = self._table.given(trial_id)[0]
+        if self._engine is not None:
+            await self._engine.projections.written()
+        try:
+            return await read_history(os.path.join(self._path, name))
+        except OSError as error:
+            raise StorageError(
+                f"cannot read the results of trial {trial_id}: {error}", operation="read", key=error.filename
+            ) from error
 
     def logged_events(self, start: int = 0) -> Iterator[tuple[int, Any]]:
         """Number and value of what `append_event` added, in order, from number `start` on."""

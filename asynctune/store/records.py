@@ -11,6 +11,7 @@ key                         value (a msgpack value of the dialect in `asynctune.
 `run/<id>`                  see `store.trials`: what happened
 `checkpoint/<id>/<step>`    see `checkpoints.records`
 `searcher`, `scheduler`     map: seq (of the commit whose events it knows), state
+`state/<name>`              likewise, of another object that the driver attached
 `meta/<key>`                the user's value
 `log/<number>`              see `store.log`
 `name/<trial_name>`         id of the trial, where the name is not the id

@@ -242,11 +242,23 @@ class ExperimentStore(SavingStore):
         Raises:
             ConfigError: It lacks `get_state` or `set_state`, or another one is attached.
         """
-        return self._writable().searcher.attach(searcher)
+        return self._writable().attach("searcher", searcher)
 
     def attach_scheduler(self, scheduler: Stateful) -> int | None:
         """Likewise for a scheduler."""
-        return self._writable().scheduler.attach(scheduler)
+        return self._writable().attach("scheduler", scheduler)
+
+    def attach_state(self, name: str, value: Stateful) -> int | None:
+        """Likewise for an object of the driver's own, kept under `name`; one for each name.
+
+        Raises:
+            ConfigError: As for a searcher, or the name is not a text.
+        """
+        engine = self._writable()
+        if not isinstance(name, str) or not name:
+            msg = f"the name of a state must be a text of at least one character, not {name!r}"
+            raise ConfigError(msg)
+        return engine.attach(name, value)
 
     def requeue(
         self, resume_unfinished: bool = True, resume_errored: bool = False, restart_errored: bool = False

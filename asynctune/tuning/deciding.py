@@ -5,15 +5,20 @@ Each is told the same events, in order, which also go to the log that a restored
 
 from __future__ import annotations
 
+import logging
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from asynctune.errors import UserCodeError
+from asynctune.errors import ConfigError, UserCodeError
+from asynctune.packing import pack
 from asynctune.protocols import CONTINUE, PAUSE, STOP, Decision, Searcher, TrialScheduler
 from asynctune.tuning.basic import BasicSearcher
-from asynctune.tuning.following import COMPLETED, REPORTED, SUGGESTED, Event, EventLog
+from asynctune.tuning.following import ADDED, COMPLETED, REPORTED, SUGGESTED, Event, EventLog
 
 __all__ = ["Deciding"]
+
+logger = logging.getLogger("asynctune")
 
 _DECISIONS: Final = (CONTINUE, PAUSE, STOP)
 _REMEDY: Final = "the trials are kept: correct it, and go on with Tuner.restore()"
@@ -44,6 +49,7 @@ class Deciding:
         self._log = log
         self._left = None if max_suggestions is None else max(0, max_suggestions - suggestions)
         # The built-in ones learn nothing from results: no event has to be kept for them.
+        self._differed = False
         self._logs_results = scheduler is not None or not isinstance(searcher, BasicSearcher)
 
     # -- asking --------------------------------------------------------------------------------------------
@@ -82,9 +88,18 @@ class Deciding:
 
     # -- telling -------------------------------------------------------------------------------------------
 
-    def suggested(self, trial_id: str) -> None:
+    def suggested(self, trial_id: str, config: Mapping[str, Any]) -> None:
         """The trial was added with the config that the searcher proposed."""
-        self._log.append((SUGGESTED, trial_id, None, False))
+        self._log.append((SUGGESTED, trial_id, _checksum(config), False))
+
+    def added(self, trial_id: str, config: Mapping[str, Any], *, had_failed: bool) -> None:
+        """A trial runs that the searcher did not propose just now: a new one, or one that had failed.
+
+        Raises:
+            UserCodeError: The searcher raised.
+        """
+        self._log.append((ADDED, trial_id, dict(config), had_failed))
+        self._tell_added(trial_id, config)
 
     def reported(self, trial_id: str, result: Mapping[str, Any]) -> Decision:
         """A trial has reported; what becomes of it.
@@ -113,11 +128,7 @@ class Deciding:
         if self._logs_results:
             self._log.append((COMPLETED, trial_id, None if result is None else dict(result), failed))
         self._call(self._searcher.on_trial_complete, trial_id, result, failed)
-        hear = getattr(
-            self._scheduler, "on_trial_complete", None
-        )  # schedulers may want to know, and need not
-        if callable(hear):
-            self._call(hear, trial_id, result, failed)
+        self._tell_scheduler_end(trial_id, result, failed=failed)
 
     # -- telling again -------------------------------------------------------------------------------------
 
@@ -125,19 +136,39 @@ class Deciding:
         """An event that the searcher's saved state does not know."""
         kind, trial_id, data, failed = event
         if kind == SUGGESTED:
-            self._call(self._searcher.suggest, trial_id)  # the same again, which the trial has already
+            # the same again, which the trial has already
+            again = self._call(self._searcher.suggest, trial_id)
+            if _checksum(again) != data and not self._differed:
+                self._differed = True
+                logger.warning(
+                    "%s proposes another config for trial %s than before the restart, from the same state and "
+                    "results: it depends on something that its get_state() leaves out; the trial keeps its config",
+                    type(self._searcher).__name__,
+                    trial_id,
+                )
         elif kind == REPORTED:
             self._call(self._searcher.on_trial_result, trial_id, data)
-        else:
+        elif kind == COMPLETED:
             self._call(self._searcher.on_trial_complete, trial_id, data, failed)
+        else:
+            self._tell_added(trial_id, data)
 
     def tell_scheduler(self, event: Event) -> None:
         """Likewise for the scheduler; what it decides was done already."""
         kind, trial_id, data, failed = event
         if kind == REPORTED and self._scheduler is not None:
             self._call(self._scheduler.on_trial_result, trial_id, data)
-        elif kind == COMPLETED and callable(hear := getattr(self._scheduler, "on_trial_complete", None)):
-            self._call(hear, trial_id, data, failed)
+        elif kind == COMPLETED:
+            self._tell_scheduler_end(trial_id, data, failed=failed)
+
+    def _tell_added(self, trial_id: str, config: Mapping[str, Any]) -> None:
+        if callable(hear := getattr(self._searcher, "on_trial_add", None)):
+            self._call(hear, trial_id, config)
+
+    def _tell_scheduler_end(self, trial_id: str, result: Any, *, failed: bool) -> None:
+        # schedulers may want to know, and need not
+        if callable(hear := getattr(self._scheduler, "on_trial_complete", None)):
+            self._call(hear, trial_id, result, failed)
 
     # -- failures ------------------------------------------------------------------------------------------
 
@@ -151,3 +182,10 @@ class Deciding:
 
     def _nonsense(self, who: Any, method: str, problem: str) -> UserCodeError:
         return UserCodeError(f"{type(who).__name__}.{method}() {problem}; {_REMEDY}")
+
+
+def _checksum(config: Any) -> int:
+    try:
+        return zlib.crc32(pack(config, "config"))
+    except ConfigError:
+        return -1  # refused when the trial is added

@@ -32,6 +32,9 @@ __all__ = ["Driver", "Interrupted", "TrialErrored"]
 
 logger = logging.getLogger("asynctune")
 
+STOPPED_AT: Final = "asynctune.stopped_at"
+"""Key of a trial's metadata: the iteration at which it was told to stop, should it not get as far as its end."""
+
 _TRIALS_PER_SLICE: Final = 500
 
 
@@ -56,6 +59,7 @@ class _Run:
     """One start of a trial, while it runs."""
 
     decision: Decision = CONTINUE
+    stop_at: int | None = None  # as was decided before, of one that is run again
     task: asyncio.Task[None] | None = None
 
 
@@ -174,7 +178,7 @@ class Driver:
             self._store.add_trial(config, trial_id=trial_id, trial_name=f"{self._trial_prefix}_{trial_id}")
         except ConfigError as error:
             raise UserCodeError(f"the searcher proposed a config that cannot be stored: {error}") from error
-        self._deciding.suggested(trial_id)
+        self._deciding.suggested(trial_id, config)
         self._waiting[trial_id] = None
         self._watching.changed(trial_id)
         return True
@@ -182,6 +186,19 @@ class Driver:
     # -- one trial -----------------------------------------------------------------------------------------
 
     async def _run_trial(self, trial_id: str, run: _Run) -> None:
+        try:
+            await self._start(trial_id, run)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._end(error)  # before anything else is started
+            raise
+        finally:
+            del self._running[trial_id]
+            self._watching.changed(trial_id)
+            self._changed.set()
+
+    async def _start(self, trial_id: str, run: _Run) -> None:
         store = self._store
         if self._lost_its_place(trial_id):
             store.set_status(trial_id, TrialStatus.RUNNING)
@@ -190,8 +207,10 @@ class Driver:
         self._watching.changed(trial_id)
         try:
             await self._tell("on_trial_start", trial_id)
+            run.stop_at = store.get_trial(trial_id).metadata.get(STOPPED_AT)
             task = await self._task(trial_id)
-            await self._runner.run_trial(task, lambda report: self._on_report(trial_id, run, report))
+            if run.stop_at is None or task.iteration < run.stop_at:
+                await self._runner.run_trial(task, lambda report: self._on_report(trial_id, run, report))
         except asyncio.CancelledError:
             ending = self._ending
             done = isinstance(ending, _AllStopped) and ending.status
@@ -202,10 +221,6 @@ class Driver:
             await self._failed(trial_id, error)
         else:
             await self._ended(trial_id, run.decision)
-        finally:
-            del self._running[trial_id]
-            self._watching.changed(trial_id)
-            self._changed.set()
 
     def _lost_its_place(self, trial_id: str) -> bool:
         """Whether a paused trial has rows after its newest checkpoint, from which it has to go on."""
@@ -241,7 +256,7 @@ class Driver:
                 # In one step, so that one commit holds the row and what the searcher has to know of it.
                 self._store.report(trial_id, report.metrics)
                 result = self._store.get_trial(trial_id).last_result
-                run.decision = self._decide(trial_id, result)
+                run.decision = self._decide(trial_id, run, result)
             if report.checkpoint is not None:
                 await self._commit_checkpoint(trial_id, report)
             if result is not None:
@@ -255,11 +270,19 @@ class Driver:
         await asyncio.sleep(0)  # a trial that awaits nothing else must not keep the loop to itself
         return run.decision
 
-    def _decide(self, trial_id: str, result: Mapping[str, Any]) -> Decision:
+    def _decide(self, trial_id: str, run: _Run, result: Mapping[str, Any]) -> Decision:
         decision = self._deciding.reported(trial_id, result)
+        if self._stop.should_stop(trial_id, result):
+            decision = STOP
         if self._stop.should_stop_all():
             self._end(_AllStopped(TrialStatus.TERMINATED))
-        return STOP if self._stop.should_stop(trial_id, result) else decision
+        iteration = int(result["training_iteration"])
+        if run.stop_at is not None:
+            return CONTINUE if iteration < run.stop_at else STOP
+        if decision == STOP:
+            # in the commit of the row: a crash before the trial's end must not give it one more iteration
+            self._store.update_trial(trial_id, metadata={STOPPED_AT: iteration})
+        return decision
 
     async def _commit_checkpoint(self, trial_id: str, report: TrialReport) -> None:
         trial = self._store.get_trial(trial_id)

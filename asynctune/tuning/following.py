@@ -7,19 +7,34 @@ the oldest captured position, so it is as short as the store's pacing makes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
 from asynctune.errors import CorruptStateError
 
-__all__ = ["EventLog", "Follower", "LogStore"]
+__all__ = [
+    "ADDED",
+    "COMPLETED",
+    "REPORTED",
+    "SUGGESTED",
+    "Event",
+    "EventLog",
+    "Follower",
+    "LogStore",
+    "catch_up",
+]
 
 SUGGESTED: Final = "suggested"
 REPORTED: Final = "reported"
 COMPLETED: Final = "completed"
+ADDED: Final = "added"
 
-Event = tuple[Literal["suggested", "reported", "completed"], str, Any, bool]
-"""What happened, to which trial, its config or result row, and whether it failed."""
+Event = tuple[Literal["suggested", "reported", "completed", "added"], str, Any, bool]
+"""What happened, to which trial, and whether it failed. With it for `suggested` a checksum of the config, for
+`reported` the result row, for `completed` the last one or `None`, for `added` the config (failed: before that)."""
+
+_EVENTS_PER_SLICE: Final = 100
 
 
 class LogStore(Protocol):
@@ -61,16 +76,15 @@ class EventLog:
             self._dropped = needless
         self.next = self._store.append_event(list(event)) + 1
 
-    def captured(self, name: str) -> int:
-        """The follower's state is captured now; returns the position to be stored with it."""
-        self._captured[name] = self.next
-        return self.next
+    def saved(self, name: str, position: int) -> None:
+        """The follower's state as of `position` is durable not later than what is appended from now on."""
+        self._captured[name] = position
 
-    def since(self, position: int) -> Iterator[Event]:
-        """The events that a state captured at `position` does not know."""
-        for _, value in self._store.logged_events(position):
+    def since(self, position: int) -> Iterator[tuple[int, Event]]:
+        """Number and event from `position` on: what a state captured there does not know."""
+        for number, value in self._store.logged_events(position):
             kind, trial_id, data, failed = value
-            yield kind, trial_id, data, failed
+            yield number, (kind, trial_id, data, failed)
 
     def resume(self) -> None:
         """Go on behind what is stored."""
@@ -90,13 +104,26 @@ class Follower:
         self._name = name
         self._wrapped = wrapped
         self._log = log
-        self._position = 0
+        self._saved: Mapping[str, Any] | None = None  # until it has caught up with this state
+        self._begins = self._position = 0
         log.join(name)
 
-    def get_state(self) -> dict[str, Any]:
+    @property
+    def position(self) -> int:
+        """How far in the log the state is that it was given back; without one, where it begins."""
+        return self._begins if self._saved is None else int(self._saved["position"])
+
+    def get_state(self) -> Mapping[str, Any]:
         """Called by the store when it captures."""
-        state = self._wrapped.get_state()
-        return {"position": self._log.captured(self._name), "state": state}
+        if self._saved is not None:
+            return self._saved
+        self._position = self._log.next
+        return {"position": self._position, "state": self._wrapped.get_state()}
+
+    def state_saved(self) -> None:
+        """Called by the store when the state could be stored."""
+        if self._saved is None:
+            self._log.saved(self._name, self._position)
 
     def set_state(self, value: Any) -> None:
         """Called by the store when an experiment is resumed.
@@ -113,10 +140,27 @@ class Follower:
                 f"the stored state of the {self._name} was not written by a Tuner; open the experiment with "
                 "ExperimentStore instead"
             )
-        self._position = value["position"]
         self._wrapped.set_state(value["state"])
+        self._saved = value
 
-    def catch_up(self, tell: Callable[[Event], None]) -> None:
-        """Tell it what happened since its state was captured."""
-        for event in self._log.since(self._position):
-            tell(event)
+    def begin_here(self) -> None:
+        """It has no state of before, and need not know what was before."""
+        self._begins = self._log.next
+        self._log.saved(self._name, self._begins)
+
+    def caught_up(self) -> None:
+        """It knows all events; from now on its own state is what is stored."""
+        self._saved = None
+
+
+async def catch_up(log: EventLog, followers: Sequence[tuple[Follower, Callable[[Event], None]]]) -> None:
+    """Tell each follower, in the order that they are in, what happened since its state was captured."""
+    start = min((follower.position for follower, _ in followers), default=0)
+    for count, (number, event) in enumerate(log.since(start), 1):
+        for follower, tell in followers:
+            if number >= follower.position:
+                tell(event)
+        if count % _EVENTS_PER_SLICE == 0:
+            await asyncio.sleep(0)
+    for follower, _ in followers:
+        follower.caught_up()

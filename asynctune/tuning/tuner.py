@@ -23,11 +23,9 @@ from asynctune.runners.inline import InlineRunner
 from asynctune.runners.process import ProcessRunner
 from asynctune.store.store import ExperimentStore
 from asynctune.trainable import TrainableKind, check_trainable, import_trainable, kind_of, trainable_name
-from asynctune.tuning.basic import BasicSearcher
 from asynctune.tuning.callbacks import Callbacks
-from asynctune.tuning.deciding import Deciding
 from asynctune.tuning.driving import Driver, Interrupted
-from asynctune.tuning.following import EventLog, Follower
+from asynctune.tuning.joining import join
 from asynctune.tuning.progress import Progress
 from asynctune.tuning.result_grid import ResultGrid
 from asynctune.tuning.settings import SETTINGS_KEY, Plan, given_again, settings_of, with_checkpoint_config
@@ -208,7 +206,7 @@ class Tuner:
                 "log_to_file": plan.run.log_to_file,
             },
         )
-        deciding = await self._deciding(store)
+        deciding = await join(store, plan, None if self._resumed is None else self._resumed.requeue)
         limit = plan.tune.max_concurrent_trials
         return Driver(
             store,
@@ -221,34 +219,6 @@ class Tuner:
             trial_prefix=trainable_name(plan.trainable),
             watching=progress,
         )
-
-    async def _deciding(self, store: ExperimentStore) -> Deciding:
-        plan = self._plan
-        tune = plan.tune
-        searcher = tune.search_alg
-        limit: int | None = None
-        if searcher is None:
-            searcher = BasicSearcher(plan.space or Space({}), tune.num_samples)
-        elif tune.num_samples > 0:
-            limit = tune.num_samples
-        log = EventLog(store)
-        followers = {"searcher": Follower("searcher", searcher, log)}
-        if tune.scheduler is not None:
-            followers["scheduler"] = Follower("scheduler", tune.scheduler, log)
-        log.resume()
-        deciding = Deciding(
-            searcher, tune.scheduler, log, max_suggestions=limit, suggestions=len(store.trials)
-        )
-        store.attach_searcher(followers["searcher"])
-        followers["searcher"].catch_up(deciding.tell_searcher)
-        if "scheduler" in followers:
-            store.attach_scheduler(followers["scheduler"])
-            followers["scheduler"].catch_up(deciding.tell_scheduler)
-        if self._resumed is not None:
-            store.requeue(**self._resumed.requeue)
-        # Before any trial starts: what a restore needs, such as a seed that was drawn, is on the disk.
-        await store.flush()
-        return deciding
 
     # -- restoring -----------------------------------------------------------------------------------------
 

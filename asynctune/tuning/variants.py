@@ -13,7 +13,7 @@ from typing import Any, Final
 from asynctune.errors import ConfigError
 from asynctune.tuning.space import Categorical, Domain, Function, Grid
 
-__all__ = ["Path", "Space", "View"]
+__all__ = ["Path", "Space", "View", "path_text"]
 
 Path = tuple[str | int, ...]
 
@@ -97,15 +97,26 @@ class Space:
                 values = self._grid(path).values
                 combination, index = divmod(combination, len(values))
                 fixed[path] = values[index]
+        drawn = {
+            path: _drawn(fixed[path] if path in fixed else domain.sample(rng), rng)
+            for path, domain in self.domains.items()
+            if not isinstance(domain, Function)
+        }
+        return self.filled(drawn)
+
+    def filled(self, chosen: Mapping[Path, Any]) -> dict[str, Any]:
+        """The config with these values in the place of its domains; functions are called then.
+
+        Args:
+            chosen: A value for each domain that is no function.
+
+        Raises:
+            ConfigError: A `sample_from` function failed, or some look at each other in a circle.
+        """
         made: dict[str, Any] = _copied(self.tree)
-        functions = []
-        for path, domain in self.domains.items():
-            if isinstance(domain, Function):
-                functions.append(path)
-                _put(made, path, domain)
-            else:
-                _put(made, path, _drawn(fixed[path] if path in fixed else domain.sample(rng), rng))
-        self._call(made, functions)
+        for path, value in chosen.items():
+            _put(made, path, value)
+        self._call(made, [path for path, domain in self.domains.items() if isinstance(domain, Function)])
         return made
 
     def _grid(self, path: Path) -> Grid:

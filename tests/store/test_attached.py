@@ -233,3 +233,38 @@ async def test_a_slow_searcher_has_a_budget_of_its_own(location):
         assert searcher.captures == 2
         assert (await on_disk(location, "searcher"))["state"] == 17
         assert store.stats().checkpoint_seconds >= 2.0
+
+
+async def test_any_number_of_states_by_name(location):
+    async with ExperimentStore.open(location) as store:
+        assert store.attach_state("pace", Counter({"n": 1})) is None
+        assert store.attach_state("other", Counter(2)) is None
+        with pytest.raises(ConfigError, match="a pace is attached already"):
+            store.attach_state("pace", Counter())
+        with pytest.raises(ConfigError, match="must be a text"):
+            store.attach_state("", Counter())
+        seq = await store.flush()
+        assert await on_disk(location, "state/pace") == {"seq": seq, "state": {"n": 1}}
+    async with ExperimentStore.open(location) as store:
+        assert store.attach_state("other", again := Counter()) is not None
+        assert again.given == [2]
+
+
+async def test_an_object_is_told_when_its_state_could_be_packed(store):
+    class Told(Counter):
+        times = 0
+
+        def state_saved(self):
+            self.times += 1
+
+    told = Told({"fine": 1})
+    store.attach_searcher(told)
+    await store.flush()
+    assert told.times == 1
+    told.value = object()
+    with pytest.raises(CaptureError):
+        await store.flush()
+    assert told.times == 1
+    told.value = 3
+    await store.flush()
+    assert told.times == 2

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from asynctune.errors import CorruptStateError
+from asynctune.errors import CorruptStateError, StorageError, TrialNotFoundError
 from asynctune.packing import pack
 from asynctune.store.store import ExperimentStore
 from tests.store.scenes import Counter
@@ -44,3 +44,39 @@ async def test_which_trials_were_started_over(location):
         known = store.started_over
     async with ExperimentStore.open(location, "read") as reader:
         assert reader.started_over == known
+
+
+async def test_the_history_of_a_trial_has_all_committed_rows(location):
+    async with ExperimentStore.open(location) as store:
+        trial_id = store.add_trial({}).trial_id
+        store.set_status(trial_id, "RUNNING")
+        assert await store.history(trial_id) == []
+        for number in range(3):
+            store.report(trial_id, {"loss": number})
+        await store.flush()
+        assert [row["loss"] for row in await store.history(trial_id)] == [0, 1, 2]
+        with pytest.raises(TrialNotFoundError):
+            await store.history("no")
+    async with ExperimentStore.open(location, "resume") as store:
+        assert [row["loss"] for row in await store.history(trial_id)] == [0, 1, 2]
+    async with ExperimentStore.open(location, "read") as reader:
+        assert [row["loss"] for row in await reader.history(trial_id)] == [0, 1, 2]
+
+
+async def test_a_history_that_cannot_be_read_is_said_to(location):
+    async with ExperimentStore.open(location) as store:
+        trial_id = store.add_trial({}).trial_id
+    (location / trial_id / "result.json").mkdir(parents=True)
+    async with ExperimentStore.open(location, "read") as reader:
+        with pytest.raises(StorageError, match="cannot read the results"):
+            await reader.history(trial_id)
+
+
+async def test_trials_that_were_started_over_are_iterated_on_request(location):
+    async with ExperimentStore.open(location) as store:
+        first = store.add_trial({}).trial_id
+        store.set_status(first, "ERROR", "no")
+        store.requeue(restart_errored=True)
+        second = store.trials[0].trial_id
+        assert [each.trial_id async for each in store.iterate()] == [second]
+        assert [each.trial_id async for each in store.iterate(with_replaced=True)] == [first, second]

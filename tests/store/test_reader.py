@@ -175,6 +175,7 @@ async def test_everything_that_changes_is_refused(location, tmp_path):
             lambda: reader.set_metadata("k", 1),
             lambda: reader.attach_searcher(Counter()),
             lambda: reader.attach_scheduler(Counter()),
+            lambda: reader.attach_state("mine", Counter()),
             reader.requeue,
         ):
             with pytest.raises(ConfigError, match='opened with mode="read"'):

@@ -252,6 +252,7 @@ async def test_after_the_close_everything_that_changes_is_refused_and_reading_go
         lambda: store.set_metadata("k", 1),
         lambda: store.attach_searcher(Counter()),
         lambda: store.attach_scheduler(Counter()),
+        lambda: store.attach_state("mine", Counter()),
         store.requeue,
         store.events,
         lambda: store.lease("t"),

@@ -1,0 +1,291 @@
+"""A search with Optuna goes on after a crash exactly as it would have gone on without one."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import cloudpickle
+import optuna
+import pytest
+
+from asynctune import (
+    Checkpoint,
+    ConfigError,
+    CorruptStateError,
+    ExperimentStore,
+    FailureConfig,
+    OptunaSearcher,
+    RunConfig,
+    TuneConfig,
+    Tuner,
+    UserCodeError,
+    choice,
+    loguniform,
+    qrandint,
+    quniform,
+    randint,
+    randn,
+    sample_from,
+    session,
+    uniform,
+)
+
+SPACE = {
+    "x": uniform(-2, 2),
+    "model": {"layers": [randint(1, 5), qrandint(4, 12, 4)], "lr": loguniform(1e-4, 1e-1)},
+    "drop": quniform(0.1, 0.5, 0.1),
+    "kind": choice(["a", "b", None]),
+    "shape": choice([[1, 2], [3], {"deep": True}]),
+    "twice": sample_from(lambda spec: spec.x * 2),
+    "fixed": 7,
+}
+
+
+async def trainable(config):
+    """Five iterations of something that depends on the config alone; goes on from its checkpoint."""
+    start = 0
+    if (checkpoint := session.get_checkpoint()) is not None:
+        start = (await asyncio.to_thread(checkpoint.to_dict))["iteration"]
+    for iteration in range(start + 1, 6):
+        loss = config["x"] ** 2 + abs(math.log(config["model"]["lr"]) + 5) / iteration + config["drop"]
+        if config["x"] > config.get("fails_above", 10) and iteration == 3:
+            raise ValueError("too large")
+        await session.areport(
+            {"loss": loss, "training_iteration": iteration}, Checkpoint.from_dict({"iteration": iteration})
+        )
+
+
+SAMPLERS = {
+    "tpe": lambda: optuna.samplers.TPESampler(seed=3, n_startup_trials=4),
+    "multivariate": lambda: optuna.samplers.TPESampler(
+        seed=3, n_startup_trials=4, multivariate=True, group=True, constant_liar=True
+    ),
+    "unseeded": lambda: optuna.samplers.TPESampler(n_startup_trials=4),
+    "random": lambda: optuna.samplers.RandomSampler(seed=1),
+    "nsga": lambda: optuna.samplers.NSGAIISampler(seed=1, population_size=4),
+    "qmc": lambda: optuna.samplers.QMCSampler(seed=1, scramble=True, warn_independent_sampling=False),
+}
+PRUNERS = {
+    "none": None,
+    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=2),
+    "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=5, reduction_factor=2),
+    "halving": optuna.pruners.SuccessiveHalvingPruner,
+}
+
+
+class Crash(BaseException):
+    """Ends a driver where it is."""
+
+
+def settings(tmp_path, sampler, pruner, *, space=SPACE, name="exp", samples=12, stop=None):
+    searcher = OptunaSearcher(
+        sampler=SAMPLERS[sampler]() if isinstance(sampler, str) else sampler,
+        pruner=PRUNERS[pruner] and PRUNERS[pruner](),
+    )
+    return {
+        "param_space": space,
+        "tune_config": TuneConfig(
+            metric="loss",
+            mode="min",
+            num_samples=samples,
+            max_concurrent_trials=1,
+            search_alg=searcher,
+            scheduler=searcher.scheduler() if PRUNERS[pruner] else None,
+        ),
+        "run_config": RunConfig(name=name, local_dir=tmp_path, verbose=0, stop=stop),
+    }
+
+
+def looked_at(results):
+    return [
+        (result.config, result.status, result.metrics["training_iteration"], result.metrics["loss"])
+        for result in results
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize(
+    ("sampler", "pruner"),
+    [
+        ("tpe", "none"),
+        ("tpe", "median"),
+        ("tpe", "hyperband"),
+        ("tpe", "halving"),
+        ("multivariate", "median"),
+        ("unseeded", "none"),
+        ("random", "halving"),
+        ("nsga", "none"),
+        ("qmc", "none"),
+    ],
+)
+async def test_interrupted_and_restored_it_proposes_the_same(tmp_path, monkeypatch, rng, sampler, pruner):
+    made = settings(tmp_path, sampler, pruner, name="whole")
+    first = SAMPLERS[sampler]() if sampler != "unseeded" else made["tune_config"].search_alg._sampler
+    if sampler == "unseeded":  # the uninterrupted one begins with the seed that this one draws
+        made["tune_config"].search_alg.get_state()
+        first = cloudpickle.loads(cloudpickle.dumps(first))
+    whole = looked_at(await Tuner(trainable, **made).fit())
+    if PRUNERS[pruner]:
+        assert len({iteration for _, _, iteration, _ in whole}) > 1, "nothing was pruned"
+
+    given = settings(tmp_path, first, pruner)
+    tuner = Tuner(trainable, **given)
+    for _ in range(5):
+        left = rng.randrange(1, 14)
+        report = ExperimentStore.report
+
+        def crashing(store, *args, report=report):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Crash
+            return report(store, *args)
+
+        monkeypatch.setattr(ExperimentStore, "report", crashing)
+        flush = rng.random() < 0.5
+        try:
+            with monkeypatch.context() as patch:
+                if flush:  # what a kill leaves: no state but that of the last commit
+                    patch.setattr(ExperimentStore, "aclose", closed_at_once)
+                await tuner.fit()
+        except* Crash:
+            pass
+        monkeypatch.setattr(ExperimentStore, "report", report)
+        given = settings(tmp_path, SAMPLERS[sampler](), pruner)
+        given["run_config"] = RunConfig(verbose=0)
+        tuner = await Tuner.restore(tmp_path / "exp", trainable, **given)
+    assert looked_at(await tuner.fit()) == whole
+
+
+async def closed_at_once(store, drain_timeout_s=None):
+    """As a killed process leaves it: what is not committed is lost."""
+    if store._closing is None:
+        store._closing = asyncio.ensure_future(store._engine._abandon())
+    await asyncio.shield(store._closing)
+
+
+async def test_values_are_what_the_space_says(tmp_path):
+    results = await Tuner(trainable, **settings(tmp_path, "tpe", "none", samples=20)).fit()
+    for result in results:
+        config = result.config
+        assert config["twice"] == config["x"] * 2
+        assert config["fixed"] == 7
+        assert config["model"]["layers"][0] in range(1, 5)
+        assert config["model"]["layers"][1] in {4, 8, 12}
+        assert round(config["drop"], 9) in {0.1, 0.2, 0.3, 0.4, 0.5}
+        assert config["shape"] in ([1, 2], [3], {"deep": True})
+        assert config["kind"] in {"a", "b", None}
+    assert {result.config["kind"] for result in results} == {"a", "b", None}
+
+
+@pytest.mark.parametrize(
+    "flags", [{"resume_errored": True}, {"restart_errored": True}], ids=["resume", "restart"]
+)
+async def test_failed_trials_that_run_again_are_learnt_from(tmp_path, flags):
+    space = {**SPACE, "fails_above": 0}
+    made = settings(tmp_path, "tpe", "none", space=space)
+    results = await Tuner(trainable, **made).fit()
+    assert 1 < results.num_errors < 12
+    states = [trial.state.name for trial in made["tune_config"].search_alg._study.trials]
+    assert states.count("FAIL") == results.num_errors
+    for _ in range(2):
+        made = settings(tmp_path, "tpe", "none", space=None, samples=14)
+        made["run_config"] = RunConfig(verbose=0)
+        made["param_space"] = {**SPACE, "fails_above": 10}
+        tuner = await Tuner.restore(tmp_path / "exp", trainable, **flags, **made)
+        results = await tuner.fit()
+    # the trials that failed keep their config, and fail again
+    study = made["tune_config"].search_alg._study
+    assert len(results) == 14
+    errors = results.num_errors
+    assert len(study.trials) == 14 + 2 * errors
+    again = OptunaSearcher(sampler=SAMPLERS["tpe"]())
+    async with ExperimentStore.open(tmp_path / "exp", mode="read") as store:
+        record = store._records.get("searcher")["state"]["state"]
+        again.set_search_properties("loss", "min", SPACE)
+        again.set_state(record)
+        async for trial in store.iterate(with_replaced=True):
+            failed = trial.status == "ERROR"
+            again.add_past_trial(trial, await store.history(trial.trial_id), ended=True, failed=failed)
+    again._place_repeated()
+    assert [(trial.state, trial.params, trial.values) for trial in again._study.trials] == [
+        (trial.state, trial.params, trial.values) for trial in study.trials
+    ]
+
+
+async def test_a_retry_replaces_what_was_reported_before(tmp_path):
+    lives = []
+
+    async def failing_once(config):
+        lives.append(1)
+        for iteration in range(1, 4):
+            await session.areport({"loss": iteration + 10 * len(lives), "training_iteration": iteration})
+            if iteration == 2 and len(lives) == 1:
+                raise ValueError("half way")
+
+    made = settings(tmp_path, "tpe", "median", samples=1)
+    made["run_config"] = RunConfig(
+        name="exp", local_dir=tmp_path, verbose=0, failure_config=FailureConfig(max_failures=1)
+    )
+    await Tuner(failing_once, **made).fit()
+    [trial] = made["tune_config"].search_alg._study.trials
+    assert trial.intermediate_values == {1: 21.0, 2: 22.0, 3: 23.0}
+    assert trial.value == 23.0
+
+
+@pytest.mark.parametrize(
+    ("space", "text"),
+    [
+        ({"x": randn()}, "x: Optuna has no normal domain"),
+        ({"x": choice([uniform(0, 1), 3])}, "x: a choice between search spaces"),
+        ({"a/b": uniform(0, 1), "a": {"b": uniform(0, 1)}}, "two values of the name 'a/b'"),
+    ],
+    ids=["normal", "nested", "names"],
+)
+def test_what_optuna_cannot_sample_is_refused(space, text):
+    with pytest.raises(ConfigError, match=text):
+        OptunaSearcher(space)
+
+
+async def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="metric"):
+        await Tuner(
+            trainable,
+            param_space=SPACE,
+            tune_config=TuneConfig(search_alg=OptunaSearcher()),
+            run_config=RunConfig(name="exp", local_dir=tmp_path, verbose=0),
+        ).fit()
+    with pytest.raises(ConfigError, match="search space"):
+        OptunaSearcher().set_search_properties("loss", "min", None)
+    with pytest.raises(ConfigError, match="both"):
+        OptunaSearcher(SPACE).set_search_properties("loss", "min", SPACE)
+    with pytest.raises(ConfigError, match="seed"):
+        OptunaSearcher(sampler=optuna.samplers.RandomSampler(), seed=1)
+
+
+async def test_a_scheduler_of_another_searcher_is_told_of(tmp_path):
+    made = settings(tmp_path, "tpe", "none")
+    made["tune_config"] = TuneConfig(
+        metric="loss", mode="min", search_alg=OptunaSearcher(), scheduler=OptunaSearcher().scheduler()
+    )
+    with pytest.raises(UserCodeError, match="not this Tuner's search_alg"):
+        await Tuner(trainable, **made).fit()
+
+
+def test_a_state_that_cannot_be_read_is_told_of():
+    searcher = OptunaSearcher(SPACE, metric="loss", mode="min")
+    state = searcher.get_state()
+    for broken in (None, {**state, "form": 2}, {**state, "sampler": b"no pickle"}):
+        with pytest.raises(CorruptStateError, match="Optuna version"):
+            OptunaSearcher(SPACE, metric="loss", mode="min").set_state(broken)
+
+
+async def test_a_missing_metric_counts_as_failed_and_is_said(tmp_path, caplog):
+    async def silent(config):
+        await session.areport({"other": 1})
+
+    made = settings(tmp_path, "tpe", "none", samples=2)
+    await Tuner(silent, **made).fit()
+    assert [trial.state.name for trial in made["tune_config"].search_alg._study.trials] == ["FAIL"] * 2
+    assert caplog.text.count("without the metric 'loss'") == 1
