@@ -8,10 +8,12 @@ which binds a `TrialContext`.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, Protocol
+from weakref import WeakSet
 
 from asynctune.errors import ConfigError
 from asynctune.protocols import CONTINUE, Decision
@@ -62,8 +64,9 @@ class TrialContext(Protocol):
 
 
 _in_task: ContextVar[TrialContext] = ContextVar("asynctune_trial")
-# The only one of a process, for threads of a trial's own: they inherit no context variables.
-_in_process: list[TrialContext] = []
+# The only one of a process, for threads of a trial's own, which inherit no context variables; and the threads that
+# were there before it.
+_in_process: list[tuple[TrialContext, WeakSet[threading.Thread]]] = []
 
 
 @contextmanager
@@ -76,13 +79,14 @@ def bind(context: TrialContext, *, whole_process: bool = False) -> Iterator[None
     """
     token = _in_task.set(context)
     if whole_process:
-        _in_process.append(context)
+        here = threading.current_thread()
+        _in_process.append((context, WeakSet(each for each in threading.enumerate() if each is not here)))
     try:
         yield
     finally:
         _in_task.reset(token)
         if whole_process:
-            _in_process.remove(context)
+            _in_process.pop()
 
 
 def report(metrics: Mapping[str, Any], checkpoint: Checkpoint | None = None) -> None:
@@ -135,9 +139,18 @@ def get_trial_dir() -> str:
 
 
 def _context(name: str) -> TrialContext:
-    context = _in_task.get(None) or next(iter(_in_process), None)
-    if context is None:
+    context = _in_task.get(None)
+    if context is not None:
+        return context
+    if not _in_process:
         msg = f"session.{name}() was called outside of a trial; only a trainable that a Tuner runs has a session"
+        raise ConfigError(msg)
+    context, before = _in_process[-1]
+    if threading.current_thread() in before:
+        msg = (
+            f"session.{name}() was called in a thread that an earlier trial started in this process, so it is unknown "
+            "for which trial; start threads in the trial that they report for"
+        )
         raise ConfigError(msg)
     return context
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from asynctune.checkpoints.staging import STAGED_PREFIX
 from asynctune.errors import ConfigError
 from asynctune.protocols import CONTINUE, PAUSE, Decision, TrialTask
 from asynctune.trainable import Trainable
@@ -20,6 +23,9 @@ __all__ = ["ClassTrial", "Deliver"]
 
 DONE = "done"
 SHOULD_CHECKPOINT = "should_checkpoint"
+RETURNED_FILE = ".checkpoint-returned-path"
+
+_GIVEN = ("iteration", "trial_id", "trial_name", "trial_dir")
 
 
 class Deliver(Protocol):
@@ -55,8 +61,8 @@ class ClassTrial:
 
     def run(self, task: TrialTask, deliver: Deliver) -> None:
         """Run one start of a trial to its end, or as far as the driver wants it."""
-        made = self._prepare(task)
         try:
+            made = self._prepare(task)
             decision, saved = CONTINUE, False
             done = False
             while not done and decision == CONTINUE:
@@ -69,32 +75,37 @@ class ClassTrial:
         except BaseException:
             self.close()
             raise
+        if type(made).reset_config is Trainable.reset_config:
+            self.close()  # it takes no other config, so nothing of it is kept until the next trial comes
 
     def close(self) -> None:
-        """Let the object go, if there is one."""
+        """Let the object go, if there is one; what its `cleanup` raises is printed, and ends no trial."""
         made, self._object = self._object, None
-        if made is not None:
+        if made is None:
+            return
+        try:
             made.cleanup()
+        except BaseException:  # noqa: BLE001 - its trial has ended already, and the next one has no part in it
+            print(f"{type(made).__name__}.cleanup() failed:", file=sys.stderr)  # noqa: T201 - the trial's own output
+            traceback.print_exc()
 
     def _prepare(self, task: TrialTask) -> Trainable:
         made, config = self._object, dict(task.config)
-        if made is not None and not made.reset_config(config):
-            self.close()
-            made = None
-        is_new = made is None
+        if made is not None:
+            before = vars(made).copy()
+            _introduce(made, task)
+            if not made.reset_config(config):
+                vars(made).update({name: before[name] for name in _GIVEN})
+                self.close()
+                made = None
         if made is None:
             made = self._object = self._make()
+            _introduce(made, task)
+            made.config = config
+            made.setup(config)
         made.config = config
-        made.iteration = task.iteration
-        made.trial_id, made.trial_name, made.trial_dir = task.trial_id, task.trial_name, task.trial_dir
-        try:
-            if is_new:
-                made.setup(config)
-            if task.checkpoint is not None:
-                made.load_checkpoint(_loadable(task.checkpoint))
-        except BaseException:
-            self.close()
-            raise
+        if task.checkpoint is not None:
+            made.load_checkpoint(_loadable(task.checkpoint))
         return made
 
     def _step(self, made: Trainable) -> dict[str, Any]:
@@ -112,7 +123,7 @@ class ClassTrial:
 
     def _save(self, made: Trainable, task: TrialTask) -> Checkpoint:
         # Beside the trial, so that it can be moved instead of copied; the name is one that a restart sweeps away.
-        directory = tempfile.mkdtemp(prefix=".saving-", dir=task.trial_dir)
+        directory = tempfile.mkdtemp(prefix=f"{STAGED_PREFIX}saving-", dir=task.trial_dir)
         try:
             answer = made.save_checkpoint(directory)
         except BaseException:
@@ -128,10 +139,23 @@ class ClassTrial:
                 f"{type(made).__name__}.save_checkpoint() returned {answer!r}, which is not in the directory that "
                 "it was given; write there, and return nothing"
             )
+        if path != directory:
+            with open(os.path.join(directory, RETURNED_FILE), "w", encoding="utf-8") as file:
+                file.write(os.path.relpath(path, directory))
         return Checkpoint.from_directory(directory)
 
 
+def _introduce(made: Trainable, task: TrialTask) -> None:
+    made.iteration = task.iteration
+    made.trial_id, made.trial_name, made.trial_dir = task.trial_id, task.trial_name, task.trial_dir
+
+
 def _loadable(checkpoint: Checkpoint) -> Any:
-    """What `save_checkpoint` returned, or where the files are."""
-    is_value = checkpoint.path is None or os.path.exists(os.path.join(checkpoint.path, DICT_FILE))
-    return checkpoint.to_dict() if is_value else str(checkpoint.path)
+    """What `save_checkpoint` returned, in the private copy; where the files are if that was nothing."""
+    if checkpoint.path is None or os.path.exists(os.path.join(checkpoint.path, DICT_FILE)):
+        return checkpoint.to_dict()
+    try:
+        with open(os.path.join(checkpoint.path, RETURNED_FILE), encoding="utf-8") as file:
+            return os.path.join(checkpoint.path, file.read())
+    except FileNotFoundError:
+        return str(checkpoint.path)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import subprocess
+import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final, Self
 
-from asynctune.runners.frames import FrameError, frame, read_frame
+from asynctune.runners.frames import FrameError, FrameReader, frame
 
 __all__ = ["Connection", "WorkerLostError", "end_process"]
 
 _GRACE_S: Final = 2.0
+_LOOK_S: Final = 1.0
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -22,32 +26,27 @@ class WorkerLostError(Exception):
     """The worker is gone or of no use any more; says why, to follow `the worker process`."""
 
 
-class Connection:
-    """One worker process. One caller at a time.
+class Connection(asyncio.Protocol):
+    """One worker process, which leads a process group of its own. One caller at a time.
 
     Args:
         process: The process.
-        reader: From it.
-        writer: To it.
         hung_after_s: Without a sign of life or CPU time for so long, it is killed.
     """
 
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        *,
-        hung_after_s: float,
-    ) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], *, hung_after_s: float) -> None:
         self._process = process
-        self._reader = reader
-        self._writer = writer
         self._hung_after_s = hung_after_s
-        self._hung = False
-        self._reading: asyncio.Task[Any] | None = (
-            None  # outlives a wait that was cancelled: no message is lost
-        )
+        self._look_s = min(_LOOK_S, hung_after_s / 4)
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._frames = FrameReader()
+        self._inbox: deque[Any] = deque()
+        self._waiting: asyncio.Future[None] | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        self._heard = 0  # how often anything came
+        self._problem: str | None = None
+        self._ended = False
 
     @classmethod
     async def over(
@@ -57,28 +56,33 @@ class Connection:
         *,
         hung_after_s: float,
     ) -> Self:
-        """The worker at the other end of a connected socket, which is taken over."""
-        reader, writer = await asyncio.open_connection(sock=connection)
-        return cls(process, reader, writer, hung_after_s=hung_after_s)
+        """The worker at the other end of a connected socket, which is taken over; cancelled, it is killed."""
+        made = cls(process, hung_after_s=hung_after_s)
+        try:
+            await made._loop.create_unix_connection(lambda: made, sock=connection)
+        except BaseException:
+            connection.close()
+            await made.aclose()
+            raise
+        made._look()
+        return made
 
     @property
     def is_alive(self) -> bool:
         """Whether the process has not been seen to end."""
-        return self._process.poll() is None and not self._reader.at_eof()
+        return not self._ended and not has_exited(self._process)
 
-    async def send(self, message: Mapping[str, Any], what: str = "message") -> None:
-        """Send one message.
+    async def send(self, message: Mapping[str, Any] | bytes, what: str = "message") -> None:
+        """Send one message, which may be a frame already.
 
         Raises:
             ConfigError: It cannot be packed.
             WorkerLostError: Nobody is there.
         """
-        data = frame(message, what)
-        try:
-            self._writer.write(data)
-            await self._writer.drain()
-        except ConnectionError as error:
-            raise await self._lost() from error
+        data = message if isinstance(message, bytes) else frame(message, what)
+        if self._ended or self._transport is None:
+            raise await self._lost()
+        self._transport.write(data)
 
     async def receive(self) -> Mapping[str, Any]:
         """The next message that is no sign of life.
@@ -86,51 +90,113 @@ class Connection:
         Raises:
             WorkerLostError: The process ended, hung and was killed, or said something that makes no sense.
         """
-        used: float | None = None
+        quiet_for, used, gone = 0.0, None, False
         while True:
-            if self._reading is None:
-                self._reading = asyncio.create_task(read_frame(self._reader))
-            done, _ = await asyncio.wait([self._reading], timeout=self._hung_after_s)
-            if not done:
-                before, used = used, await asyncio.to_thread(cpu_seconds, self._process.pid)
-                if used is not None and (before is None or used > before):
-                    continue  # it computes, and holds the interpreter meanwhile
-                self._hung = True
-                raise await self._lost()
-            used = None
-            message = self._take()
-            if message is None:
-                raise await self._lost()
-            if not isinstance(message, Mapping):
-                raise WorkerLostError(
-                    f"said {message!r:.80}, which makes no sense; print to standard error instead"
-                )
-            if message.get("kind") != "beat":
+            heard = self._heard
+            if not self._inbox and not self._ended:
+                await self._next()
+            if self._inbox:
+                message = self._inbox.popleft()
+                if not isinstance(message, Mapping):
+                    raise WorkerLostError(f"said {message!r:.80}, which makes no sense")
                 return message
+            if self._ended or gone:
+                raise await self._lost()
+            if self._heard != heard:
+                quiet_for, used = 0.0, None
+                continue
+            # What a process said at its end is read first. Its socket may live on in a process that it started.
+            gone = has_exited(self._process)
+            # Counted in looks, not read from a clock: a driver that was suspended itself blames nobody.
+            quiet_for += self._look_s
+            before, used = used, await asyncio.to_thread(cpu_seconds, self._process.pid)
+            if before is not None and used is not None and used > before:
+                quiet_for = 0.0  # it computes, and holds the interpreter meanwhile
+            if quiet_for >= self._hung_after_s and self._heard == heard:
+                self._problem = (
+                    f"gave no sign of life and used no CPU time for {self._hung_after_s:g} s, and was killed"
+                )
+                raise await self._lost()
 
-    async def aclose(self) -> None:
-        """Kill the process if it lives, and reap it. Again: does nothing."""
-        if self._reading is not None:
-            self._reading.cancel()
-        self._writer.close()
-        await asyncio.shield(asyncio.to_thread(end_process, self._process))
+    async def aclose(self, farewell: Mapping[str, Any] | None = None, *, grace_s: float = 0.0) -> None:
+        """End the process and those that it started, and reap it. Again: does nothing.
 
-    def _take(self) -> Any:
-        assert self._reading is not None
-        reading, self._reading = self._reading, None
+        Args:
+            farewell: A message after which it ends by itself.
+            grace_s: For so many seconds; then it is killed.
+        """
+        asked = farewell is not None and self.is_alive and self._transport is not None
+        if asked and self._transport is not None and farewell is not None:
+            self._transport.write(frame(farewell))
+        else:
+            kill_group(self._process)
+        if self._looking is not None:
+            self._looking.cancel()
         try:
-            return reading.result()
+            # In a thread that goes on when the caller is cancelled.
+            await asyncio.shield(asyncio.to_thread(end_process, self._process, grace_s if asked else 0.0))
+        except asyncio.CancelledError:
+            kill_group(self._process)
+            raise
+        finally:
+            if self._transport is not None:
+                self._transport.abort()
+
+    # -- what the loop calls -------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is the loop's."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Something came; it wakes the caller if it is for them."""
+        self._heard += 1
+        try:
+            messages = self._frames.feed(data)
         except FrameError as error:
-            raise WorkerLostError(f"sent what cannot be read ({error})") from error
+            self._problem = f"sent what cannot be read ({error})"
+            self._end()
+            return
+        said = [each for each in messages if not (isinstance(each, Mapping) and each.get("kind") == "beat")]
+        if said:
+            self._inbox.extend(said)
+            self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the exit code says more
+        """Nothing comes any more."""
+        self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._wake()
+
+    def _look(self) -> None:
+        self._looking = self._loop.call_later(self._look_s, self._look)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def _next(self) -> None:
+        """Return when something came, or it is time to look at the process."""
+        self._waiting = self._loop.create_future()
+        try:
+            await self._waiting
+        finally:
+            self._waiting = None
 
     async def _lost(self) -> WorkerLostError:
         """Why nobody answers."""
+        if self._problem is not None:
+            await asyncio.to_thread(end_process, self._process)
+            return WorkerLostError(self._problem)
         # It may be on its way out by itself, and its exit code tells why.
-        code = await asyncio.to_thread(end_process, self._process, 0.0 if self._hung else _GRACE_S)
-        if self._hung:
-            return WorkerLostError(
-                f"gave no sign of life and used no CPU time for {self._hung_after_s:g} s, and was killed"
-            )
+        if not await asyncio.to_thread(wait_for, self._process, _GRACE_S):
+            await asyncio.to_thread(end_process, self._process)
+            return WorkerLostError("closed its connection to the driver, and was killed")
+        code = await asyncio.to_thread(end_process, self._process)
         if code == -signal.SIGKILL:
             return WorkerLostError("was killed by SIGKILL, as the kernel does when memory runs out")
         if code < 0:
@@ -138,13 +204,38 @@ class Connection:
         return WorkerLostError(f"ended with exit code {code} while its trial ran")
 
 
-def end_process(process: subprocess.Popen[bytes], grace_s: float = 0.0) -> int:
-    """Reap a process, which is killed if it does not end within `grace_s`; its exit code. Blocking."""
+def has_exited(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process has ended. It is not reaped, so that its number and its group's stay its own."""
+    if process.returncode is not None:
+        return True
     try:
-        return process.wait(grace_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def wait_for(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait until a process has ended, no longer than this; whether it has. Blocking."""
+    pause, left = 0.001, seconds
+    while not (exited := has_exited(process)) and left > 0:
+        time.sleep(min(pause, left))
+        left -= pause
+        pause = min(2 * pause, 0.05)
+    return exited
+
+
+def end_process(process: subprocess.Popen[bytes], grace_s: float = 0.0) -> int:
+    """Reap a process, which is killed if it does not end within `grace_s`, and its group; its exit code. Blocking."""
+    wait_for(process, grace_s)
+    kill_group(process)
+    return process.wait()
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that was not reaped, and what it started, unless that has left its group."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _signal_name(number: int) -> str:

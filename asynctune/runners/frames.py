@@ -6,7 +6,6 @@ over the limit is refused by the sender, who can say whose it is, and by the rec
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import struct
 from typing import Any, Final
@@ -14,7 +13,7 @@ from typing import Any, Final
 from asynctune.errors import ConfigError
 from asynctune.packing import UnpackError, pack, unpack
 
-__all__ = ["MAX_FRAME_BYTES", "FrameError", "frame", "read_frame", "receive_frame"]
+__all__ = ["MAX_FRAME_BYTES", "FrameError", "FrameReader", "frame", "receive_frame"]
 
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 """The largest message between a driver and a worker, packed, in bytes."""
@@ -41,17 +40,30 @@ def frame(message: Any, what: str = "message") -> bytes:
     return _LENGTH.pack(len(packed)) + packed
 
 
-async def read_frame(reader: asyncio.StreamReader) -> Any | None:
-    """The next message on a driver's stream; `None` at its end.
+class FrameReader:
+    """Finds the messages in bytes as they arrive; for a driver, which waits for many workers at once."""
 
-    Raises:
-        FrameError: No frame.
-    """
-    try:
-        length = _length(await reader.readexactly(_LENGTH.size))
-        return _message(await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> list[Any]:
+        """The messages that are complete with these bytes.
+
+        Raises:
+            FrameError: No frame.
+        """
+        self._bytes += data
+        messages, start = [], 0
+        while len(self._bytes) - start >= _LENGTH.size:
+            body = start + _LENGTH.size
+            end = body + _length(self._bytes[start:body])
+            if len(self._bytes) < end:
+                break
+            messages.append(_message(bytes(self._bytes[body:end])))
+            start = end
+        if start:
+            del self._bytes[:start]
+        return messages
 
 
 def receive_frame(connection: socket.socket) -> Any | None:
@@ -78,7 +90,7 @@ def _receive(connection: socket.socket, size: int) -> bytes | None:
     return bytes(parts)
 
 
-def _length(head: bytes) -> int:
+def _length(head: bytes | bytearray) -> int:
     (length,) = _LENGTH.unpack(head)
     if length > MAX_FRAME_BYTES:
         raise FrameError(f"a message of {length:,} bytes was announced; {MAX_FRAME_BYTES:,} is the limit")

@@ -6,19 +6,26 @@ its trial until the store has committed it, so nothing is staged here.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+import asyncio
+import logging
+import types
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
 from typing import Any, Final
 
-from asynctune.errors import ConfigError
+from asynctune.errors import ConfigError, TrialFailedError
 from asynctune.protocols import CONTINUE, Decision, TrialReport, TrialTask
-from asynctune.runners.failure import failure_of
-from asynctune.session import TrialInterrupted, areport, bind
+from asynctune.runners.failure import failure_of, is_interruption
+from asynctune.session import areport, bind
 from asynctune.trainable import TrainableKind, kind_of, trainable_name
 from asynctune.trial import Checkpoint
 
 __all__ = ["InlineRunner", "drive"]
 
+logger = logging.getLogger("asynctune")
+
 _DEFAULT_CAPACITY: Final = 64
+
+Report = Callable[[TrialReport], Awaitable[Decision]]
 
 
 class InlineRunner:
@@ -26,12 +33,24 @@ class InlineRunner:
 
     Args:
         max_concurrent: How many trials run at the same time at most.
+        stop_grace_s: A trial that was told to stop or to pause, and does not end within so many seconds, is cancelled;
+            one that goes on even then is left where it awaits something. It counts as stopped or paused, not as failed.
+
+    Raises:
+        ConfigError: A number that makes no sense.
     """
 
-    def __init__(self, max_concurrent: int = _DEFAULT_CAPACITY) -> None:
+    def __init__(self, max_concurrent: int = _DEFAULT_CAPACITY, *, stop_grace_s: float = 600.0) -> None:
         if not isinstance(max_concurrent, int) or isinstance(max_concurrent, bool) or max_concurrent < 1:
             raise ConfigError(f"max_concurrent must be a whole number from 1, not {max_concurrent!r}")
+        if (
+            not isinstance(stop_grace_s, int | float)
+            or isinstance(stop_grace_s, bool)
+            or not stop_grace_s > 0
+        ):
+            raise ConfigError(f"stop_grace_s must be a number of seconds above 0, not {stop_grace_s!r}")
         self._capacity = max_concurrent
+        self._stop_grace_s = stop_grace_s
         self._trainable: Any = None
 
     @property
@@ -54,35 +73,56 @@ class InlineRunner:
             raise ConfigError("log_to_file needs a process for each trial; use ProcessRunner()")
         self._trainable = trainable
 
-    async def run_trial(self, task: TrialTask, report: Callable[[TrialReport], Awaitable[Decision]]) -> None:
+    async def run_trial(self, task: TrialTask, report: Report) -> None:
         """Run the trial in the calling task.
 
         Raises:
-            TrialFailedError: The trial raised.
+            TrialFailedError: The trial raised. `SystemExit` is that too; `KeyboardInterrupt` is not, it passes.
         """
-        context = _InlineTrial(task, report)
-        with bind(context):
-            try:
-                await drive(self._trainable, task)
-            except TrialInterrupted:
-                pass
-            except Exception as error:
+        here = _InlineTrial(task, report, self._stop_grace_s)
+        try:
+            with bind(here):
+                await _stepped(drive(self._trainable, task), here)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except asyncio.CancelledError as error:
+            if here.cancelled_from_outside():
+                raise
+            if not here.ignored:
+                raise TrialFailedError(
+                    "the trial was cancelled by its own doing: something that it awaited had been cancelled"
+                ) from error
+        except BaseException as error:
+            if not is_interruption(error):
                 raise failure_of(error) from error
+        finally:
+            here.over()
 
     async def aclose(self) -> None:
         """Nothing runs any more when the callers of `run_trial` have ended."""
 
 
 class _InlineTrial:
-    """The session of one coroutine trial."""
+    """The session of one coroutine trial.
 
-    def __init__(self, task: TrialTask, report: Callable[[TrialReport], Awaitable[Decision]]) -> None:
+    Attributes:
+        ignored: It was told to stop, did not, and was cancelled for that.
+    """
+
+    def __init__(self, task: TrialTask, report: Report, stop_grace_s: float) -> None:
         self.trial_id = task.trial_id
         self.trial_name = task.trial_name
         self.trial_dir = task.trial_dir
         self.checkpoint = task.checkpoint
+        self.ignored = False
         self._report = report
+        self._stop_grace_s = stop_grace_s
         self._decision: Decision = CONTINUE
+        self._impatience: asyncio.TimerHandle | None = None
+        running = asyncio.current_task()
+        assert running is not None
+        self._running = running
+        self._cancels = running.cancelling()
 
     def report(self, _metrics: Mapping[str, Any], _checkpoint: Checkpoint | None) -> Decision:
         raise ConfigError(
@@ -90,9 +130,55 @@ class _InlineTrial:
         )
 
     async def areport(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> Decision:
-        if self._decision == CONTINUE:  # one that reports again after it was told to stop is told so again
-            self._decision = await self._report(TrialReport(metrics=metrics, checkpoint=checkpoint))
+        if self._decision != CONTINUE:  # one that reports again after it was told to stop is told so again
+            await asyncio.sleep(0)
+            return self._decision
+        decision = await self._report(TrialReport(metrics=metrics, checkpoint=checkpoint))
+        # Of two reports at the same time one may have been told to stop meanwhile.
+        if decision != CONTINUE and self._decision == CONTINUE:
+            self._decision = decision
+            loop = asyncio.get_running_loop()
+            self._impatience = loop.call_later(self._stop_grace_s, self._lose_patience)
         return self._decision
+
+    def cancelled_from_outside(self) -> bool:
+        return self._running.cancelling() > self._cancels + self.ignored
+
+    def over(self) -> None:
+        if self._impatience is not None:
+            self._impatience.cancel()
+        if self.ignored:
+            self._running.uncancel()  # nobody outside wanted it
+
+    def _lose_patience(self) -> None:
+        logger.warning(
+            "trial %s was told to %s and did not end for %g s: it is cancelled; a trial has to let "
+            "TrialInterrupted pass",
+            self.trial_id,
+            self._decision,
+            self._stop_grace_s,
+        )
+        self.ignored = True
+        self._running.cancel()
+
+
+@types.coroutine
+def _stepped(trial: Coroutine[Any, Any, None], here: _InlineTrial) -> Generator[Any, Any, None]:
+    """`await trial`, unless it ignores everything that it is told: then it is left where it awaits something."""
+    thrown: BaseException | None = None
+    while True:
+        try:
+            awaited = trial.send(None) if thrown is None else trial.throw(thrown)
+        except StopIteration:
+            return
+        if here.ignored and thrown is not None:
+            trial.close()
+            return
+        thrown = None
+        try:
+            yield awaited
+        except BaseException as error:  # noqa: BLE001 - it is the trial's
+            thrown = error
 
 
 async def drive(trainable: Any, task: TrialTask) -> None:

@@ -8,41 +8,68 @@ happens at the other end is `runners.worker`'s.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from asynctune.errors import ConfigError, TrialFailedError
-from asynctune.protocols import Decision, TrialReport, TrialTask
+from asynctune.protocols import CONTINUE, Decision, TrialReport, TrialTask
 from asynctune.runners.connection import Connection, WorkerLostError, end_process
+from asynctune.runners.frames import MAX_FRAME_BYTES, frame
 
 __all__ = ["ProcessRunner"]
+
+logger = logging.getLogger("asynctune")
+
+_GOODBYE_S: Final = 10.0
+_MAX_BEAT_S: Final = 1.0
+_ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+
+# With the place of this package last: the driver may have found it where the interpreter alone does not look.
+_BOOT: Final = "import sys; sys.path.append(sys.argv[2]); from asynctune.runners.worker import main; main()"
+
+Report = Callable[[TrialReport], Awaitable[Decision]]
 
 
 class ProcessRunner:
     """Runs each trial in a worker process.
 
+    A worker runs one trial after the other. What a trial leaves in its process (modules that it imported, values that
+    it changed there, environment variables) the next one finds; its working directory, output streams and handlers
+    of signals are put back. A worker whose trial failed is not used again.
+
     Args:
         max_concurrent: How many trials run at the same time at most; `None`: one for each CPU.
         hung_after_s: A worker that gives no sign of life for so many seconds, and used no CPU time meanwhile, is
             killed, and its trial has failed. One that computes is left alone, however long that takes.
+        stop_grace_s: A trial that was told to stop or to pause, and neither ends nor saves a checkpoint for so many
+            seconds, is killed with its worker. It counts as stopped or paused, not as failed.
+
+    Raises:
+        ConfigError: A number that makes no sense.
     """
 
-    def __init__(self, max_concurrent: int | None = None, *, hung_after_s: float = 60.0) -> None:
+    def __init__(
+        self, max_concurrent: int | None = None, *, hung_after_s: float = 60.0, stop_grace_s: float = 600.0
+    ) -> None:
         if max_concurrent is None:
             max_concurrent = (
                 len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             )
         if not isinstance(max_concurrent, int) or isinstance(max_concurrent, bool) or max_concurrent < 1:
             raise ConfigError(f"max_concurrent must be a whole number from 1, not {max_concurrent!r}")
-        if not hung_after_s > 0:
-            raise ConfigError(f"hung_after_s must be above 0, not {hung_after_s!r}")
+        for name, value in (("hung_after_s", hung_after_s), ("stop_grace_s", stop_grace_s)):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+                raise ConfigError(f"{name} must be a number of seconds above 0, not {value!r}")
         self._capacity = max_concurrent
         self._hung_after_s = hung_after_s
-        self._hello: dict[str, Any] | None = None
+        self._stop_grace_s = stop_grace_s
+        self._hello: bytes | None = None
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
         self._closed = False
@@ -56,18 +83,25 @@ class ProcessRunner:
         """Pack the trainable for the workers.
 
         Raises:
-            ConfigError: It cannot be packed: it holds something that belongs to this process.
+            ConfigError: It cannot be packed: it holds something that belongs to this process, or is too large.
         """
-        self._hello = {
+        if not sys.executable:
+            raise ConfigError("there is no Python interpreter to run workers with: sys.executable is empty")
+        hello = {
             "kind": "hello",
             "path": await asyncio.to_thread(_import_path),
-            "trainable": await asyncio.to_thread(_pickled, trainable),
+            "argv": [
+                str(each) for each in sys.argv
+            ],  # modules that read it when they are imported find the same
+            "beat_s": min(_MAX_BEAT_S, self._hung_after_s / 4),
             "log_to_file": bool(options.get("log_to_file", False)),
             "checkpoint_frequency": int(options.get("checkpoint_frequency", 0)),
             "checkpoint_at_end": bool(options.get("checkpoint_at_end", False)),
         }
+        self._hello = await asyncio.to_thread(_hello, hello, trainable)
+        self._closed = False
 
-    async def run_trial(self, task: TrialTask, report: Callable[[TrialReport], Awaitable[Decision]]) -> None:
+    async def run_trial(self, task: TrialTask, report: Report) -> None:
         """Run the trial in a worker; cancelling the caller kills that.
 
         Raises:
@@ -75,57 +109,66 @@ class ProcessRunner:
         """
         worker = await self._borrow()
         try:
-            failure = await self._run(worker, task, report)
+            is_usable = await self._run(worker, task, report)
         except BaseException:
             await self._end(worker)
             raise
-        if failure is not None:
-            await self._end(worker)
-            raise failure
-        if self._closed:
-            await self._end(worker)
-        else:
+        if is_usable and not self._closed:
             self._idle.append(worker)
+        else:
+            await self._end(worker)
 
     async def aclose(self) -> None:
-        """End all workers. Again: does nothing."""
+        """End all workers: idle ones let go of their `Trainable` object first. Again: does nothing."""
         self._closed = True
-        self._idle.clear()
-        for worker in list(self._all):
-            await self._end(worker)
+        idle, self._idle = self._idle, []
+        async with asyncio.TaskGroup() as tasks:
+            for worker in list(self._all):
+                tasks.create_task(self._end(worker, politely=worker in idle))
 
     # -- one trial -----------------------------------------------------------------------------------------
 
-    async def _run(
-        self, worker: Connection, task: TrialTask, report: Callable[[TrialReport], Awaitable[Decision]]
-    ) -> TrialFailedError | None:
-        """Serve the trial until it ends; its failure, or `None`."""
+    async def _run(self, worker: Connection, task: TrialTask, report: Report) -> bool:
+        """Serve the trial until it ends; whether its worker can be used again."""
         try:
-            await worker.send({"kind": "run", "task": _packed(task)}, f"the config of trial {task.trial_id}")
+            run = frame({"kind": "run", "task": _packed(task)}, f"the config of trial {task.trial_id}")
+        except ConfigError as error:
+            raise TrialFailedError(str(error)) from error
+        decision: Decision = CONTINUE
+        try:
+            await worker.send(run)
             while True:
-                message = await worker.receive()
+                message = await self._receive(worker, decision)
                 match message.get("kind"):
                     case "report":
-                        await worker.send(await self._answer(message, report))
+                        answer, decision = await _answer(message, report, decision)
+                        await worker.send(answer)
                     case "ended":
-                        return None
+                        return True
                     case "failed":
-                        return TrialFailedError(message["error"])
+                        raise TrialFailedError(str(message.get("error")))
                     case unknown:
-                        return TrialFailedError(f"the worker of trial {task.trial_id} said {unknown!r}")
+                        raise TrialFailedError(f"the worker of trial {task.trial_id} said {unknown!r:.80}")
         except WorkerLostError as error:
-            return TrialFailedError(f"the worker process of trial {task.trial_id} {error}")
-
-    async def _answer(
-        self, message: Mapping[str, Any], report: Callable[[TrialReport], Awaitable[Decision]]
-    ) -> dict[str, Any]:
-        try:
-            decision = await report(
-                TrialReport(metrics=message["metrics"], checkpoint=message["checkpoint"], move=True)
+            raise TrialFailedError(f"the worker process of trial {task.trial_id} {error}") from error
+        except _IgnoredError:
+            logger.warning(
+                "trial %s was told to %s and did not end for %g s: its worker was killed; a trial has to let "
+                "TrialInterrupted pass",
+                task.trial_id,
+                decision,
+                self._stop_grace_s,
             )
-        except ConfigError as error:  # the trial's own mistake, which is raised where it was made
-            return {"kind": "answer", "error": str(error)}
-        return {"kind": "answer", "decision": decision}
+            return False
+
+    async def _receive(self, worker: Connection, decision: Decision) -> Mapping[str, Any]:
+        if decision == CONTINUE:
+            return await worker.receive()
+        try:
+            async with asyncio.timeout(self._stop_grace_s):
+                return await worker.receive()
+        except TimeoutError as error:
+            raise _IgnoredError from error
 
     # -- workers -------------------------------------------------------------------------------------------
 
@@ -140,17 +183,18 @@ class ProcessRunner:
         worker = await self._spawn()
         self._all.add(worker)
         try:
-            await worker.send(self._hello, "the trainable")
+            if self._closed:  # meanwhile
+                raise TrialFailedError("the runner was closed before the trial could start")
+            await worker.send(self._hello)
             answer = await worker.receive()
+            if answer.get("kind") != "ready":
+                raise TrialFailedError(f"a worker could not load the trainable:\n{answer.get('error')}")
         except WorkerLostError as error:
             await self._end(worker)
             raise TrialFailedError(f"a worker process {error}, before it was ready") from error
         except BaseException:
             await self._end(worker)
             raise
-        if answer.get("kind") != "ready":
-            await self._end(worker)
-            raise TrialFailedError(f"a worker could not load the trainable:\n{answer.get('error')}")
         return worker
 
     async def _spawn(self) -> Connection:
@@ -160,42 +204,76 @@ class ProcessRunner:
             process = await asyncio.shield(spawning)
         except asyncio.CancelledError:
             ours.close()
-            await asyncio.to_thread(end_process, await spawning)  # it is on its way, and only we can end it
+            await asyncio.shield(asyncio.ensure_future(_undo(spawning)))
             raise
         except OSError as error:
             ours.close()
             raise TrialFailedError(f"cannot start a worker process: {error}") from error
+        except BaseException:
+            ours.close()
+            raise
         return await Connection.over(ours, process, hung_after_s=self._hung_after_s)
 
-    async def _end(self, worker: Connection) -> None:
+    async def _end(self, worker: Connection, *, politely: bool = False) -> None:
         self._all.discard(worker)
-        await worker.aclose()
+        await worker.aclose({"kind": "bye"} if politely else None, grace_s=_GOODBYE_S)
+
+
+class _IgnoredError(Exception):
+    """A trial that was told to stop goes on."""
+
+
+async def _answer(
+    message: Mapping[str, Any], report: Report, told: Decision
+) -> tuple[dict[str, Any], Decision]:
+    """What the worker is told, and what its trial is to do since."""
+    try:
+        made = TrialReport(metrics=message["metrics"], checkpoint=message["checkpoint"], move=True)
+        decision = await report(made)
+    except ConfigError as error:  # the trial's own mistake, which is raised where it was made
+        return {"kind": "answer", "error": str(error)}, told
+    return {"kind": "answer", "decision": decision}, decision if told == CONTINUE else told
 
 
 def _import_path() -> list[str]:
     return [os.path.abspath(each) for each in sys.path]
 
 
+async def _undo(spawning: asyncio.Future[subprocess.Popen[bytes]]) -> None:
+    """End a process that is on its way; goes on when its caller is cancelled once more."""
+    with contextlib.suppress(OSError):  # there is none
+        await asyncio.to_thread(end_process, await spawning)
+
+
 def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
     with theirs:
+        # A session of its own: Ctrl-C at a terminal is the driver's business, and what a trial starts ends with it.
+        # Linux ends a worker when the thread that started it ends; those of the loop's pool stay as long as the loop.
         return subprocess.Popen(  # noqa: S603 - a fixed command
-            [sys.executable, "-m", "asynctune.runners.worker", str(theirs.fileno())],
+            [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno()), os.path.abspath(_ROOT)],
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),
+            start_new_session=True,
         )
 
 
-def _pickled(trainable: Any) -> bytes:
+def _hello(hello: dict[str, Any], trainable: Any) -> bytes:
     import cloudpickle  # noqa: PLC0415 - only what goes to workers is packed by it
 
+    name = getattr(trainable, "__qualname__", trainable)
     try:
         packed: bytes = cloudpickle.dumps(trainable)
     except Exception as error:
         raise ConfigError(
-            f"the trainable {getattr(trainable, '__qualname__', trainable)!r} cannot be sent to a worker process "
-            f"({error}); open files, locks and connections must be made inside of it"
+            f"the trainable {name!r} cannot be sent to a worker process ({error}); open files, locks and connections "
+            "must be made inside of it"
         ) from error
-    return packed
+    if len(packed) > MAX_FRAME_BYTES - (1 << 20):
+        raise ConfigError(
+            f"the trainable {name!r} is {len(packed):,} bytes pickled, with what it refers to, and "
+            f"{MAX_FRAME_BYTES:,} fit; load large data inside of it"
+        )
+    return frame({**hello, "trainable": packed}, "the trainable")
 
 
 def _packed(task: TrialTask) -> dict[str, Any]:

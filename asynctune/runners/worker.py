@@ -1,19 +1,20 @@
 """Owns the process that runs trials for a driver: one at a time, for as long as the driver lives.
 
-Started as `python -m asynctune.runners.worker FD`, where FD is a connected socket. The trial runs in the main
-thread. Another thread reads what the driver says, and ends the process at once when the driver is gone; a third
-one says that this process lives. What a worker stages beside its trial belongs to the driver that adopts it.
+Started with the number of a connected socket. The trial runs in the main thread. Another thread ends the process at
+once when the driver is gone; a third one says that this process lives. What a worker stages beside its trial belongs
+to the driver that adopts it.
 
-Messages, each a map with `kind`; from the driver `hello` (first), `run`, `answer`; to it `ready` (of `hello`),
-`report`, `ended`, `failed`, `beat`.
+Messages, each a map with `kind`; from the driver `hello` (first), `run`, `answer` (of `report`), `bye`; to it `ready`
+(of `hello`), `report`, `ended`, `failed`, `beat`. But for `beat` each end speaks in its turn.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import ctypes
+import faulthandler
 import os
-import queue
+import select
 import shutil
 import signal
 import socket
@@ -24,55 +25,65 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from asynctune.checkpoints.staging import stage_for_adoption
+from asynctune.checkpoints.staging import STAGED_PREFIX, stage_for_adoption
 from asynctune.errors import ConfigError
 from asynctune.protocols import CONTINUE, Decision, TrialTask
 from asynctune.runners.class_trial import ClassTrial
-from asynctune.runners.failure import failure_text
-from asynctune.runners.frames import frame, receive_frame
+from asynctune.runners.failure import failure_text, is_interruption
+from asynctune.runners.frames import FrameError, frame, receive_frame
 from asynctune.runners.inline import drive
+from asynctune.runners.surroundings import Surroundings
 from asynctune.session import TrialInterrupted, bind, report
 from asynctune.trainable import TrainableKind, kind_of
 from asynctune.trial import Checkpoint
 
-__all__ = ["BEAT_S", "main"]
-
-BEAT_S: Final = 1.0
-"""Seconds between two signs of life."""
+__all__ = ["main"]
 
 _PR_SET_PDEATHSIG: Final = 1
 
 
 class _Driver:
-    """The other end, as the trial's thread sees it."""
+    """The other end, as the trial sees it."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._sending = threading.Lock()
-        self.inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._process = os.getpid()
+        # A child that a trial forks must neither keep the driver waiting nor speak to it.
+        os.register_at_fork(after_in_child=connection.close)
 
     def send(self, message: Mapping[str, Any], what: str = "message") -> None:
         data = frame(message, what)
+        if os.getpid() != self._process:
+            raise ConfigError("only the process of the trial itself can report, not one that it forked")
         with self._sending:
             try:
                 self._connection.sendall(data)
             except OSError:
                 _driver_is_gone()
 
-    def listen(self) -> None:
-        """Runs in a thread of its own for as long as the process lives."""
-        while True:
+    def receive(self) -> Mapping[str, Any]:
+        try:
             message = receive_frame(self._connection)
-            if message is None:
-                _driver_is_gone()
-            else:
-                self.inbox.put(message)
+        except (OSError, FrameError):
+            message = None
+        if message is None:
+            _driver_is_gone()
+        assert message is not None
+        return dict(message)
 
-    def beat(self) -> None:
+    def watch(self) -> None:
+        """Runs in a thread of its own for as long as the process lives; nobody else may be waiting for the driver."""
+        end = select.poll()
+        end.register(self._connection, 0)  # its end is told of unasked
+        end.poll()
+        _driver_is_gone()
+
+    def beat(self, every_s: float) -> None:
         """Runs in a thread of its own for as long as the process lives."""
         while True:
             self.send({"kind": "beat"})
-            time.sleep(BEAT_S)
+            time.sleep(every_s)
 
 
 def _driver_is_gone() -> None:
@@ -90,7 +101,7 @@ class _Session:
         self.checkpoint = task.checkpoint
         self._driver = driver
         self._decision: Decision = CONTINUE
-        self._one_at_a_time = threading.Lock()
+        self._one_at_a_time = threading.RLock()
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> Decision:
         with self._one_at_a_time:
@@ -104,24 +115,30 @@ class _Session:
     def deliver(
         self, metrics: Mapping[str, Any] | None, checkpoint: Checkpoint | None, *, move: bool = False
     ) -> Decision:
-        staged = None if checkpoint is None else self._stage(checkpoint, move=move)
-        message = {
-            "kind": "report",
-            "metrics": None if metrics is None else dict(metrics),
-            "checkpoint": staged,
-        }
-        self._driver.send(message, "a report")
-        answer = self._driver.inbox.get()
-        if "error" in answer:
-            raise ConfigError(answer["error"])
-        self._decision = answer["decision"]
-        return self._decision
+        with self._one_at_a_time:
+            staged = None if checkpoint is None else self._stage(checkpoint, move=move)
+            try:
+                message = {
+                    "kind": "report",
+                    "metrics": None if metrics is None else dict(metrics),
+                    "checkpoint": staged,
+                }
+                self._driver.send(message, "a report")
+                answer = self._driver.receive()
+                if "error" in answer:
+                    raise ConfigError(answer["error"])
+            except ConfigError:
+                if staged is not None:  # nobody adopts it
+                    shutil.rmtree(staged["path"], ignore_errors=True)
+                raise
+            self._decision = answer["decision"]
+            return self._decision
 
-    def _stage(self, checkpoint: Checkpoint, *, move: bool) -> Any:
+    def _stage(self, checkpoint: Checkpoint, *, move: bool) -> dict[str, Any]:
         if checkpoint.path is None:
-            directory: str | os.PathLike[str] = checkpoint.to_directory(
-                Path(self.trial_dir, f".saving-{os.getpid()}")
-            )
+            # Named so that the next opening sweeps it away if this process is killed.
+            name = f"{STAGED_PREFIX}dict-{os.getpid()}"
+            directory: str | os.PathLike[str] = checkpoint.to_directory(Path(self.trial_dir, name))
             move = True
         else:
             directory = checkpoint.path
@@ -140,10 +157,11 @@ class _Worker:
         import cloudpickle  # noqa: PLC0415 - only workers load what drivers packed
 
         self._driver = driver
+        self._surroundings = Surroundings(log_to_file=bool(hello["log_to_file"]))
         sys.path[:] = hello["path"]
+        sys.argv[:] = hello["argv"]
         self._trainable = cloudpickle.loads(hello["trainable"])
         self._kind = kind_of(self._trainable)
-        self._log_to_file = bool(hello["log_to_file"])
         self._class_trial: ClassTrial | None = None
         if self._kind is TrainableKind.CLASS:
             self._class_trial = ClassTrial(
@@ -152,54 +170,42 @@ class _Worker:
                 checkpoint_at_end=hello["checkpoint_at_end"],
             )
 
-    def run(self, message: Mapping[str, Any]) -> None:
-        task = _task(message["task"])
+    def serve(self) -> None:
+        """Until the driver takes its leave."""
+        while (message := self._driver.receive())["kind"] == "run":
+            self._driver.send(self._run(_task(message["task"])))
+        if self._class_trial is not None:
+            self._class_trial.close()
+
+    def _run(self, task: TrialTask) -> dict[str, Any]:
+        """Run one trial; what the driver is told about its end."""
         here = _Session(task, self._driver)
         try:
-            with self._output(task), bind(here, whole_process=True):
-                self._run(task, here)
-        except TrialInterrupted:
-            self._driver.send({"kind": "ended"})
+            with self._surroundings.of_trial(task.trial_dir), bind(here, whole_process=True):
+                try:
+                    self._train(task, here)
+                except BaseException as error:
+                    if not is_interruption(error):
+                        raise
         except BaseException as error:  # noqa: BLE001 - also SystemExit: it ends the trial, not this process
-            self._driver.send({"kind": "failed", "error": failure_text(error)})
-        else:
-            self._driver.send({"kind": "ended"})
+            return {"kind": "failed", "error": failure_text(error)}
+        return {"kind": "ended"}
 
-    def _run(self, task: TrialTask, here: _Session) -> None:
-        config = dict(task.config)
+    def _train(self, task: TrialTask, here: _Session) -> None:
         if self._class_trial is not None:
             self._class_trial.run(task, here.deliver)
         elif self._kind is TrainableKind.COROUTINE:
             asyncio.run(drive(self._trainable, task))
         else:
-            made = self._trainable(config)
+            made = self._trainable(dict(task.config))
             if isinstance(made, Generator):
-                for metrics in made:
-                    report(metrics)
+                try:
+                    for metrics in made:
+                        report(metrics)
+                finally:
+                    made.close()  # its own cleanup runs before the trial counts as ended
             elif made is not None:
                 report(made)
-
-    @contextlib.contextmanager
-    def _output(self, task: TrialTask) -> Any:
-        """Standard output and error go to files of the trial, where that was asked for."""
-        if not self._log_to_file:
-            yield
-            return
-        kept = [os.dup(fd) for fd in (1, 2)]
-        try:
-            for fd, name in ((1, "stdout"), (2, "stderr")):
-                file = os.open(
-                    os.path.join(task.trial_dir, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666
-                )
-                os.dup2(file, fd)
-                os.close(file)
-            yield
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
-            for fd, original in zip((1, 2), kept, strict=True):
-                os.dup2(original, fd)
-                os.close(original)
 
 
 def _task(value: Mapping[str, Any]) -> TrialTask:
@@ -221,31 +227,39 @@ def _task(value: Mapping[str, Any]) -> TrialTask:
 def main() -> None:
     """The process."""
     _die_with_the_driver()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal; the driver decides
+    _prepare()
     connection = socket.socket(fileno=int(sys.argv[1]))
-    hello = receive_frame(connection)
-    if hello is None:
-        return
+    connection.set_inheritable(False)
     driver = _Driver(connection)
-    threading.Thread(target=driver.listen, name="asynctune-listen", daemon=True).start()
+    hello = driver.receive()
+    threading.Thread(target=driver.watch, name="asynctune-watch", daemon=True).start()
+    # From here on: importing what a trial needs may take its time.
+    beat = threading.Thread(target=driver.beat, args=[hello["beat_s"]], name="asynctune-beat", daemon=True)
+    beat.start()
     try:
         worker = _Worker(driver, hello)
     except BaseException as error:  # noqa: BLE001 - told to the driver, who fails the trial
         driver.send({"kind": "failed", "error": failure_text(error)})
         return
-    threading.Thread(target=driver.beat, name="asynctune-beat", daemon=True).start()
     driver.send({"kind": "ready"})
-    while True:
-        worker.run(driver.inbox.get())
+    worker.serve()
+
+
+def _prepare() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever interrupts the driver's work interrupts the driver
+    faulthandler.enable()  # a crash in C says where it was
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr] # what was printed before a crash is seen
+    print_failure = threading.excepthook
+
+    def of_thread(args: threading.ExceptHookArgs) -> None:
+        if not issubclass(args.exc_type, TrialInterrupted):
+            print_failure(args)
+
+    threading.excepthook = of_thread
 
 
 def _die_with_the_driver() -> None:
     """For trials that hold the interpreter, so that nothing here would notice that the driver is gone."""
     if sys.platform == "linux":
-        import ctypes  # noqa: PLC0415
-
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ import pytest
 
 from asynctune.errors import ConfigError
 from asynctune.runners import frames
-from asynctune.runners.frames import FrameError, frame, read_frame, receive_frame
+from asynctune.runners.frames import FrameError, FrameReader, frame, receive_frame
 
 MESSAGE = {"kind": "report", "metrics": {"loss": 0.5, "list": [1, (2, 3)]}, "checkpoint": None}
 
@@ -23,22 +23,20 @@ def pair():
     theirs.close()
 
 
-def reader_of(data):
-    reader = asyncio.StreamReader()
-    reader.feed_data(data)
-    reader.feed_eof()
-    return reader
-
-
 async def test_messages_arrive_as_they_were_sent(pair):
     ours, theirs = pair
     ours.sendall(frame(MESSAGE) + frame([1]))
     assert await asyncio.to_thread(receive_frame, theirs) == MESSAGE
     assert await asyncio.to_thread(receive_frame, theirs) == [1]
-    reader = reader_of(frame(MESSAGE) + frame([1]))
-    assert await read_frame(reader) == MESSAGE
-    assert await read_frame(reader) == [1]
-    assert await read_frame(reader) is None
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_messages_come_out_whole_however_they_arrive(size):
+    data = frame(MESSAGE) + frame([1]) + frame(None)
+    reader, got = FrameReader(), []
+    for start in range(0, len(data), size):
+        got += reader.feed(data[start : start + size])
+    assert got == [MESSAGE, [1], None]
 
 
 @pytest.mark.parametrize("cut", [1, 4, 5, 20])
@@ -47,17 +45,19 @@ async def test_an_end_within_a_frame_is_an_end(pair, cut):
     ours.sendall(frame(MESSAGE)[:cut])
     ours.shutdown(socket.SHUT_WR)
     assert await asyncio.to_thread(receive_frame, theirs) is None
-    assert await read_frame(reader_of(frame(MESSAGE)[:cut])) is None
+    assert FrameReader().feed(frame(MESSAGE)[:cut]) == []
 
 
-async def test_what_is_no_frame_is_refused_before_anything_is_allocated(pair):
+@pytest.mark.parametrize(
+    "bad", [struct.pack("!I", 2**32 - 1), struct.pack("!I", 1) + b"\xc1"], ids=["too-long", "no-message"]
+)
+async def test_what_is_no_frame_is_refused_before_anything_is_allocated(pair, bad):
     ours, theirs = pair
-    for bad in (struct.pack("!I", 2**32 - 1), struct.pack("!I", 1) + b"\xc1"):
-        ours.sendall(bad)
-        with pytest.raises(FrameError):
-            await asyncio.to_thread(receive_frame, theirs)
-        with pytest.raises(FrameError):
-            await read_frame(reader_of(bad))
+    ours.sendall(bad)
+    with pytest.raises(FrameError):
+        await asyncio.to_thread(receive_frame, theirs)
+    with pytest.raises(FrameError):
+        FrameReader().feed(bad)
 
 
 def test_a_message_over_the_limit_is_refused_where_it_is_made(monkeypatch):
