@@ -19,22 +19,25 @@ DOCUMENTS = [
     ROOT / "bench/README.md",
 ]
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
+_LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]*))?\)")
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
 
 def blocks(document: Path) -> list[str]:
     return _BLOCK.findall(document.read_text(encoding="utf-8"))
 
 
-async def test_the_guide_runs_from_top_to_bottom(tmp_path, monkeypatch, blockbuster):
-    blockbuster.deactivate()  # the guide's own file handling is not the package's
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(("name", "least"), [("guide", 9), ("tuner", 14)], ids=["guide", "tuner"])
+async def test_a_guide_runs_from_top_to_bottom(name, least, tmp_path, monkeypatch, blockbuster):
+    blockbuster.deactivate()  # a guide's own file handling is not the package's
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
-    names: dict[str, object] = {"__name__": "guide"}
-    found = blocks(ROOT / "docs/guide.md")
-    assert len(found) > 8
+    names: dict[str, object] = {"__name__": name}
+    found = blocks(ROOT / f"docs/{name}.md")
+    assert len(found) >= least
     for number, block in enumerate(found, 1):
-        code = compile(block, f"guide block {number}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        code = compile(block, f"{name} block {number}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         result = eval(code, names)
         if inspect.isawaitable(result):
             await result
@@ -63,5 +66,13 @@ def test_the_readme_example_runs_and_survives_a_kill(tmp_path):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(document):
-    for target in _LINK.findall(document.read_text(encoding="utf-8")):
-        assert (document.parent / target).exists(), f"{document.name} links to {target}"
+    for target, place in _LINK.findall(document.read_text(encoding="utf-8")):
+        path = document.parent / target if target else document
+        assert path.exists(), f"{document.name} links to {target}"
+        assert not place or place in places(path), f"{document.name} links to {target}#{place}"
+
+
+def places(document: Path) -> set[str]:
+    """What its headings are called in links."""
+    titles = _HEADING.findall(document.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
