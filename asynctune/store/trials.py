@@ -389,7 +389,11 @@ class TrialTable:
         return changed, operations
 
     def _start_over(self, trial_id: str) -> str:
-        _, _, config, metadata = self.given(trial_id)
-        new_id = self.add(config, metadata=metadata or None)
+        name, _, config, metadata = self.given(trial_id)
+        new_id = self.new_id()
+        prefix = name.removesuffix(
+            f"_{trial_id}"
+        )  # a name that ends in the id, as the Tuner's do, does so again
+        self.add(config, new_id, None if prefix == name else f"{prefix}_{new_id}", metadata or None)
         self._records.put(f"replaced/{trial_id}", new_id)
         return new_id

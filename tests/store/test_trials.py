@@ -414,6 +414,19 @@ async def test_a_trial_that_was_started_over_can_do_no_more(store):
     assert store.best_trial("loss", "min") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "again"),
+    [("train_one", "train_{}"), (None, "{}"), ("one", "{}"), ("train", "{}"), ("trainone", "{}")],
+    ids=["ends-in-the-id", "left-out", "the-id", "of-its-own", "no-separator"],
+)
+async def test_a_trial_that_is_started_over_is_called_as_it_was_but_for_its_id(store, name, again):
+    store.add_trial({}, "one", name)
+    put_into(store, "one", ERROR)
+    store.requeue(restart_errored=True)
+    (new,) = store.trials
+    assert new.trial_name == again.format(new.trial_id)
+
+
 async def test_requeue_again_changes_nothing_more(store):
     for status in TrialStatus:
         store.add_trial({}, status.value)
