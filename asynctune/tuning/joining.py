@@ -87,11 +87,6 @@ def _searcher(plan: Plan) -> tuple[Searcher, int | None]:
         except Exception as error:
             kind = type(searcher).__name__
             raise UserCodeError(f"{kind}.set_search_properties() failed: {error!r}") from error
-    elif plan.space is not None:
-        raise ConfigError(
-            f"{type(searcher).__name__} has a search space of its own, so param_space would not be used; give the "
-            "space to the searcher and leave param_space out"
-        )
     return searcher, tune.num_samples if tune.num_samples > 0 else None
 
 

@@ -97,6 +97,12 @@ class Tuner:
                 "checkpoint_frequency and checkpoint_at_end are for Trainable classes; a function decides itself, with "
                 "session.report(metrics, checkpoint=...)"
             )
+        searcher = plan.tune.search_alg
+        if plan.space is not None and searcher is not None and not hasattr(searcher, "set_search_properties"):
+            raise ConfigError(
+                f"{type(searcher).__name__} has a search space of its own, so param_space would not be used; give the "
+                "space to the searcher and leave param_space out"
+            )
         self._plan = plan
 
     @property

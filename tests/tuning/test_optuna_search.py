@@ -8,6 +8,7 @@ import math
 import cloudpickle
 import optuna
 import pytest
+import scipy.stats
 
 from asynctune import (
     Checkpoint,
@@ -120,6 +121,8 @@ def looked_at(results):
     ],
 )
 async def test_interrupted_and_restored_it_proposes_the_same(tmp_path, monkeypatch, rng, sampler, pruner):
+    if sampler == "qmc":
+        await asyncio.to_thread(scipy.stats.qmc.Sobol, 2)  # reads its tables from a file, once
     made = settings(tmp_path, sampler, pruner, name="whole")
     first = SAMPLERS[sampler]() if sampler != "unseeded" else made["tune_config"].search_alg._sampler
     if sampler == "unseeded":  # the uninterrupted one begins with the seed that this one draws

@@ -27,9 +27,11 @@ from tests.tuning import trainables
 
 
 def tuner(tmp_path, trainable=trainables.coroutine, space=None, *, name="exp", tune=None, **run):
+    if space is None and (tune is None or tune.search_alg is None):
+        space = {"x": grid_search([0, 1, 2, 3])}
     return Tuner(
         trainable,
-        param_space={"x": grid_search([0, 1, 2, 3])} if space is None else space,
+        param_space=space,
         tune_config=tune or TuneConfig(metric="loss", mode="min"),
         run_config=RunConfig(name=name, local_dir=tmp_path, verbose=0, **run),
     )
@@ -178,6 +180,11 @@ async def test_a_searcher_with_nothing_to_try_ends_the_experiment(tmp_path):
     assert len(results) == 0
 
 
+def test_a_space_that_nobody_would_use_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="Bad has a search space of its own"):
+        tuner(tmp_path, space={"x": 1}, tune=TuneConfig(search_alg=Bad(None)))
+
+
 async def test_num_samples_limits_any_searcher(tmp_path):
     results = await tuner(tmp_path, tune=TuneConfig(search_alg=Bad({"x": 1}), num_samples=3)).fit()
     assert len(results) == 3
@@ -286,7 +293,7 @@ async def test_an_interrupted_search_and_its_restore_propose_what_the_seed_says(
             if self.left == 0:
                 task.cancel()
 
-    task = asyncio.create_task(tuner(tmp_path, space=space, tune=config(), callbacks=[Stops()]).fit())
+    task = asyncio.create_task(tuner(tmp_path, tune=config(), callbacks=[Stops()]).fit())
     with pytest.raises(asyncio.CancelledError):
         await task
     run = RunConfig(verbose=0, callbacks=[Listening()])
