@@ -391,9 +391,7 @@ class TrialTable:
     def _start_over(self, trial_id: str) -> str:
         name, _, config, metadata = self.given(trial_id)
         new_id = self.new_id()
-        prefix = name.removesuffix(
-            f"_{trial_id}"
-        )  # a name that ends in the id, as the Tuner's do, does so again
+        prefix = name.removesuffix(f"_{trial_id}")  # the Tuner's names end in the id: the new one does, too
         self.add(config, new_id, None if prefix == name else f"{prefix}_{new_id}", metadata or None)
         self._records.put(f"replaced/{trial_id}", new_id)
         return new_id
