@@ -8,8 +8,9 @@ Each module has one step of the way from a location to the screen::
     building     what a store says, as reports          places       looks for files, in threads
     scan         one pass over all trials               fields       what a trial says by name
     verifying    all against its checksums              state_files  each frame of the state
+    tuned        what a Tuner stored of itself
     report       the values that are the answers
-    tables       reports for people                     columns, listings, text: what fits, how it reads
+    tables       reports for people                     facts, columns, listings, text: what fits, how it reads
     jsonout      reports for programs, a stated contract (docs/inspect.md)
     screen       the way out                            exits        exit codes
 

@@ -7,7 +7,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from asynctune.inspect import tables
 from asynctune.inspect.directory import list_experiments
-from asynctune.inspect.reading import ManyExperimentsError, Mode, Query, experiment
+from asynctune.inspect.reading import ManyExperimentsError, Query, experiment
+from asynctune.inspect.report import Mode
 from asynctune.inspect.screen import Answer
 from asynctune.inspect.verifying import verify
 
@@ -49,7 +50,7 @@ async def answer_checkpoints(location: str, trial_id: str | None, limit: int) ->
         return "checkpoints", await opened.checkpoints(trial_id, limit), tables.checkpoints_view
 
 
-async def answer_best(location: str, metric: str, mode: Mode, limit: int) -> Answer:
+async def answer_best(location: str, metric: str | None, mode: Mode | None, limit: int) -> Answer:
     """The best trials."""
     async with experiment(location) as opened:
         return "best", await opened.best(metric, mode, limit), tables.best_view

@@ -12,9 +12,10 @@ from typing import Any, Final, Literal
 from asynctune.errors import TrialNotFoundError
 from asynctune.inspect.exits import MetricNotFoundError
 from asynctune.inspect.fields import FIELDS, duration_s, field_value, iteration
-from asynctune.inspect.report import Head, Presence, TrialRow, Writer
+from asynctune.inspect.report import Head, Presence, SavedState, TrialRow, Writer
 from asynctune.inspect.scan import Scan
 from asynctune.inspect.text import path_text, printable
+from asynctune.inspect.tuned import own_objective, tuning
 from asynctune.store.opening import Opening
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import Trial
@@ -27,17 +28,24 @@ _NAMES_LISTED: Final = 20
 
 
 def build_head(
-    store: ExperimentStore, driver: Mapping[str, Any] | None, *, as_of: float, last_change_at: float | None
+    store: ExperimentStore,
+    driver: Mapping[str, Any] | None,
+    states: Mapping[str, SavedState],
+    *,
+    as_of: float,
+    last_change_at: float | None,
 ) -> Head:
     """What a store says of its experiment.
 
     Args:
         store: Open for reading.
         driver: Its `writer_info`, which asks the operating system whether the process lives.
+        states: How far saved states are.
         as_of: The present, seconds since the Unix epoch.
         last_change_at: When the state was written last.
     """
-    opening = store.opening
+    opening, metadata, total = store.opening, store.metadata, len(store.trials)
+    settings, started_over = tuning(metadata, total), store.started_over
     return Head(
         location=path_text(store.location),
         name=path_text(store.location.name),
@@ -48,8 +56,15 @@ def build_head(
         writer=_writer(driver, opening),
         tear=None if opening.tear is None else printable(opening.tear),
         damage=tuple(map(printable, opening.damage)),
-        trials_total=len(store.trials),
-        metadata=store.metadata,
+        trials_total=total,
+        metadata=metadata,
+        epoch=opening.epoch,
+        seq=store.stats().committed_seq,
+        tuning=settings,
+        states=states,
+        objective=own_objective(settings, store.tracked_metric),
+        started_over=started_over,
+        in_place_of={new: old for old, new in started_over.items()},
     )
 
 
@@ -64,7 +79,14 @@ def _writer(info: Mapping[str, Any] | None, opening: Opening) -> Writer:
 
 def trial_row(trial: Trial, head: Head, presence: Presence | None = None) -> TrialRow:
     """A trial with what reports add to it."""
-    return TrialRow(trial, iteration(trial), duration_s(trial, head.trials_as_of), presence)
+    return TrialRow(
+        trial=trial,
+        iteration=iteration(trial),
+        duration_s=duration_s(trial, head.trials_as_of),
+        presence=presence,
+        started_over_as=head.started_over.get(trial.trial_id),
+        in_place_of=head.in_place_of.get(trial.trial_id),
+    )
 
 
 def find_trial(store: ExperimentStore, name: str) -> Trial:

@@ -88,7 +88,9 @@ _output = _options(
     click.option("--no-color", is_flag=True, help="No colors and no other escape sequences."),
 )
 _metric = _options(
-    click.option("--metric", metavar="NAME", help="Also name the trial whose last value of this is best."),
+    click.option(
+        "--metric", metavar="NAME", help="Name the trial whose last value of this is best; outer/inner."
+    ),
     click.option("--mode", type=click.Choice(["min", "max"]), help="Which end of the metric is best."),
 )
 _selection = _options(
@@ -176,8 +178,7 @@ def checkpoints(location: str, trial_id: str | None, limit: int | None, **option
 
 @_inspect.command()
 @_location
-@click.option("--metric", metavar="NAME", required=True, help="The metric, outer/inner for a nested one.")
-@click.option("--mode", type=click.Choice(["min", "max"]), required=True, help="Which end of it is best.")
+@_metric
 @click.option(
     "--limit",
     type=click.IntRange(0),
@@ -187,8 +188,11 @@ def checkpoints(location: str, trial_id: str | None, limit: int | None, **option
     help="Rank N trials; 0: all.",
 )
 @_output
-def best(location: str, metric: str, mode: Any, limit: int, **options: Any) -> Exit:
-    """The trial with the best last value of a metric, its config and checkpoints, and the next best ones."""
+def best(location: str, metric: str | None, mode: Any, limit: int, **options: Any) -> Exit:
+    """The trial with the best last value of a metric, its config and checkpoints, and the next best ones.
+
+    Metric and mode are the experiment's own, where it has some (as a Tuner's has), unless others are given.
+    """
     return _screen(options).answer(answer_best(location, metric, mode, limit))
 
 
@@ -203,10 +207,6 @@ def verify(location: str, **options: Any) -> Exit:
 def _trials(
     location: str, answer: Callable[..., Any], view: Callable[..., Any], rows: int, options: dict[str, Any]
 ) -> Exit:
-    if options["metric"] is not None and options["mode"] is None:
-        raise click.UsageError("--metric needs --mode min or --mode max.")
-    if options["mode"] is not None and options["metric"] is None:
-        raise click.UsageError("--mode needs --metric.")
     screen, limit = _screen(options), options["limit"]
     if options["follow"]:
         if options["as_json"] or not sys.stdout.isatty():
@@ -222,7 +222,7 @@ def _trials(
         limit=rows if limit is None else limit,
         names=_named(options),
         metric=options["metric"],
-        mode=options["mode"] or "max",
+        mode=options["mode"],
     )
     if options["follow"]:
         return screen.follow(follow_trials(location, query, options["interval"]), view)

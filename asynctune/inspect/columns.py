@@ -37,6 +37,7 @@ _PRIORITY: Final = {
     "duration": 5,
     "checkpoint": 6,
     "name": 7,
+    "failures": 8,
 }
 _FIRST_METRIC: Final = 2
 _METRICS: Final = 10
@@ -99,7 +100,7 @@ def trial_columns(
         priority = _FIRST_METRIC if name == first else _SETTINGS + index
         made.append(replace(_column(name, rows, head), priority=priority))
     made += [_column(name, rows, head) for name in ("iteration", "checkpoint", "duration")]
-    if any(row.trial.num_failures > 1 for row in rows):
+    if any(row.trial.num_failures for row in rows):
         made.append(_column("failures", rows, head))
     if any(row.trial.error for row in rows):
         made.append(_column("error", rows, head))

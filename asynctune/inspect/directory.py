@@ -6,10 +6,10 @@ import asyncio
 import os
 
 from asynctune.clock import Clock, SystemClock
-from asynctune.errors import AsynctuneError, ExperimentNotFoundError
+from asynctune.errors import AsynctuneError, ConfigError, ExperimentNotFoundError
 from asynctune.inspect.places import experiments_in
-from asynctune.inspect.reading import Inspection, Mode, Query
-from asynctune.inspect.report import ExperimentLine, ExperimentsReport, Problem
+from asynctune.inspect.reading import Inspection, Query
+from asynctune.inspect.report import ExperimentLine, ExperimentsReport, Mode, Problem
 from asynctune.inspect.text import path_text, printable
 from asynctune.store.opening import local_path
 from asynctune.store.store import ExperimentStore
@@ -18,14 +18,24 @@ __all__ = ["list_experiments"]
 
 
 async def list_experiments(
-    location: str, metric: str | None, mode: Mode, clock: Clock | None = None
+    location: str, metric: str | None, mode: Mode | None, clock: Clock | None = None
 ) -> ExperimentsReport:
     """One line for each experiment in a directory of them; one that cannot be read is a line and a problem.
 
+    Args:
+        location: The directory.
+        metric: Metric by which to name the best trials; `None`: each experiment's own, if it has one.
+        mode: Which end of it is best; `None` without a metric.
+        clock: Time.
+
     Raises:
+        ConfigError: A metric without a mode, or the reverse.
         ExperimentNotFoundError: There is none.
         OSError: The directory cannot be listed.
     """
+    if (metric is None) != (mode is None):
+        given, missing = ("--metric", "--mode") if mode is None else ("--mode", "--metric")
+        raise ConfigError(f"{given} needs {missing} for a directory of experiments")
     clock, location = clock or SystemClock(), local_path(location)
     names = await asyncio.to_thread(experiments_in, location)
     lines = [await _line(os.path.join(location, name), name, metric, mode, clock) for name in names]
@@ -42,7 +52,9 @@ async def list_experiments(
     )
 
 
-async def _line(location: str, name: str, metric: str | None, mode: Mode, clock: Clock) -> ExperimentLine:
+async def _line(
+    location: str, name: str, metric: str | None, mode: Mode | None, clock: Clock
+) -> ExperimentLine:
     shown, where = path_text(name), path_text(location)
     try:
         async with await ExperimentStore.open(location, mode="read") as store:
@@ -53,5 +65,11 @@ async def _line(location: str, name: str, metric: str | None, mode: Mode, clock:
     except (AsynctuneError, OSError) as error:
         return ExperimentLine(name=shown, location=where, error=printable(str(error)))
     return ExperimentLine(
-        name=shown, location=where, head=report.head, counts=report.counts, best=report.best
+        name=shown,
+        location=where,
+        head=report.head,
+        counts=report.counts,
+        best=report.best,
+        metric=report.metric,
+        mode=report.mode,
     )

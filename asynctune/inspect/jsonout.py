@@ -23,9 +23,11 @@ from asynctune.inspect.report import (
     ExperimentsReport,
     Head,
     Problem,
+    SavedState,
     TrialReport,
     TrialRow,
     TrialsReport,
+    Tuning,
     VerifyReport,
 )
 from asynctune.inspect.text import path_text
@@ -109,7 +111,10 @@ def _fields(report: Report) -> dict[str, Any]:
                 "experiment": _head(report.head),
                 "trials_by_status": _counts(report.counts),
                 "trials_matching": report.matching,
-                "metric": report.metric,
+                "failures": report.failures,
+                "retries": report.retries,
+                "metric": _name(report.metric),
+                "mode": report.mode,
                 "best": None if report.best is None else _trial(report.best),
                 "trials": map(_trial, report.rows),
             }
@@ -131,7 +136,7 @@ def _fields(report: Report) -> dict[str, Any]:
         case BestReport():
             return {
                 "experiment": _head(report.head),
-                "metric": report.metric,
+                "metric": _name(report.metric),
                 "mode": report.mode,
                 "trials_ranked": report.ranked,
                 "best": _trial(report.ranking[0]),
@@ -143,7 +148,7 @@ def _fields(report: Report) -> dict[str, Any]:
         case ExperimentsReport():
             return {
                 "location": report.location,
-                "metric": report.metric,
+                "metric": _name(report.metric),
                 "experiments": map(_experiment, report.lines),
             }
 
@@ -182,7 +187,42 @@ def _head(head: Head) -> dict[str, Any]:
         "tear": head.tear,
         "damage": list(head.damage),
         "trials_total": head.trials_total,
+        "trials_started_over": len(head.started_over),
+        "metric": None if head.objective is None else _text(head.objective[0]),
+        "mode": None if head.objective is None else head.objective[1],
+        "epoch": head.epoch,
+        "seq": head.seq,
+        "saved_states": {name: _saved_state(state) for name, state in head.states.items()},
+        "tuner": None if head.tuning is None else _tuning(head.tuning),
         "metadata": json_value(head.metadata),
+    }
+
+
+def _saved_state(state: SavedState) -> dict[str, Any]:
+    return {"seq": state.seq, "events_behind": state.events_behind, "error": state.error}
+
+
+def _tuning(tuning: Tuning) -> dict[str, Any]:
+    return {
+        "form": tuning.form,
+        "trainable": tuning.trainable,
+        "trainable_kind": tuning.kind,
+        "runner": tuning.runner,
+        "searcher": tuning.searcher,
+        "search": tuning.search,
+        "scheduler": tuning.scheduler,
+        "callbacks": list(tuning.callbacks),
+        "num_samples": tuning.num_samples,
+        "grid_size": tuning.grid_size,
+        "samples_planned": tuning.samples_planned,
+        "samples_proposed": tuning.samples_proposed,
+        "max_concurrent_trials": tuning.max_concurrent_trials,
+        "stop": json_value(tuning.stop),
+        "stop_function": tuning.stop_function,
+        "max_failures": tuning.max_failures,
+        "fail_fast": tuning.fail_fast,
+        "restores": tuning.restores,
+        "finished": tuning.finished,
     }
 
 
@@ -207,6 +247,8 @@ def _trial(row: TrialRow) -> dict[str, Any]:
         "num_checkpoints": len(trial.checkpoints),
         "checkpoint_step": None if latest is None else latest.step,
         "checkpoint_presence": row.presence,
+        "started_over_as": _name(row.started_over_as),
+        "in_place_of": _name(row.in_place_of),
     }
 
 
@@ -231,6 +273,8 @@ def _experiment(line: ExperimentLine) -> dict[str, Any]:
         "location": line.location,
         "experiment": None if line.head is None else _head(line.head),
         "trials_by_status": _counts(line.counts) if line.head is not None else None,
+        "metric": _name(line.metric),
+        "mode": line.mode,
         "best": None if line.best is None else _trial(line.best),
         "begun": line.begun,
         "error": line.error,
@@ -244,6 +288,10 @@ def _problem(problem: Problem) -> dict[str, Any]:
         "step": problem.step,
         "message": _text(problem.message),
     }
+
+
+def _name(name: str | None) -> str | None:
+    return None if name is None else _text(name)
 
 
 def _counts(counts: Mapping[TrialStatus, int]) -> dict[str, int]:

@@ -72,9 +72,10 @@ def experiment_columns(lines: Sequence[ExperimentLine], as_of: float, metric: st
             cells = tuple(str(line.counts.get(status, 0) or DASH) for line in lines)
             priority = _STATUS_PRIORITY.get(status, _OTHERS)
             columns.append(Column(status.value, status.value.lower(), cells, right=True, priority=priority))
-    if metric is not None:
-        cells = tuple(_best(line, metric) for line in lines)
-        columns.append(Column("best", f"best {printable(metric)}", cells, right=True, priority=4))
+    if any(line.best is not None for line in lines) or metric is not None:
+        cells = tuple(_best(line, named=metric is None) for line in lines)
+        title = "best" if metric is None else f"best {printable(metric)}"
+        columns.append(Column("best", title, cells, right=metric is not None, priority=4))
         ids = tuple(DASH if line.best is None else printable(line.best.trial.trial_id) for line in lines)
         columns.append(Column("best trial", "best trial", ids, priority=_OTHERS + 1))
     return columns
@@ -96,5 +97,8 @@ def _total(line: ExperimentLine) -> str:
     return DASH if line.head is None else str(line.head.trials_total)
 
 
-def _best(line: ExperimentLine, metric: str) -> str:
-    return DASH if line.best is None else metric_number(find_value(line.best.trial.last_result, metric))
+def _best(line: ExperimentLine, *, named: bool) -> str:
+    if line.best is None or line.metric is None:
+        return DASH
+    value = metric_number(find_value(line.best.trial.last_result, line.metric))
+    return f"{printable(line.metric)} = {value}" if named else value

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final
 
 from asynctune.clock import Clock, SystemClock
 from asynctune.errors import ConfigError, CorruptStateError, ExperimentNotFoundError, TrialNotFoundError
@@ -22,20 +22,22 @@ from asynctune.inspect.report import (
     CheckpointEntry,
     CheckpointsReport,
     Head,
+    Mode,
     Problem,
+    SavedState,
     TrialReport,
     TrialRow,
     TrialsReport,
 )
 from asynctune.inspect.scan import Order, Scan
 from asynctune.inspect.text import count, path_text, printable
+from asynctune.inspect.tuned import objective, saved_states
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import Checkpoint, Trial, TrialStatus
 
 __all__ = [
     "Inspection",
     "ManyExperimentsError",
-    "Mode",
     "Query",
     "experiment",
     "follow_trials",
@@ -44,8 +46,6 @@ __all__ = [
 _TRIALS_BETWEEN_YIELDS: Final = 500
 _NAMES_LISTED: Final = 10
 _REST: Final = 4  # seconds of rest for each second of looking
-
-Mode = Literal["min", "max"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +57,8 @@ class Query:
         order: Sort order; `None`: as created.
         limit: At most so many; 0: all.
         names: Columns and metrics that the reader named, which must exist.
-        metric: Metric by which to name the best trial.
-        mode: Which end of it is best.
+        metric: Metric by which to name the best trial; `None`: the experiment's own, if it has one.
+        mode: Which end of it is best; `None`: as the experiment says.
     """
 
     statuses: tuple[TrialStatus, ...] = ()
@@ -66,7 +66,7 @@ class Query:
     limit: int = 0
     names: tuple[str, ...] = ()
     metric: str | None = None
-    mode: Mode = "max"
+    mode: Mode | None = None
 
 
 class Inspection:
@@ -84,7 +84,8 @@ class Inspection:
     async def head(self) -> Head:
         """What is said of the experiment whatever was asked."""
         changed, driver = await asyncio.to_thread(lambda: (last_change(self.path), self._store.writer_info))
-        return build_head(self._store, driver, as_of=self._clock.time(), last_change_at=changed)
+        states = await saved_states(self._store)
+        return build_head(self._store, driver, states, as_of=self._clock.time(), last_change_at=changed)
 
     async def catch_up(self) -> None:
         """Take over what was committed meanwhile."""
@@ -101,8 +102,8 @@ class Inspection:
         except TrialNotFoundError:
             return False
 
-    async def unreadable_trials(self) -> AsyncIterator[Problem]:
-        """A problem for each trial whose records have valid checksums and make no sense all the same."""
+    async def unreadable_records(self) -> AsyncIterator[Problem]:
+        """A problem for each trial, and each saved state, whose records have valid checksums and make no sense."""
         listed = self._store.trials
         for index in range(len(listed)):
             if index % _TRIALS_BETWEEN_YIELDS == 0:
@@ -111,27 +112,41 @@ class Inspection:
                 _ = listed[index]
             except CorruptStateError as error:
                 yield Problem("state", printable(str(error)))
+        for problem in _unreadable(await saved_states(self._store)):
+            yield problem
 
     async def trials(self, query: Query) -> TrialsReport:
         """The trials that match.
 
         Raises:
             MetricNotFoundError: No trial has a name that was asked for.
+            ConfigError: A metric without a mode, or the reverse, that the experiment does not name itself.
         """
         head = await self.head()
-        scan = await self._scan(query.statuses, query.order, query.limit, head)
+        metric, mode = objective(head, query.metric, query.mode) or (None, None)
+        as_of = head.trials_as_of
+        scan = Scan(statuses=query.statuses, order=query.order, limit=query.limit, as_of=as_of)
+        ranking = None if metric is None else _ranking(metric, mode, 1, head)
+        async for trial in self._each_trial():
+            scan.add(trial)
+            if ranking is not None:
+                ranking.add(trial)
         rows = await self._rows(scan.chosen(), head)
         check_names(query.names, scan, rows)
         left_out = _left_out(scan, rows)
-        best = None if query.metric is None else await self._best(query.metric, query.mode, head)
+        best = [] if ranking is None else await self._rows(ranking.chosen(), head)
         return TrialsReport(
             head=head,
             counts=scan.counts,
             matching=scan.matched.total(),
             left_out=left_out,
             rows=tuple(rows),
-            best=best,
-            metric=query.metric,
+            best=best[0] if best else None,
+            metric=metric,
+            mode=mode,
+            failures=scan.failures,
+            failed_trials=scan.failed_trials,
+            retries=scan.retries,
             problems=(*_damage(head), *missing_problems(_newest(rows))),
         )
 
@@ -175,15 +190,23 @@ class Inspection:
             problems=(*_damage(head), *missing_problems(entries)),
         )
 
-    async def best(self, metric: str, mode: Mode, limit: int) -> BestReport:
+    async def best(self, metric: str | None, mode: Mode | None, limit: int) -> BestReport:
         """The trials with the best last value of `metric`, best first; of equal ones the older.
 
         Raises:
             MetricNotFoundError: No trial has reported a number for it.
+            ConfigError: Metric or mode was left out, and the experiment does not name its own.
         """
         head = await self.head()
-        order = Order(metric, descending=mode == "max", numbers_only=True)
-        scan = await self._scan((), order, limit, head)
+        asked = objective(head, metric, mode)
+        if asked is None:
+            raise ConfigError(
+                "best by what? The experiment names no metric: give --metric NAME and --mode min|max"
+            )
+        metric, mode = asked
+        scan = _ranking(metric, mode, limit, head)
+        async for trial in self._each_trial():
+            scan.add(trial)
         if not scan.with_value:
             raise no_such_name(metric, scan)
         rows = await self._rows(scan.chosen(), head)
@@ -199,19 +222,6 @@ class Inspection:
         )
 
     # -- one step each -------------------------------------------------------------------------------------
-
-    async def _scan(
-        self, statuses: Iterable[TrialStatus], order: Order | None, limit: int, head: Head
-    ) -> Scan:
-        scan = Scan(statuses=statuses, order=order, limit=limit, as_of=head.trials_as_of)
-        async for trial in self._each_trial():
-            scan.add(trial)
-        return scan
-
-    async def _best(self, metric: str, mode: Mode, head: Head) -> TrialRow | None:
-        scan = await self._scan((), Order(metric, descending=mode == "max", numbers_only=True), 1, head)
-        rows = await self._rows(scan.chosen(), head)
-        return rows[0] if rows else None
 
     async def _each_trial(self) -> AsyncIterator[Trial]:
         for index, trial in enumerate(self._store.trials):
@@ -299,8 +309,17 @@ def _left_out(scan: Scan, rows: Sequence[TrialRow]) -> Mapping[TrialStatus, int]
     return {status: scan.matched[status] - shown[status] for status in TrialStatus}
 
 
+def _ranking(metric: str, mode: Mode | None, limit: int, head: Head) -> Scan:
+    order = Order(metric, descending=mode == "max", numbers_only=True)
+    return Scan(order=order, limit=limit, as_of=head.trials_as_of)
+
+
 def _damage(head: Head) -> list[Problem]:
-    return [Problem("state", message) for message in head.damage]
+    return [*(Problem("state", message) for message in head.damage), *_unreadable(head.states)]
+
+
+def _unreadable(states: Mapping[str, SavedState]) -> list[Problem]:
+    return [Problem("state", state.error) for state in states.values() if state.error is not None]
 
 
 def _newest(rows: Iterable[TrialRow]) -> Iterator[CheckpointEntry]:

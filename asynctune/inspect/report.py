@@ -18,11 +18,14 @@ __all__ = [
     "ExperimentLine",
     "ExperimentsReport",
     "Head",
+    "Mode",
     "Presence",
     "Problem",
+    "SavedState",
     "TrialReport",
     "TrialRow",
     "TrialsReport",
+    "Tuning",
     "VerifyReport",
     "Writer",
 ]
@@ -30,6 +33,9 @@ __all__ = [
 Presence = Literal["present", "missing", "deleted", "elsewhere"]
 """Where a checkpoint's files are: here; not where they should be; deleted by retention since the record was
 read; in the mirror alone."""
+
+Mode = Literal["min", "max"]
+"""Which end of a metric is best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,72 @@ class Writer:
 
 
 @dataclass(frozen=True, slots=True)
+class SavedState:
+    """How far the saved state of a searcher, a scheduler or the like is.
+
+    Attributes:
+        seq: The commit whose events it knows; `None` where the record cannot be read.
+        events_behind: How many later events a Tuner would tell it again when it restores; `None` where nobody knows.
+        error: Why it cannot be read, printable.
+    """
+
+    seq: int | None
+    events_behind: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """What a Tuner stored of itself; texts are printable, and `None` is what is not known, unless it says more.
+
+    Attributes:
+        form: Of its settings.
+        trainable: Name of it.
+        kind: `function`, `coroutine` or `class`.
+        runner: Name of a given one; `None`: the one for this kind.
+        searcher: Name of a given one; `None`: the built-in one; `unknown`.
+        search: What searches, in words.
+        scheduler: Name of a given one; `None`: first in, first out; `unknown`.
+        callbacks: Names of them.
+        metric: What is tuned.
+        mode: Which end of it is best.
+        num_samples: As given; -1: without end.
+        grid_size: Combinations of the grids, each of which is a sample; 1 for a given searcher.
+        samples_planned: How many configs are proposed in all; `None` also for a search without end.
+        samples_proposed: How many were.
+        max_concurrent_trials: As given.
+        stop: As given, where that was a mapping.
+        stop_function: Name of it.
+        max_failures: How often a trial is tried again; -1: without end.
+        fail_fast: Whether one failure ends all.
+        restores: How often the experiment was restored and went on.
+        finished: Whether nothing is left to do.
+    """
+
+    form: int | None
+    trainable: str | None
+    kind: str | None
+    runner: str | None
+    searcher: str | None
+    search: str
+    scheduler: str | None
+    callbacks: tuple[str, ...]
+    metric: str | None
+    mode: str | None
+    num_samples: int | None
+    grid_size: int | None
+    samples_planned: int | None
+    samples_proposed: int
+    max_concurrent_trials: int | None
+    stop: Mapping[Any, Any] | None
+    stop_function: str | None
+    max_failures: int | None
+    fail_fast: bool | str | None
+    restores: int
+    finished: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class Head:
     """What is said of an experiment whatever was asked.
 
@@ -66,8 +138,15 @@ class Head:
         writer: Who has it open.
         tear: What a crash left behind at the end of the journal, or `None`.
         damage: Damaged files of the state that another generation made good.
-        trials_total: How many trials it has.
-        metadata: The driver's notes.
+        trials_total: How many trials it has, those that were started over left out.
+        metadata: The driver's notes, and a Tuner's settings.
+        epoch: How often it was opened for writing.
+        seq: Its newest commit.
+        tuning: What a Tuner stored of itself; `None` where it is none's.
+        states: Saved states by what they belong to, `searcher`, `scheduler` or `callbacks`.
+        objective: Its own metric and mode.
+        started_over: Ids of trials that were started over, each with the id of the new one.
+        in_place_of: The inverse.
     """
 
     location: str
@@ -81,6 +160,13 @@ class Head:
     damage: tuple[str, ...]
     trials_total: int
     metadata: Mapping[str, Any]
+    epoch: int = 0
+    seq: int = 0
+    tuning: Tuning | None = None
+    states: Mapping[str, SavedState] = field(default_factory=dict)
+    objective: tuple[str, Mode] | None = None
+    started_over: Mapping[str, str] = field(default_factory=dict)
+    in_place_of: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def trials_as_of(self) -> float:
@@ -116,12 +202,16 @@ class TrialRow:
         iteration: See `fields.iteration`.
         duration_s: See `fields.duration_s`.
         presence: Whether the files of its newest checkpoint are where they should be; `None` without one.
+        started_over_as: Id of the trial that was made to start this one over, where one was.
+        in_place_of: Id of the failed trial that this one started over, where it did.
     """
 
     trial: Trial
     iteration: int
     duration_s: float | None
     presence: Presence | None = None
+    started_over_as: str | None = None
+    in_place_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +232,12 @@ class TrialsReport:
         matching: How many trials match the filter.
         left_out: By status, how many of those are not among `rows`.
         rows: The trials to show, in order.
-        best: The best trial, where a metric was given.
-        metric: That metric.
+        best: The best trial by `metric`.
+        metric: As asked for, else the experiment's own; `None` without any.
+        mode: Which end of it is best.
+        failures: Of all trials together, those that were tried again included.
+        failed_trials: How many trials have failed, for good or not.
+        retries: How many of the failures were not the end of their trial.
         problems: What was found.
     """
 
@@ -154,6 +248,10 @@ class TrialsReport:
     rows: tuple[TrialRow, ...]
     best: TrialRow | None = None
     metric: str | None = None
+    mode: Mode | None = None
+    failures: int = 0
+    failed_trials: int = 0
+    retries: int = 0
     problems: tuple[Problem, ...] = ()
 
 
@@ -186,7 +284,7 @@ class BestReport:
 
     head: Head
     metric: str
-    mode: Literal["min", "max"]
+    mode: Mode
     ranked: int
     ranking: tuple[TrialRow, ...]
     checkpoints: tuple[CheckpointEntry, ...]
@@ -226,7 +324,8 @@ class VerifyReport:
 class ExperimentLine:
     """One experiment of a directory of them; `error` instead of the rest where it cannot be read.
 
-    One that is not `begun` has nothing in it yet: it is being created, or its creation was cut short.
+    `best` is by `metric`, the one that was asked for or its own. One that is not `begun` has nothing in it yet: it
+    is being created, or its creation was cut short.
     """
 
     name: str
@@ -234,6 +333,8 @@ class ExperimentLine:
     head: Head | None = None
     counts: Mapping[TrialStatus, int] = field(default_factory=dict)
     best: TrialRow | None = None
+    metric: str | None = None
+    mode: Mode | None = None
     error: str | None = None
     begun: bool = True
 

@@ -52,6 +52,9 @@ class Scan:
         counts: How many trials have each status, matching or not.
         matched: How many trials match the filter, by status.
         with_value: How many of those have a value to sort by.
+        failures: How often trials have failed, matching or not.
+        failed_trials: How many trials have.
+        retries: How many of the failures were not the end of their trial.
         metrics: Names of the metrics seen, in order of appearance; a sample where trials differ much.
         settings: Names of the hyperparameters seen, likewise.
     """
@@ -67,6 +70,9 @@ class Scan:
         self.counts: Counter[TrialStatus] = Counter()
         self.matched: Counter[TrialStatus] = Counter()
         self.with_value = 0
+        self.failures = 0
+        self.failed_trials = 0
+        self.retries = 0
         self.metrics: dict[str, None] = {}
         self.settings: dict[str, None] = {}
         self._statuses = frozenset(statuses)
@@ -79,6 +85,10 @@ class Scan:
     def add(self, trial: Trial) -> None:
         """Take the next trial."""
         self.counts[trial.status] += 1
+        if trial.num_failures:
+            self.failed_trials += 1
+            self.failures += trial.num_failures
+            self.retries += trial.num_failures - (trial.status is TrialStatus.ERROR)
         self._remember_names(trial)
         if self._statuses and trial.status not in self._statuses:
             return

@@ -14,6 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from asynctune.inspect.columns import GAP, Column, chosen_columns, fit_columns, trial_columns
+from asynctune.inspect.facts import (
+    counts_text,
+    experiment_facts,
+    facts_grid,
+    metric_value,
+    status_text,
+    times_text,
+    trial_facts,
+)
 from asynctune.inspect.listings import checkpoint_columns, experiment_columns
 from asynctune.inspect.report import (
     BestReport,
@@ -29,17 +38,12 @@ from asynctune.inspect.report import (
 )
 from asynctune.inspect.text import (
     DASH,
-    ago,
-    clock_time,
     count,
-    duration,
     flatten,
-    metric_number,
     printable,
     setting,
     size,
 )
-from asynctune.metrics import find_value
 from asynctune.trial import TrialStatus
 
 __all__ = [
@@ -57,17 +61,6 @@ __all__ = [
 WIDE: Final = 100_000
 """A width that everything fits."""
 
-_STATUS_STYLES: Final = {
-    "RUNNING": "cyan",
-    "TERMINATED": "green",
-    "ERROR": "red",
-    "PAUSED": "yellow",
-    "PENDING": "dim",
-    "MISSING": "red",
-    "live": "cyan",
-    "dead": "yellow",
-    "cannot be read": "red",
-}
 _NAMES_LISTED: Final = 12
 _PROBLEMS_LISTED: Final = 20
 
@@ -91,7 +84,7 @@ class Layout:
 
 def summary_view(report: TrialsReport, layout: Layout) -> RenderableType:
     """The experiment, then its trials."""
-    return Group(_head(report), Text(), trials_view(report, layout))
+    return Group(facts_grid(experiment_facts(report)), Text(), trials_view(report, layout))
 
 
 def trials_view(report: TrialsReport, layout: Layout) -> RenderableType:
@@ -102,7 +95,7 @@ def trials_view(report: TrialsReport, layout: Layout) -> RenderableType:
     left_out = sum(report.left_out.values())
     if left_out:
         verb = "is" if left_out == 1 else "are"
-        statuses = _counts(report.left_out)
+        statuses = counts_text(report.left_out)
         parts.append(
             Text(
                 f"... {count(left_out, 'more trial')} {verb} not shown ({statuses}); --limit 0 shows all",
@@ -114,17 +107,8 @@ def trials_view(report: TrialsReport, layout: Layout) -> RenderableType:
 
 def trial_view(report: TrialReport, layout: Layout) -> RenderableType:
     """Everything about one trial."""
-    row, trial = report.row, report.row.trial
-    facts = {"trial": Text(printable(trial.trial_id), "bold")}
-    if trial.trial_name != trial.trial_id:
-        facts["name"] = Text(printable(trial.trial_name))
-    facts["status"] = _status(trial.status.value)
-    facts["iterations"] = Text(f"{row.iteration} ({count(trial.num_results, 'result')})")
-    facts["times"] = Text(_times(row, report.head))
-    facts["directory"] = Text(report.directory)
-    if trial.num_failures:
-        facts["failures"] = Text(str(trial.num_failures))
-    parts: list[RenderableType] = [_facts(facts)]
+    trial = report.row.trial
+    parts: list[RenderableType] = [facts_grid(trial_facts(report))]
     for title, values in (
         ("config", trial.config),
         ("last result", trial.last_result),
@@ -132,7 +116,8 @@ def trial_view(report: TrialReport, layout: Layout) -> RenderableType:
     ):
         parts += _block(title, values)
     if trial.error:
-        parts += [Text(), Text("error", "bold"), Text(printable(trial.error.rstrip(), keep="\n"), "red")]
+        title = "error" if trial.status is TrialStatus.ERROR else "last error"
+        parts += [Text(), Text(title, "bold"), Text(printable(trial.error.rstrip(), keep="\n"), "red")]
     if report.checkpoints:
         parts += [
             Text(),
@@ -156,16 +141,18 @@ def checkpoints_view(report: CheckpointsReport, layout: Layout) -> RenderableTyp
 def best_view(report: BestReport, layout: Layout) -> RenderableType:
     """The winner with its config and checkpoints, then those that came next."""
     row = report.ranking[0]
-    value = metric_number(_metric(row, report.metric))
+    value = metric_value(row, report.metric)
     facts = {
         "best": Text.assemble(
             (f"{printable(report.metric)} = {value}", "bold"),
             f" ({report.mode} of {count(report.ranked, 'trial')} that reported it)",
         ),
-        "trial": Text.assemble((printable(row.trial.trial_id), "bold"), " ", _status(row.trial.status.value)),
-        "iterations": Text(f"{row.iteration}, {_times(row, report.head)}"),
+        "trial": Text.assemble(
+            (printable(row.trial.trial_id), "bold"), " ", status_text(row.trial.status.value)
+        ),
+        "iterations": Text(f"{row.iteration}, {times_text(row, report.head)}"),
     }
-    parts: list[RenderableType] = [_facts(facts), *_block("config", row.trial.config)]
+    parts: list[RenderableType] = [facts_grid(facts), *_block("config", row.trial.config)]
     if report.checkpoints:
         parts += [
             Text(),
@@ -198,61 +185,17 @@ def verify_view(report: VerifyReport, layout: Layout) -> RenderableType:
     }
     if report.head is not None and report.head.tear:
         facts["tear"] = Text(report.head.tear, "yellow")
-    for note in report.notes:
-        facts["note"] = Text(note, "yellow")
+    if report.notes:
+        facts["notes" if len(report.notes) > 1 else "note"] = Text("\n".join(report.notes), "yellow")
     verdict = Text("intact: everything matches its checksums", "green")
     if report.problems:
         verdict = Text(f"NOT intact: {count(len(report.problems), 'problem')}", "red bold")
-    return Group(_facts({"location": Text(report.location)} | facts), verdict, *_problems(report.problems))
+    return Group(
+        facts_grid({"location": Text(report.location)} | facts), verdict, *_problems(report.problems)
+    )
 
 
 # -- parts -------------------------------------------------------------------------------------------------
-
-
-def _head(report: TrialsReport) -> RenderableType:
-    head = report.head
-    changed = "" if head.last_change_at is None else f", last change {ago(head.last_change_at, head.as_of)}"
-    facts = {
-        "experiment": Text.assemble((head.name, "bold"), f"  {head.experiment_id}"),
-        "location": Text(head.location),
-        "created": Text(f"{clock_time(head.created_at)}{changed}"),
-        "driver": _driver(head, report.counts.get(TrialStatus.RUNNING, 0)),
-        "trials": Text(
-            f"{head.trials_total:,}" + (f": {_counts(report.counts)}" if head.trials_total else "")
-        ),
-    }
-    if report.best is not None and report.metric is not None:
-        value = metric_number(_metric(report.best, report.metric))
-        facts["best"] = Text(f"{printable(report.metric)} = {value}, {printable(report.best.trial.trial_id)}")
-    if head.tear:
-        facts["tear"] = Text(head.tear, "yellow")
-    if head.metadata:
-        shown = list(flatten(head.metadata))
-        text = ", ".join(f"{printable(name)}={setting(value)}" for name, value in shown[:_NAMES_LISTED])
-        facts["metadata"] = Text(text + (", ..." if len(shown) > _NAMES_LISTED else ""))
-    return _facts(facts)
-
-
-def _driver(head: Head, running: int) -> Text:
-    writer = head.writer
-    who = f"pid {writer.pid} on {printable(writer.hostname or '?')}"
-    since = (
-        ""
-        if writer.since is None
-        else f" since {clock_time(writer.since)} ({duration(head.as_of - writer.since)})"
-    )
-    if writer.state == "live":
-        return Text.assemble(("live", "cyan"), f": {who}{since}")
-    if writer.state == "unknown":
-        return Text(f"{who}{since}; whether it is alive cannot be told from here")
-    gone = f"none; the last, {who}, ended without closing"
-    if writer.state == "closed":
-        when = "" if writer.closed_at is None else f" {ago(writer.closed_at, head.as_of)}"
-        gone = f"none; the last, {who}, closed{when}"
-    if running:
-        verb = "trial has" if running == 1 else "trials have"
-        return Text.assemble(gone, "; ", (f"{running:,} RUNNING {verb} no live driver", "yellow"))
-    return Text(gone)
 
 
 def _trial_table(
@@ -297,42 +240,17 @@ def _cell(name: str, text: str) -> Text:
     if name == "checkpoint" and text.endswith("MISSING"):
         return Text(text, "red")
     return (
-        _status(text)
+        status_text(text)
         if name in {"status", "files are", "driver"}
         else Text(text, "dim" if text == DASH else "")
     )
-
-
-def _status(text: str) -> Text:
-    return Text(text, _STATUS_STYLES.get(text, ""))
-
-
-def _facts(facts: Mapping[str, Text]) -> RenderableType:
-    grid = Table.grid(padding=(0, GAP, 0, 0))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for label, value in facts.items():
-        grid.add_row(label, value)
-    return grid
 
 
 def _block(title: str, values: Mapping[Any, Any]) -> list[RenderableType]:
     if not values:
         return []
     facts = {f"  {printable(name)}": Text(setting(value)) for name, value in flatten(values)}
-    return [Text(), Text(title, "bold"), _facts(facts)]
-
-
-def _times(row: TrialRow, head: Head) -> str:
-    trial = row.trial
-    if trial.started_at is None:
-        return f"created {clock_time(trial.created_at)}, not started"
-    end = "" if trial.ended_at is None else f", ended {ago(trial.ended_at, head.as_of)}"
-    return f"{duration(row.duration_s)} from {clock_time(trial.started_at)}{end}"
-
-
-def _counts(counts: Mapping[TrialStatus, int]) -> str:
-    return ", ".join(f"{counts[status]:,} {status.value}" for status in TrialStatus if counts.get(status))
+    return [Text(), Text(title, "bold"), facts_grid(facts)]
 
 
 def _problems(problems: Iterable[Problem]) -> list[RenderableType]:
@@ -343,7 +261,3 @@ def _problems(problems: Iterable[Problem]) -> list[RenderableType]:
     if more := len(listed) - len(lines):
         lines.append(Text(f"... and {count(more, 'more problem')}; --json lists all", "red"))
     return [*lines]
-
-
-def _metric(row: TrialRow, metric: str) -> Any:
-    return find_value(row.trial.last_result, metric)

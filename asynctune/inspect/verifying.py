@@ -69,7 +69,7 @@ async def _verify_opened(opened: Inspection, progress: Progress | None) -> Verif
     files = LocalFiles()
     check = await asyncio.to_thread(check_state, opened.path, files, live=live)
     report = _of_state(
-        head.location, check, (*check.problems, *[p async for p in opened.unreadable_trials()])
+        head.location, check, (*check.problems, *[p async for p in opened.unreadable_records()])
     )
     tally = await _check_checkpoints(opened, list(_records(check)), files, progress)
     return replace(

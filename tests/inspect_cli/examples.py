@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from asynctune.inspect.building import trial_row
-from asynctune.inspect.report import CheckpointEntry, Head, Presence, TrialRow, Writer
+from asynctune.inspect.report import CheckpointEntry, Head, Presence, TrialRow, Tuning, Writer
 from asynctune.trial import Checkpoint, Trial, TrialStatus
 
 START = 1_700_000_000.0
@@ -64,6 +64,33 @@ def a_head(**given: Any) -> Head:
         "metadata": {},
     }
     return Head(**(fields | given))
+
+
+def a_tuning(**given: Any) -> Tuning:
+    fields: dict[str, Any] = {
+        "form": 1,
+        "trainable": "train",
+        "kind": "function",
+        "runner": None,
+        "searcher": None,
+        "search": "random and grid search",
+        "scheduler": "Halving",
+        "callbacks": ("Log",),
+        "metric": "loss",
+        "mode": "min",
+        "num_samples": 2,
+        "grid_size": 4,
+        "samples_planned": 8,
+        "samples_proposed": 6,
+        "max_concurrent_trials": None,
+        "stop": {"training_iteration": 8},
+        "stop_function": None,
+        "max_failures": 2,
+        "fail_fast": False,
+        "restores": 3,
+        "finished": False,
+    }
+    return Tuning(**(fields | given))
 
 
 def a_row(

@@ -14,6 +14,7 @@ from asynctune.inspect.report import (
     ExperimentLine,
     ExperimentsReport,
     Problem,
+    SavedState,
     TrialReport,
     TrialsReport,
     VerifyReport,
@@ -21,7 +22,7 @@ from asynctune.inspect.report import (
 )
 from asynctune.inspect.screen import View
 from asynctune.trial import TrialStatus
-from tests.inspect_cli.examples import NOW, START, a_checkpoint, a_head, a_row, an_entry
+from tests.inspect_cli.examples import NOW, START, a_checkpoint, a_head, a_row, a_tuning, an_entry
 
 HEAD: Final = a_head(
     trials_total=6,
@@ -31,7 +32,19 @@ HEAD: Final = a_head(
         "seeds": (1, 2),
         "blob": b"\x00\xff",
         "when": datetime(2026, 1, 2, tzinfo=UTC),
+        "asynctune.progress": {"finished": False},
     },
+    epoch=4,
+    seq=120,
+    tuning=a_tuning(),
+    states={
+        "searcher": SavedState(118, events_behind=3),
+        "scheduler": SavedState(119),
+        "callbacks": SavedState(None, error="the saved state of the callbacks cannot be read"),
+    },
+    objective=("loss", "min"),
+    started_over={"3f9ac_00001": "3f9ac_00002", "3f9ac_00002": "3f9ac_00005"},
+    in_place_of={"3f9ac_00002": "3f9ac_00001", "3f9ac_00005": "3f9ac_00002"},
 )
 ROWS: Final = (
     a_row(0, "present", checkpoints=(a_checkpoint(4), a_checkpoint(8)), metadata={"host": "gpu1"}),
@@ -43,6 +56,7 @@ ROWS: Final = (
         error='Traceback (most recent call last):\n  File "t.py", line 3\nRuntimeError: out of memory\n',
         num_failures=2,
         checkpoints=(a_checkpoint(2, 2, path=None),),
+        head=HEAD,
     ),
     a_row(
         3,
@@ -71,6 +85,10 @@ TRIALS: Final = TrialsReport(
     rows=ROWS,
     best=ROWS[0],
     metric="loss",
+    mode="min",
+    failures=4,
+    failed_trials=2,
+    retries=3,
     problems=(MISSING,),
 )
 
@@ -128,7 +146,13 @@ REPORTS: Final[dict[str, tuple[Report, View]]] = {
             as_of=NOW,
             lines=(
                 ExperimentLine(
-                    name="digits", location="/data/digits", head=HEAD, counts=COUNTS, best=ROWS[0]
+                    name="digits",
+                    location="/data/digits",
+                    head=HEAD,
+                    counts=COUNTS,
+                    best=ROWS[0],
+                    metric="loss",
+                    mode="min",
                 ),
                 ExperimentLine(
                     name="done",

@@ -34,6 +34,13 @@ def test_an_error_column_is_there_when_there_is_an_error():
     assert names(trial_columns(rows, a_head()))[-1] == "error"
 
 
+@pytest.mark.parametrize("failures", [0, 1, 3])
+def test_failures_are_a_column_when_some_trial_has_any(failures):
+    rows = [a_row(0), a_row(1, error="out of memory" if failures else None, num_failures=failures)]
+    columns = {column.name: column.cells for column in trial_columns(rows, a_head())}
+    assert columns.get("failures") == (("0", str(failures)) if failures else None)
+
+
 def test_metrics_that_most_trials_have_come_first():
     rows = [a_row(0, last_result={"rare": 1.0, "loss": 2.0}), a_row(1, last_result={"loss": 3.0})]
     assert names(trial_columns(rows, a_head()))[2:4] == ["loss", "rare"]
@@ -78,7 +85,7 @@ def test_a_narrow_table_keeps_what_tells_most():
     columns = trial_columns(rows, a_head())
     shown, left_out = fit_columns(columns, 60)
     assert names(column for column, _ in shown) == ["trial", "status", "loss", "iteration", "error"]
-    assert set(names(left_out)) == {"acc", "config/lr", "checkpoint", "duration"}
+    assert set(names(left_out)) == {"acc", "config/lr", "checkpoint", "duration", "failures"}
     wide, nothing = fit_columns(columns, 1000)
     assert not nothing
     assert {column.name: width for column, width in wide}["error"] == 102

@@ -40,7 +40,18 @@ def test_a_summary_tells_what_happened_and_changes_nothing(made, capsys):
     assert "closed just now; 1 RUNNING trial has no live driver" in text
     assert "metadata    note=first try" in text
     rows = text.split("\n\n")[1].splitlines()
-    assert rows[0].split() == ["trial", "status", "loss", "eval/acc", "lr", "iter", "ckpt", "time", "error"]
+    assert rows[0].split() == [
+        "trial",
+        "status",
+        "loss",
+        "eval/acc",
+        "lr",
+        "iter",
+        "ckpt",
+        "time",
+        "fails",
+        "error",
+    ]
     assert rows[1].split()[:7] == [ids[0], "TERMINATED", "0.5000", "0.5000", "0.1", "2", "2"]
     assert rows[3].split()[:3] == [ids[2], "RUNNING", "nan"]
     assert rows[4].endswith("ValueError: no such layer")
@@ -178,6 +189,35 @@ def test_the_best_trial_is_the_one_the_store_names(made, capsys, metric, mode):
     assert document["trials_ranked"] == 3  # not NaN, not missing
     _, summary = ask(capsys, path, "--metric", metric, "--mode", mode)
     assert summary["best"]["trial_id"] == document["best"]["trial_id"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--metric", "loss"],
+            "--metric loss needs --mode min or --mode max: the experiment names none of its own",
+        ),
+        (["trials", "--mode", "min"], "--mode needs --metric: the experiment names no metric of its own"),
+        (["best"], "best by what? The experiment names no metric: give --metric NAME and --mode min|max"),
+        (["best", "--metric", "loss"], "--metric loss needs --mode"),
+        (["best", "--mode", "min"], "--mode needs --metric"),
+    ],
+)
+def test_half_of_what_is_best_is_wrong_usage_where_the_experiment_does_not_say_the_rest(
+    made, capsys, args, message
+):
+    code, text, errors = show(capsys, made[0], *args)
+    assert (code, text) == (2, "")
+    assert errors.startswith(f"error: {message}")
+    assert ask(capsys, made[0], *args)[1]["exit_code"] == 2
+
+
+@pytest.mark.parametrize("args", [["--metric", "loss"], ["--mode", "min"]], ids=lambda args: args[0])
+def test_half_of_what_is_best_is_wrong_usage_for_a_directory(made, capsys, args):
+    code, text, errors = show(capsys, made[0].parent, *args)
+    assert (code, text) == (2, "")
+    assert "for a directory of experiments" in errors
 
 
 def test_the_best_trial_is_shown_with_what_made_it_so(made, capsys):

@@ -18,7 +18,7 @@ TEXT = (REPOSITORY / "docs" / "inspect.md").read_text(encoding="utf-8")
 NAMED = set(re.findall(r"[\w/-]+", " ".join(re.findall(r"`([^`\n]+)`", TEXT))))
 GOLDEN = REPOSITORY / "tests" / "inspect_cli" / "golden"
 # What these hold are the user's own names.
-OPAQUE = {"config", "metadata", "last_result", "metrics", "files", "trials_by_status"}
+OPAQUE = {"config", "metadata", "last_result", "metrics", "files", "trials_by_status", "stop"}
 
 
 def fields(value: Any) -> set[str]:
