@@ -61,7 +61,7 @@ class ObservedStore(ExperimentStore):
     @classmethod
     def install(cls) -> None:
         """Let the Tuners of this process open their experiments as such a store."""
-        asynctune.tuning.tuner.ExperimentStore = cls  # type: ignore[misc, attr-defined]
+        asynctune.tuning.tuner.ExperimentStore = cls  # type: ignore[attr-defined]
 
 
 async def _coroutine(config: dict[str, Any]) -> None:

@@ -6,17 +6,14 @@ thread. Without a limit of its own: the journal had each operation before.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Final
 
-from asynctune.results.rows import OpeningInfo, decode
+from asynctune.results.breathing import breathe
+from asynctune.results.rows import OpeningInfo, trial_of
 
 __all__ = ["Backlog", "PackedOperations"]
-
-_DECODES_AT_ONCE: Final = 200
 
 PackedOperations = list[tuple[bytes, OpeningInfo]]
 
@@ -47,15 +44,12 @@ class Backlog:
 
     def sort_in(self) -> list[str]:
         """Give each operation that was added to its trial; ids of those with any, by their first. Blocking."""
-        count = 0
         for _ in range(len(self._added)):
             operations, opening = self._added[0]
             fresh: dict[str, list[bytes]] = {}
             for data in operations:
-                fresh.setdefault(decode(data).trial_id, []).append(data)
-                count += 1
-                if count % _DECODES_AT_ONCE == 0:
-                    time.sleep(0)  # lets the event loop run
+                fresh.setdefault(trial_of(data), []).append(data)
+                breathe()
             if not self._sorted or self._sorted[-1][0] != opening:
                 self._sorted.append((opening, {}))
             trials = self._sorted[-1][1]
@@ -68,7 +62,7 @@ class Backlog:
         """The operations of these trials, in order. Blocking, for one of them may have very many."""
         found: dict[str, PackedOperations] = {}
         for trial_id in trial_ids:
-            time.sleep(0)
+            breathe()
             found[trial_id] = [
                 (data, opening) for opening, trials in self._sorted for data in trials.get(trial_id, ())
             ]

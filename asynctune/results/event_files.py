@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from asynctune.results.breathing import breathe
 from asynctune.results.events import EventCodec, checksum
 from asynctune.results.placing import Placer
-from asynctune.results.progress_file import BREATH, read_cells
+from asynctune.results.progress_file import read_cells
 
 __all__ = ["EventFiles", "EventState"]
 
@@ -134,8 +134,7 @@ class EventFiles:
         parts = []
         for index, row in enumerate(rows):
             parts.append(self._codec.row(row, self._codec.step_of(row, ordinal + index)))
-            if index % BREATH == BREATH - 1:
-                time.sleep(0)
+            breathe()
         return parts
 
 

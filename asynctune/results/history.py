@@ -6,17 +6,15 @@ import asyncio
 import json
 import logging
 import os
-import time
-from typing import Any, Final
+from typing import Any
 
 from asynctune.files import LocalFiles
+from asynctune.results.breathing import breathe
 from asynctune.results.trial_files import RESULT_FILE
 
 __all__ = ["read_history"]
 
 logger = logging.getLogger(__name__)
-
-_BREATH: Final = 200
 
 
 async def read_history(
@@ -58,6 +56,5 @@ def _read(path: str, files: LocalFiles) -> list[dict[str, Any]]:
             rows.append(row)
         else:
             logger.warning("%s: line %d is damaged and was left out", path, number)
-        if number % _BREATH == 0:
-            time.sleep(0)
+        breathe()
     return rows

@@ -7,18 +7,18 @@ once for readers; earlier rows have empty cells there.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from asynctune.results.breathing import breathe
 from asynctune.results.placing import Placer
 from asynctune.results.render import Columns, csv_lines, csv_records, flatten
 
-__all__ = ["BREATH", "ProgressFiles", "ProgressState", "read_cells"]
+__all__ = ["ProgressFiles", "ProgressState", "read_cells"]
 
-BREATH: Final = 32
-"""Rows between two moments at which the thread lets go of the interpreter: the event loop runs on time."""
+_NONE: Final[Mapping[bytes, Mapping[str, Any]]] = {}
+_LINES_AT_ONCE: Final = 32
 
 
 @dataclass(slots=True)
@@ -34,16 +34,24 @@ class ProgressState:
     size: int | None = None
 
 
-def read_cells(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The cells of each line of a result.json; none for a line that is no row."""
-    for index, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
+def read_cells(
+    lines: Iterable[bytes], known: Mapping[bytes, Mapping[str, Any]] = _NONE
+) -> Iterator[dict[str, Any]]:
+    """The cells of each line of a result.json; none for a line that is no row.
+
+    Args:
+        lines: Without newlines.
+        known: Rows by the line they were rendered to, which then need not be parsed.
+    """
+    for line in lines:
+        row: Any = known.get(line)
+        if row is None:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
         yield flatten(row) if isinstance(row, dict) else {}
-        if index % BREATH == 0:
-            time.sleep(0)
+        breathe()
 
 
 class ProgressFiles:
@@ -71,7 +79,14 @@ class ProgressFiles:
             state.size += len(text)
         return True
 
-    def align(self, path: str, state: ProgressState, lines: Sequence[bytes], known_from: int) -> None:
+    def align(
+        self,
+        path: str,
+        state: ProgressState,
+        lines: Sequence[bytes],
+        known_from: int,
+        known: Mapping[bytes, Mapping[str, Any]] = _NONE,
+    ) -> None:
         """Complete the file, or make it anew where it does not agree with result.json.
 
         Args:
@@ -80,32 +95,39 @@ class ProgressFiles:
             lines: All lines of result.json.
             known_from: Rows before this index were synced before the journal let go of them: they are
                 counted, not compared.
+            known: As for `read_cells`.
         """
         data = self._placer.read(path)
         found = None if data is None else csv_records(data)
         if data is None or found is None or not known_from <= found[1] <= len(lines):
             if lines or data:
-                self.make(path, state, lines)
+                self.make(path, state, lines, known)
             return
         names, count = found
         columns = Columns(names)
         first = max(0, min(known_from, count - 1))
-        rows = list(read_cells(lines[first:]))
+        rows = list(read_cells(lines[first:], known))
         if not columns.hold(rows) or not data.endswith(csv_lines(columns, rows[: count - first])):
-            self.make(path, state, lines)
+            self.make(path, state, lines, known)
             return
         state.columns, state.size = self._number(columns), len(data)
         self.append(path, state, rows[count - first :])
 
-    def make(self, path: str, state: ProgressState, lines: Sequence[bytes]) -> None:
+    def make(
+        self,
+        path: str,
+        state: ProgressState,
+        lines: Sequence[bytes],
+        known: Mapping[bytes, Mapping[str, Any]] = _NONE,
+    ) -> None:
         """Make the file anew from the lines of result.json."""
         state.size = None
-        rows = list(read_cells(lines))
+        rows = list(read_cells(lines, known))
         columns = Columns.of(rows)
         parts = [csv_lines(columns, (), header=True)] if rows else []
-        for start in range(0, len(rows), BREATH):
-            parts.append(csv_lines(columns, rows[start : start + BREATH]))
-            time.sleep(0)
+        for start in range(0, len(rows), _LINES_AT_ONCE):
+            parts.append(csv_lines(columns, rows[start : start + _LINES_AT_ONCE]))
+            breathe()
         text = b"".join(parts)
         self._placer.replace(path, text)
         state.columns, state.size = self._number(columns), len(text)

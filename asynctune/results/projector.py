@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +20,7 @@ from asynctune.clock import Clock
 from asynctune.errors import StorageError, StoreClosedError
 from asynctune.files import LocalFiles, is_disk_full
 from asynctune.results.backlog import Backlog, PackedOperations
+from asynctune.results.breathing import breathe
 from asynctune.results.event_files import EventFiles
 from asynctune.results.placing import Placer
 from asynctune.results.rows import OpeningInfo, TrialInfo, decode
@@ -338,7 +338,7 @@ class ResultFiles:
             else:
                 batch.done.append(trial_id)
                 in_a_row = 0
-            time.sleep(0)  # lets the event loop run: this thread is in no hurry
+            breathe()
 
     async def _in_thread(self, work: Callable[[], T], stop: threading.Event | None = None) -> T:
         """Run `work` in the room's thread; a cancelled caller waits for its end: no work goes on unowned."""

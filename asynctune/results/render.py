@@ -35,7 +35,15 @@ from typing import Any, Final
 
 from asynctune.packing import pack, unpack
 
-__all__ = ["Columns", "csv_lines", "csv_records", "flatten", "json_line", "params_json", "plain"]
+__all__ = [
+    "Columns",
+    "csv_lines",
+    "csv_records",
+    "flatten",
+    "json_text",
+    "params_json",
+    "plain",
+]
 
 _SCALARS: Final = frozenset({str, int, float, bool, type(None)})
 _FORMS: Final[dict[type, Callable[[Any], str]]] = {
@@ -90,13 +98,9 @@ def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def json_line(row: Mapping[str, Any]) -> bytes:
-    """One line of result.json, with its newline.
-
-    Args:
-        row: A full row as `plain` returns it.
-    """
-    return json.dumps(row).encode("ascii") + b"\n"
+def json_text(value: Any) -> bytes:
+    """A value as `plain` returns it; of a full row, its line in result.json without the newline."""
+    return json.dumps(value).encode("ascii")
 
 
 def params_json(config: Mapping[str, Any]) -> bytes:

@@ -14,16 +14,16 @@ from __future__ import annotations
 import logging
 import os
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from asynctune.results.breathing import breathe
 from asynctune.results.event_files import EVENT_FILE, EventFiles, EventState
 from asynctune.results.placing import Placer
-from asynctune.results.progress_file import BREATH, ProgressFiles, ProgressState
-from asynctune.results.render import flatten, json_line, params_json, plain
-from asynctune.results.rows import Announce, Cut, OpeningInfo, ResultRow, RowOperation, TrialInfo, expand
+from asynctune.results.progress_file import ProgressFiles, ProgressState
+from asynctune.results.render import flatten, json_text, params_json, plain
+from asynctune.results.rows import Cut, OpeningInfo, ResultRow, RowOperation, TrialInfo, expand
 from asynctune.results.timeline import KnownLine, Plan, identity, plan
 
 __all__ = ["CUT_FILE", "PARAMS_FILE", "PROGRESS_FILE", "RESULT_FILE", "Notice", "TrialFiles"]
@@ -125,21 +125,24 @@ class TrialFiles:
             OSError: A file could not be written. Calling again with the same operations and those after them
                 completes the work, whatever was written already.
         """
-        if any(isinstance(each, Announce) for each, _ in operations):
-            self._write_params(trial)
-        config = plain(trial.config)
-        changes: list[KnownLine | Cut] = []
-        for index, (each, opening) in enumerate(operations, 1):
-            if index % BREATH == 0:
-                time.sleep(0)
-            if isinstance(each, ResultRow):
-                changes.append(_known_line(each, trial, opening, config))
-            elif isinstance(each, Cut):
-                changes.append(each)
-        if not changes:
-            return
         packed = self._states.get(trial.trial_id)
         state = _State() if packed is None else _State.unpacked(packed)
+        config = plain(trial.config)
+        text = json_text(config)
+        changes: list[KnownLine | Cut] = []
+        is_announced = False
+        for each, opening in operations:
+            breathe()
+            if isinstance(each, ResultRow):
+                changes.append(_known_line(each, trial, opening, config, text))
+            elif isinstance(each, Cut):
+                changes.append(each)
+            else:
+                is_announced = True
+        if is_announced and (state.in_line or not changes):  # else it is looked at with the other files
+            self._write_params(trial)
+        if not changes:
+            return
         try:
             self._apply(trial, state, changes, operations[-1][1].hostname)
         finally:
@@ -216,7 +219,8 @@ class TrialFiles:
 
         self._write_params(trial)
         progress = self._path(trial, PROGRESS_FILE)
-        self._progress.align(progress, state.progress, lines, made.known_from)
+        known = {row.text: row.row for row in made.known}
+        self._progress.align(progress, state.progress, lines, made.known_from, known)
         if self._events is not None:
             self._events.align(
                 self._path(trial),
@@ -256,10 +260,15 @@ class TrialFiles:
         return os.path.join(self._root, trial.trial_name, *name)
 
 
-def _known_line(row: ResultRow, trial: TrialInfo, opening: OpeningInfo, config: Any) -> KnownLine:
-    full = plain(expand(row, trial, opening))
+def _known_line(
+    row: ResultRow, trial: TrialInfo, opening: OpeningInfo, config: Any, config_text: bytes
+) -> KnownLine:
+    full = expand(row, trial, opening)
+    del full["config"]  # which may be large, and is the same in every row
+    full = plain(full)
+    text = b'%s, "config": %s}' % (json_text(full)[:-1], config_text)
     full["config"] = config
-    return KnownLine(row.ordinal, json_line(full)[:-1], full)
+    return KnownLine(row.ordinal, text, full)
 
 
 def _joined(lines: Sequence[bytes]) -> bytes:

@@ -93,6 +93,11 @@ def test_a_line_that_is_no_row_still_counts(progress, path):
     assert path.read_bytes() == want
 
 
+def test_a_line_that_is_known_need_not_be_parsed():
+    lines = [b'{"a": 1}', b"rendered"]
+    assert list(read_cells(lines, {b"rendered": {"b": {"c": 2}}})) == [{"a": 1}, {"b/c": 2}]
+
+
 def test_trials_share_what_is_known_of_their_columns(progress, tmp_path):
     states = [ProgressState() for _ in range(5)]
     for number, state in enumerate(states):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from asynctune.errors import ConfigError
 from asynctune.packing import UnpackError, pack
-from asynctune.results.rows import Announce, Cut, ResultRow, decode, encode, expand
+from asynctune.results.rows import Announce, Cut, ResultRow, decode, encode, expand, trial_of
 from tests.results.world import OPENING, row, trial
 
 METRICS = st.dictionaries(
@@ -45,7 +45,9 @@ METRICS = st.dictionaries(
     )
 )
 def test_an_operation_survives_packing(operation):
-    assert decode(encode(operation)) == operation
+    packed = encode(operation)
+    assert decode(packed) == operation
+    assert trial_of(packed) == operation.trial_id
 
 
 def test_a_row_is_small():
@@ -88,6 +90,18 @@ def test_a_metric_name_is_a_string():
 def test_foreign_bytes_are_refused(data):
     with pytest.raises(UnpackError):
         decode(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", pack([9, "t"]), pack([3, 4]), b"\x92\x03\xa1\xff"])
+def test_the_trial_of_foreign_bytes_is_not_guessed(data):
+    with pytest.raises(UnpackError):
+        trial_of(data)
+
+
+@pytest.mark.parametrize("size", [0, 31, 32, 255, 256], ids=str)
+def test_the_trial_of_an_operation_is_found_without_the_rest_of_it(size):
+    packed = encode(row(1, trial_id="ä" * (size // 2) + "b" * (size % 2)))
+    assert trial_of(packed) == decode(packed).trial_id
 
 
 def test_a_full_row_has_everything_and_config_last():
