@@ -5,15 +5,14 @@ Holds plain values; what is in files (histories) is read when it is asked for.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self, overload
 
-from asynctune.errors import ConfigError, MissingExtraError
-from asynctune.metrics import find_number
+from asynctune.errors import ConfigError, MissingExtraError, StorageError
+from asynctune.metrics import find_number, number_names
 from asynctune.results.history import read_history
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import Checkpoint, Trial, TrialStatus
@@ -21,6 +20,10 @@ from asynctune.trial import Checkpoint, Trial, TrialStatus
 __all__ = ["Result", "ResultGrid"]
 
 Scope = Literal["last", "all", "avg", "last-10-avg"]
+
+_NAMES_SHOWN: Final = 20
+_OF_EVERY_ROW: Final = frozenset({"config", "timestamp", "pid", "done"})
+"""What every row has, and nobody tunes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +74,14 @@ class Result:
         Raises:
             StorageError: They cannot be read.
         """
-        return await read_history(self.path)
+        try:
+            return await read_history(self.path)
+        except OSError as error:
+            raise StorageError(
+                f"the results of trial {self.trial_id} cannot be read: {error}",
+                operation="read",
+                key=str(self.path),
+            ) from error
 
 
 class ResultGrid(Sequence[Result]):
@@ -116,7 +126,13 @@ class ResultGrid(Sequence[Result]):
     def __len__(self) -> int:
         return len(self._results)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Result: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Result]: ...
+
+    def __getitem__(self, index: int | slice) -> Result | Sequence[Result]:
         return self._results[index]
 
     def __iter__(self) -> Iterator[Result]:
@@ -156,8 +172,10 @@ class ResultGrid(Sequence[Result]):
                 has a number for it (NaN is none).
         """
         metric, mode = metric or self._metric, mode or self._mode
-        if metric is None or mode not in {"min", "max"}:
+        if metric is None or mode is None:
             raise ConfigError('name a metric and a mode: get_best_result("loss", "min")')
+        if mode not in {"min", "max"}:
+            raise ConfigError(f"mode must be 'min' or 'max', not {mode!r}")
         if scope not in {"last", "all", "avg", "last-10-avg"}:
             raise ConfigError(f"scope must be last, all, avg or last-10-avg, not {scope!r}")
         if scope != "last" and metric != self._metric:
@@ -166,10 +184,10 @@ class ResultGrid(Sequence[Result]):
                 'scope="last", or look at `await result.history()`'
             )
         best: Result | None = None
-        best_value = math.nan
+        best_value = 0.0
         for result in self:
             value = _value(result, metric, mode, scope)
-            if value is None or math.isnan(value):
+            if value is None or value != value:  # noqa: PLR0124 - NaN, also for an integer beyond every float
                 continue
             if best is None or (value > best_value if mode == "max" else value < best_value):
                 best, best_value = result, value
@@ -183,6 +201,8 @@ class ResultGrid(Sequence[Result]):
     def get_dataframe(self) -> Any:
         """A pandas DataFrame with a row for each trial: its last result, and its config as `config/<name>`.
 
+        Nested values are columns `<name>/<name>`. `trial_id` and `status` are the trial's own, whatever it reported.
+
         Raises:
             MissingExtraError: pandas is not installed.
         """
@@ -192,13 +212,12 @@ class ResultGrid(Sequence[Result]):
             raise MissingExtraError("dataframe", "pandas", "get_dataframe()") from error
         rows = []
         for result in self:
-            row = {"trial_id": result.trial_id, "status": str(result.status)}
-            row |= _flat(
-                {key: value for key, value in result.metrics.items() if key not in {"config", "trial_id"}}, ""
-            )
+            row: dict[str, Any] = dict.fromkeys(("trial_id", "status"))  # the first columns
+            row |= _flat({key: value for key, value in result.metrics.items() if key != "config"}, "")
+            row |= {"trial_id": result.trial_id, "status": str(result.status)}
             row |= _flat(result.config, "config/")
             rows.append(row)
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=None if rows else ["trial_id", "status"])
 
 
 def _value(result: Result, metric: str, mode: str, scope: Scope) -> float | None:
@@ -208,10 +227,14 @@ def _value(result: Result, metric: str, mode: str, scope: Scope) -> float | None
 
 
 def _metric_names(results: Sequence[Result]) -> list[str]:
-    names = {
-        name for result in results for name, value in result.metrics.items() if isinstance(value, int | float)
-    }
-    return sorted(names)[:20]
+    names = sorted(
+        {name for result in results for name in number_names(result.metrics) if _is_a_metric(name)}
+    )
+    return names if len(names) <= _NAMES_SHOWN else [*names[:_NAMES_SHOWN], "..."]
+
+
+def _is_a_metric(name: str) -> bool:
+    return name.partition("/")[0] not in _OF_EVERY_ROW
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
