@@ -32,7 +32,7 @@ PROGRAM: Final = "python -m asynctune.inspect"
 _SUMMARY_ROWS: Final = 20
 _TRIAL_ROWS: Final = 50
 _CHECKPOINT_ROWS: Final = 50
-_LINES_AROUND_TABLE: Final = 14
+_LINES_AROUND_TABLE: Final = 20
 
 F = TypeVar("F", bound=Callable[..., Any])
 
