@@ -67,7 +67,7 @@ class _Seen:
     """What an experiment has shown, and must not take back."""
 
     steps: dict[str, int] = field(default_factory=dict)
-    numbers: dict[str, int] = field(default_factory=dict)
+    proposed: dict[str, float] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
 
 
@@ -180,7 +180,7 @@ async def _check(path: Path, work: Path, seen: _Seen) -> bool:
         async with ExperimentStore.open(path, mode="read") as store:
             trials = list(store.trials)
     except ExperimentNotFoundError:
-        assert not seen.numbers, "it was there before"
+        assert not seen.proposed, "it was there before"
         assert not work.exists(), "a trial has run"
         return False
     assert not report.problems, report.problems
@@ -188,19 +188,19 @@ async def _check(path: Path, work: Path, seen: _Seen) -> bool:
         step = max((checkpoint.step or 0 for checkpoint in trial.checkpoints), default=0)
         assert step >= seen.steps.get(trial.trial_id, 0), f"{trial.trial_id} went back"
         seen.steps[trial.trial_id] = step
-        assert trial.config["number"] == seen.numbers.setdefault(trial.trial_id, trial.config["number"])
+        assert trial.config["x"] == seen.proposed.setdefault(trial.trial_id, trial.config["x"])
         assert trial.status != "ERROR", trial.error
         if trial.status == "TERMINATED":
             seen.ended.add(trial.trial_id)
         assert trial.trial_id not in seen.ended or trial.status == "TERMINATED", (
             f"{trial.trial_id} is not ended"
         )
-    assert set(seen.numbers) == {trial.trial_id for trial in trials}, "a trial is gone"
-    assert len(set(seen.numbers.values())) == len(trials) <= TRIALS, "a suggestion came twice"
-    by_number = {number: seen.steps[trial_id] for trial_id, number in seen.numbers.items()}
-    for what, number, iteration, _ in _works(work):
+    assert set(seen.proposed) == {trial.trial_id for trial in trials}, "a trial is gone"
+    assert len(set(seen.proposed.values())) == len(trials) <= TRIALS, "a suggestion came twice"
+    by_x = {x: seen.steps[trial_id] for trial_id, x in seen.proposed.items()}
+    for what, x, iteration, _ in _works(work):
         if what == "committed":
-            assert by_number[number] >= iteration, f"{number} was told that {iteration} is committed"
+            assert by_x[x] >= iteration, f"the trial with {x=} was told that {iteration} is committed"
     return True
 
 

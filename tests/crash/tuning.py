@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,10 +20,12 @@ from asynctune import (
     Checkpoint,
     ExperimentNotFoundError,
     FailureConfig,
+    OptunaSearcher,
     RunConfig,
     TuneConfig,
     Tuner,
     session,
+    uniform,
 )
 
 __all__ = ["AT_ONCE", "ITERATIONS", "KINDS", "TRIALS"]
@@ -32,7 +35,7 @@ ITERATIONS: Final = 12
 RUNGS: Final = (4, 7)  # where trials pause; the second has no checkpoint: what was worked since is lost
 
 AT_ONCE: Final = 2
-KINDS: Final = ("coroutine", "process")
+KINDS: Final = ("coroutine", "process", "optuna")
 
 
 class Counting:
@@ -48,7 +51,7 @@ class Counting:
         if self.given == TRIALS:
             return None
         self.given += 1
-        return {"number": self.given, "x": random.Random(self.given).random(), "work": self._work}
+        return {"x": random.Random(self.given).random(), "work": self._work}
 
     def on_trial_result(self, trial_id: str, result: Any) -> None:
         before, now = self.rows.get(trial_id, 0), result["training_iteration"]
@@ -92,7 +95,7 @@ class Rungs:
 
 
 def _worked(config: dict[str, Any], what: str, iteration: int) -> None:
-    line = json.dumps([what, config["number"], iteration, os.getpid()]) + "\n"
+    line = json.dumps([what, config["x"], iteration, os.getpid()]) + "\n"
     fd = os.open(config["work"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         os.write(fd, line.encode("ascii"))
@@ -136,15 +139,21 @@ def _row(config: dict[str, Any], iteration: int) -> dict[str, Any]:
     return {"loss": config["x"] / iteration, "training_iteration": iteration}
 
 
-def searching(work: str) -> tuple[Counting, Rungs]:
-    """Searcher and scheduler, which check what they are told."""
-    return Counting(work), Rungs()
+def searching(kind: str, work: str) -> tuple[Any, dict[str, Any] | None]:
+    """A searcher, and its space if it has none of its own."""
+    if kind == "optuna":
+        import optuna  # noqa: PLC0415 - slow, and the others start often
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=7)
+        return OptunaSearcher(sampler=sampler), {"x": uniform(0, 1), "work": work}
+    return Counting(work), None
 
 
 async def main(path: str, work: str, kind: str) -> None:
     # Where this runs in the background of a shell, it was started with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    searcher, scheduler = searching(work)
+    (searcher, space), scheduler = searching(kind, work), Rungs()
     trainable = process if kind == "process" else coroutine
     tune = TuneConfig(
         metric="loss",
@@ -162,13 +171,20 @@ async def main(path: str, work: str, kind: str) -> None:
     try:
         tuner = await Tuner.restore(path, trainable, tune_config=tune, run_config=run)
     except ExperimentNotFoundError:
-        tuner = Tuner(trainable, tune_config=tune, run_config=run)
+        tuner = Tuner(trainable, param_space=space, tune_config=tune, run_config=run)
     results = await tuner.fit()
     assert results.num_terminated == TRIALS, results
-    if searcher.given:  # else nothing was left to be done
+    if not scheduler.paused:
+        return  # it was finished before
+    assert set(map(tuple, scheduler.paused.values())) == {RUNGS}, scheduler.paused
+    if kind == "optuna":
+        states = Counter(trial.state.name for trial in searcher._study.trials)
+        assert states == {"COMPLETE": TRIALS}, states
+        rows = {len(trial.intermediate_values) for trial in searcher._study.trials}
+        assert rows == {ITERATIONS}, rows
+    else:
         assert searcher.rows == dict.fromkeys(searcher.ended, ITERATIONS), searcher.rows
         assert len(searcher.ended) == TRIALS, searcher.ended
-        assert set(map(tuple, scheduler.paused.values())) == {RUNGS}, scheduler.paused
 
 
 if __name__ == "__main__":
