@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 
 import cloudpickle
@@ -75,10 +76,6 @@ PRUNERS = {
 }
 
 
-class Crash(BaseException):
-    """Ends a driver where it is."""
-
-
 def settings(tmp_path, sampler, pruner, *, space=SPACE, name="exp", samples=12, stop=None):
     searcher = OptunaSearcher(
         sampler=SAMPLERS[sampler]() if isinstance(sampler, str) else sampler,
@@ -135,30 +132,32 @@ async def test_interrupted_and_restored_it_proposes_the_same(tmp_path, monkeypat
     given = settings(tmp_path, first, pruner)
     tuner = Tuner(trainable, **given)
     for _ in range(5):
-        left = rng.randrange(1, 14)
-        report = ExperimentStore.report
-
-        def crashing(store, *args, report=report):
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise Crash
-            return report(store, *args)
-
-        monkeypatch.setattr(ExperimentStore, "report", crashing)
-        flush = rng.random() < 0.5
-        try:
-            with monkeypatch.context() as patch:
-                if flush:  # what a kill leaves: no state but that of the last commit
-                    patch.setattr(ExperimentStore, "aclose", closed_at_once)
-                await tuner.fit()
-        except* Crash:
-            pass
-        monkeypatch.setattr(ExperimentStore, "report", report)
+        await interrupted(tuner, monkeypatch, after=rng.randrange(1, 14), killed=rng.random() < 0.5)
         given = settings(tmp_path, SAMPLERS[sampler](), pruner)
         given["run_config"] = RunConfig(verbose=0)
         tuner = await Tuner.restore(tmp_path / "exp", trainable, **given)
     assert looked_at(await tuner.fit()) == whole
+
+
+async def interrupted(tuner, monkeypatch, *, after, killed):
+    """Run it until so many rows were reported; `killed`: what is not committed then is lost."""
+    left = after
+    report = ExperimentStore.report
+
+    def reporting(store, *args):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            running.cancel()
+        return report(store, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExperimentStore, "report", reporting)
+        if killed:
+            patch.setattr(ExperimentStore, "aclose", closed_at_once)
+        running = asyncio.create_task(tuner.fit())
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
 
 
 async def closed_at_once(store, drain_timeout_s=None):
