@@ -14,7 +14,14 @@ import pytest
 
 from asynctune import ConfigError, ProcessRunner, TrialFailedError, TrialReport, TrialTask, session
 from asynctune.checkpoints.staging import StagedCheckpoint
+from asynctune.testing import TrialRunnerTests
 from tests.tuning import trainables
+
+
+class TestProcessRunner(TrialRunnerTests):
+    @pytest.fixture
+    def make_runner(self):
+        return ProcessRunner
 
 
 class Reports:
@@ -158,7 +165,7 @@ def computes(config):
 async def test_one_that_computes_is_left_alone(start, tmp_path):
     runner = await start(computes, hung_after_s=0.5)
     reports = Reports()
-    await runner.run_trial(task(tmp_path, seconds=2), reports)
+    await runner.run_trial(task(tmp_path, seconds=1), reports)
     assert len(reports.got) == 1
 
 
