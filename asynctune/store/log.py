@@ -23,7 +23,9 @@ class Log:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._next = 1 + max(map(int, records.named("log")), default=-1)
+        numbers = list(map(int, records.named("log")))
+        self._next = 1 + max(numbers, default=-1)
+        self._first = min(numbers, default=self._next)
 
     def append(self, value: Any) -> int:
         """Add a value; returns its number, which only rises.
@@ -43,8 +45,10 @@ class Log:
                 yield number, self._records.get(f"log/{number}")
 
     def drop(self, before: int) -> None:
-        """Remove those with smaller numbers, but not the newest: numbers must go on after it in a later opening."""
-        for number in sorted(map(int, self._records.named("log")))[:-1]:
-            if number >= before:
-                break
+        """Remove those with smaller numbers, but not the newest: numbers must go on after it in a later opening.
+
+        O(what is removed), however much stays.
+        """
+        for number in range(self._first, min(before, self._next - 1)):
             self._records.delete(f"log/{number}")
+            self._first = number + 1

@@ -31,7 +31,7 @@ from asynctune.trial import Checkpoint, Trial
 __all__ = ["ReadableStore"]
 
 
-_TRIALS_PER_SLICE = 200
+_TRIALS_PER_SLICE = 20  # one with checkpoints takes up to 100 µs
 
 
 class ReadableStore:

@@ -17,8 +17,12 @@ async def test_events_keep_their_numbers_across_openings(tmp_path):
         assert list(store.logged_events()) == [(3, {"n": 3})], "the newest tells where numbers go on"
     async with ExperimentStore.open(tmp_path / "exp") as store:
         assert store.append_event("more") == 4
+        store.append_event("most")
+        store.drop_events(1)
+        store.drop_events(4)
+        assert list(store.logged_events()) == [(4, "more"), (5, "most")]
     async with ExperimentStore.open(tmp_path / "exp", mode="read") as reader:
-        assert list(reader.logged_events()) == [(3, {"n": 3}), (4, "more")]
+        assert list(reader.logged_events()) == [(4, "more"), (5, "most")]
         with pytest.raises(ConfigError, match="read"):
             reader.append_event(1)
 
