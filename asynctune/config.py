@@ -192,6 +192,8 @@ class TuneConfig:
         max_concurrent_trials: How many trials run at the same time at most; `None`: as many as the runner takes.
         search_alg: A `Searcher`; `None`: random and grid search over `param_space`.
         scheduler: A `TrialScheduler`; `None`: first in, first out, and none is stopped early.
+        time_budget_s: After so many seconds all trials are ended, and with them the experiment; `None`: never. A
+            restored experiment has it anew.
 
     Raises:
         ConfigError: A value that cannot work.
@@ -203,6 +205,7 @@ class TuneConfig:
     max_concurrent_trials: int | None = None
     search_alg: Any = None
     scheduler: Any = None
+    time_budget_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.metric is not None and (not isinstance(self.metric, str) or not self.metric.strip("/")):
@@ -223,6 +226,10 @@ class TuneConfig:
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             msg = f"max_concurrent_trials must be a whole number from 1, or None, not {limit!r}"
             raise ConfigError(msg)
+        budget = self.time_budget_s
+        if budget is not None and not (_is_number(budget) and 0 < budget < math.inf):
+            msg = f"time_budget_s must be a number of seconds above 0, or None, not {budget!r}"
+            raise ConfigError(msg)
         _check_methods("search_alg", self.search_alg, _SEARCHER)
         _check_methods("scheduler", self.scheduler, _SCHEDULER)
 
@@ -241,6 +248,7 @@ class RunConfig:
         failure_config: What a failed trial means.
         callbacks: See `Callback`.
         verbose: 0: only warnings; 1: progress, and what ends it; 2 or 3: each result, too.
+        tensorboard: Whether results go to TensorBoard events, too; needs the extra `tensorboard`.
         log_to_file: Whether a trial's standard output and error go to `stdout` and `stderr` in its directory.
 
     Raises:
@@ -256,6 +264,7 @@ class RunConfig:
     callbacks: Sequence[Any] = ()
     verbose: int = 1
     log_to_file: bool = False
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if self.name is not None and (not isinstance(self.name, str) or not self.name):

@@ -89,7 +89,8 @@ def _built_in(settings: Mapping[Any, Any]) -> tuple[str, int | None]:
     """In words what the built-in searcher does, and how many combinations its grids have, if that is known."""
     space = settings.get("space")
     if not isinstance(space, Mapping):
-        return "random or grid search", None  # with functions the space is not stored
+        # with functions the space is not stored
+        return "random or grid search", _count(settings.get("grid_size"))
     size, others = 1, 0
     for domain in _domains(space):
         values = domain.get("values")

@@ -28,7 +28,7 @@ from asynctune.tuning.callbacks import Callbacks
 from asynctune.tuning.deciding import Deciding
 from asynctune.tuning.stopping import StopRule
 
-__all__ = ["Driver", "Interrupted", "TrialErrored"]
+__all__ = ["STOPPED_AT", "Driver", "Interrupted"]
 
 logger = logging.getLogger("asynctune")
 
@@ -40,10 +40,6 @@ _TRIALS_PER_SLICE: Final = 500
 
 class Interrupted(Exception):  # noqa: N818 - it ends a run on request, which is no error
     """The experiment was asked to stop before it was finished; it can be restored."""
-
-
-class TrialErrored(AsynctuneError):  # noqa: N818
-    """A trial failed, and `fail_fast` says that this ends the experiment."""
 
 
 class Watching(Protocol):
@@ -76,6 +72,7 @@ class Driver:
         limit: How many trials run at the same time at most.
         trial_prefix: What names of trials start with.
         watching: Who shows it.
+        time_budget_s: When all trials are ended, in seconds from the start of `run`; `None`: never.
     """
 
     def __init__(
@@ -90,6 +87,7 @@ class Driver:
         limit: int,
         trial_prefix: str,
         watching: Watching,
+        time_budget_s: float | None = None,
     ) -> None:
         self._store = store
         self._runner = runner
@@ -100,7 +98,9 @@ class Driver:
         self._limit = limit
         self._trial_prefix = trial_prefix
         self._watching = watching
-        self._waiting: dict[str, None] = {}  # PENDING and PAUSED, in the order they came
+        self._time_budget_s = time_budget_s
+        self._waiting: dict[str, bool] = {}  # PENDING and PAUSED (True), in the order they came
+        self._pending = 0  # of those
         self._running: dict[str, _Run] = {}
         self._changed = asyncio.Event()
         self._exhausted = False
@@ -111,7 +111,9 @@ class Driver:
         self._end(Interrupted())
 
     async def run(self) -> bool:
-        """Run until every trial has ended; whether nothing is left to be done (`fail_fast` leaves something).
+        """Run until every trial has ended; whether nothing is left to be done.
+
+        `fail_fast` leaves something, and a scheduler that does not start every trial.
 
         Raises:
             Interrupted: After `interrupt`. Trials that ran are `PENDING`.
@@ -119,6 +121,10 @@ class Driver:
             AsynctuneError: The searcher or scheduler failed, or the store did.
         """
         await self._find_waiting()
+        over: asyncio.TimerHandle | None = None
+        if self._time_budget_s is not None:
+            loop = asyncio.get_running_loop()
+            over = loop.call_later(self._time_budget_s, self._end, _AllStopped(TrialStatus.TERMINATED))
         try:
             async with asyncio.TaskGroup() as tasks:
                 while self._ending is None:
@@ -132,25 +138,31 @@ class Driver:
                         run.task.cancel()
         except* AsynctuneError as group:
             self._end(_first(group))
-        if self._ending is not None and not isinstance(self._ending, _AllStopped):
-            raise self._ending
+        finally:
+            if over is not None:
+                over.cancel()
         await self._callbacks.tell("on_experiment_end", self._store.trials)
         ending = self._ending
-        return not isinstance(ending, _AllStopped) or ending.status is TrialStatus.TERMINATED
+        if isinstance(ending, _AllStopped):
+            return ending.status is TrialStatus.TERMINATED
+        if ending is not None:
+            raise ending
+        return not self._waiting
 
     # -- starting ------------------------------------------------------------------------------------------
 
     async def _find_waiting(self) -> None:
         for number, trial in enumerate(self._store.trials):
             if trial.status in {TrialStatus.PENDING, TrialStatus.PAUSED}:
-                self._waiting[trial.trial_id] = None
+                self._wait(trial.trial_id, is_paused=trial.status is TrialStatus.PAUSED)
             if number % _TRIALS_PER_SLICE == 0:
                 await asyncio.sleep(0)
 
     async def _start_trials(self, tasks: asyncio.TaskGroup) -> None:
         while self._ending is None and len(self._running) < self._limit:
             trial_id = self._deciding.choose(self._waiting) if self._waiting else None
-            if trial_id is None and not self._suggest():
+            # a scheduler that starts no PENDING one waits for something, and needs no more of them
+            if trial_id is None and (self._pending or not self._suggest()):
                 if not self._running and self._waiting:
                     logger.warning(
                         "%d trials are paused or pending, and the scheduler starts none of them; "
@@ -159,7 +171,7 @@ class Driver:
                     )
                 return
             if trial_id is not None:
-                del self._waiting[trial_id]
+                self._pending -= not self._waiting.pop(trial_id)
                 run = self._running[trial_id] = _Run()
                 run.task = tasks.create_task(self._run_trial(trial_id, run))
             await asyncio.sleep(0)
@@ -179,9 +191,13 @@ class Driver:
         except ConfigError as error:
             raise UserCodeError(f"the searcher proposed a config that cannot be stored: {error}") from error
         self._deciding.suggested(trial_id, config)
-        self._waiting[trial_id] = None
+        self._wait(trial_id)
         self._watching.changed(trial_id)
         return True
+
+    def _wait(self, trial_id: str, *, is_paused: bool = False) -> None:
+        self._waiting[trial_id] = is_paused
+        self._pending += not is_paused
 
     # -- one trial -----------------------------------------------------------------------------------------
 
@@ -303,7 +319,7 @@ class Driver:
     async def _ended(self, trial_id: str, decision: Decision) -> None:
         if decision == PAUSE:
             self._store.set_status(trial_id, TrialStatus.PAUSED)
-            self._waiting[trial_id] = None
+            self._wait(trial_id, is_paused=True)
             return
         self._store.set_status(trial_id, TrialStatus.TERMINATED)
         trial = self._store.get_trial(trial_id)
@@ -315,7 +331,7 @@ class Driver:
         limit = self._failures.max_failures
         if limit < 0 or failures <= limit:
             self._store.set_status(trial_id, TrialStatus.PENDING, error=str(error))
-            self._waiting[trial_id] = None
+            self._wait(trial_id)
             await self._tell("on_trial_error", trial_id)
             return
         self._store.set_status(trial_id, TrialStatus.ERROR, error=str(error))

@@ -12,6 +12,7 @@ from typing import Any, Final
 from asynctune.config import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from asynctune.errors import ConfigError, CorruptStateError, UnsupportedFormatError
 from asynctune.trainable import importable_name, kind_of, trainable_name
+from asynctune.tuning.basic import BasicSearcher
 from asynctune.tuning.stored_space import functions_of, stored, unstored
 from asynctune.tuning.variants import Space, path_text
 
@@ -57,11 +58,13 @@ def settings_of(plan: Plan) -> dict[str, Any]:
         "import": importable_name(plan.trainable),
         "kind": kind_of(plan.trainable).value,
         "space": None if plan.space is None or functions else stored(plan.space.tree),
+        "grid_size": None if plan.space is None else plan.space.grid_size,
         "functions": [path_text(path) for path in functions],
         "metric": tune.metric,
         "mode": tune.mode,
         "num_samples": tune.num_samples,
         "max_concurrent_trials": tune.max_concurrent_trials,
+        "time_budget_s": tune.time_budget_s,
         "searcher": _name(tune.search_alg),
         "scheduler": _name(tune.scheduler),
         "stop": dict(run.stop) if isinstance(run.stop, Mapping) else None,
@@ -70,6 +73,7 @@ def settings_of(plan: Plan) -> dict[str, Any]:
         "callbacks": [_name(each) for each in run.callbacks],
         "verbose": run.verbose,
         "log_to_file": run.log_to_file,
+        "tensorboard": run.tensorboard,
         "runner": _name(plan.runner),
     }
 
@@ -108,22 +112,26 @@ def given_again(
             trainable = import_trainable(settings["import"])
         else:
             missing.append(f"the trainable {settings['trainable']} (it cannot be imported by name)")
-    elif trainable_name(trainable) != settings["trainable"]:
+    elif (given_now := _described(trainable)) != (made_with := f"{settings['kind']} {settings['trainable']}"):
         raise ConfigError(
-            f"the experiment was made with the trainable {settings['trainable']}, and {trainable_name(trainable)} was "
-            "given; its checkpoints belong to the former"
+            f"the experiment was made with the {made_with}, and the {given_now} was given; its checkpoints belong to "
+            "the former"
         )
+    _check_same("searcher", settings["searcher"] or BasicSearcher.__name__, tune_config and tune_config.search_alg)
+    _check_same("scheduler", settings["scheduler"], tune_config and tune_config.scheduler)
     tune = tune_config or TuneConfig(
         metric=settings["metric"],
         mode=settings["mode"],
         num_samples=settings["num_samples"],
         max_concurrent_trials=settings["max_concurrent_trials"],
+        time_budget_s=settings["time_budget_s"],
     )
     run = run_config or RunConfig(
         stop=settings["stop"],
         failure_config=FailureConfig(**settings["failure"]),
         verbose=settings["verbose"],
         log_to_file=settings["log_to_file"],
+        tensorboard=settings["tensorboard"],
     )
     space = Space(param_space) if param_space is not None else None
     if space is None and settings["space"] is not None:
@@ -163,6 +171,19 @@ def _checked(settings: Any) -> dict[str, Any]:
             f"the Tuner's settings have form {settings['form']}, and this asynctune knows {_FORM}; upgrade asynctune"
         )
     return settings
+
+
+def _described(trainable: Any) -> str:
+    return f"{kind_of(trainable).value} {trainable_name(trainable)}"
+
+
+def _check_same(what: str, before: str | None, given: Any) -> None:
+    """A state is given back to what it came from."""
+    if given is not None and before is not None and _name(given) != before:
+        raise ConfigError(
+            f"the experiment was made with the {what} {before}, and {_name(given)} was given, which cannot go on with "
+            "its state"
+        )
 
 
 def _name(value: Any) -> str | None:

@@ -143,6 +143,7 @@ class Tuner:
             mode="create" if self._resumed is None else "resume",
             sync_config=self._plan.run.sync_config,
             checkpoint_config=self._plan.run.checkpoint_config,
+            tensorboard=self._plan.run.tensorboard,
         )
         with stopping_on_signals(stop) as seen:
             try:
@@ -224,6 +225,7 @@ class Tuner:
             limit=runner.capacity if limit is None else min(limit, runner.capacity),
             trial_prefix=trainable_name(plan.trainable),
             watching=progress,
+            time_budget_s=plan.tune.time_budget_s,
         )
 
     # -- restoring -----------------------------------------------------------------------------------------

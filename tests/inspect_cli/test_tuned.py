@@ -219,7 +219,7 @@ def test_a_directory_names_the_best_of_each_by_its_own_metric(tuned, capsys):
             {"x": sample_from(lambda _: 2)},
             "random or grid search",
             "FIFO, stops no trial early",
-            "3 proposed, num_samples=3",
+            "3 of 3 proposed",
         ),
     ],
     ids=["random", "both", "functions"],

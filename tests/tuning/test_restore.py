@@ -20,6 +20,7 @@ from asynctune import (
     ExperimentNotFoundError,
     ExperimentStore,
     FailureConfig,
+    OptunaSearcher,
     ResultGrid,
     RunConfig,
     TrialStatus,
@@ -158,6 +159,20 @@ async def test_another_trainable_is_refused(tmp_path):
     path = await made(tmp_path)
     with pytest.raises(ConfigError, match=r"coroutine.*failing"):
         await Tuner.restore(path, trainables.failing)
+
+    def coroutine(config):
+        """Likewise."""
+
+    with pytest.raises(
+        ConfigError, match=r"made with the coroutine coroutine, and the function coroutine was given"
+    ):
+        await Tuner.restore(path, coroutine)
+    searcher = await asyncio.to_thread(OptunaSearcher, {})  # which imports Optuna
+    other = TuneConfig(search_alg=searcher, metric="loss", mode="min")
+    with pytest.raises(
+        ConfigError, match="made with the searcher BasicSearcher, and OptunaSearcher was given"
+    ):
+        await Tuner.restore(path, tune_config=other)
     with pytest.raises(ConfigError, match="called exp"):
         await Tuner.restore(path, run_config=RunConfig(name="other"))
 

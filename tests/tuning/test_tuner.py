@@ -141,6 +141,50 @@ async def test_a_scheduler_pauses_and_resumes(tmp_path):
     assert all(iterations(result) == list(range(1, 11)) for result in results)
 
 
+class Reluctant(Paused):
+    """Starts no trial but the first three."""
+
+    def choose_trial_to_run(self, trial_ids):
+        if len(self.seen) >= 3:
+            return None
+        return next((each for each in trial_ids if each not in self.seen), None)
+
+    def on_trial_result(self, trial_id, result):
+        self.seen[trial_id] = result["training_iteration"]
+        return "CONTINUE"
+
+
+@pytest.mark.parametrize("samples", [6, -1], ids=["six", "endless"])
+async def test_a_scheduler_that_starts_nothing_more_ends_the_run_and_not_the_experiment(
+    tmp_path, caplog, samples
+):
+    config = TuneConfig(scheduler=Reluctant(), num_samples=samples, max_concurrent_trials=1)
+    results = await tuner(tmp_path, space={"x": uniform(0, 1)}, tune=config).fit()
+    assert [result.status for result in results] == ["TERMINATED"] * 3 + ["PENDING"]
+    assert "1 trials are paused or pending, and the scheduler starts none of them" in caplog.text
+    scheduler = Reluctant()
+    scheduler.choose_trial_to_run = lambda ids: ids[0] if ids else None
+    config = TuneConfig(scheduler=scheduler, num_samples=6)
+    restored = await Tuner.restore(tmp_path / "exp", tune_config=config, run_config=RunConfig(verbose=0))
+    results = await restored.fit()
+    assert [result.status for result in results] == ["TERMINATED"] * 6
+
+
+async def test_a_time_budget_ends_the_experiment(tmp_path):
+    config = TuneConfig(num_samples=-1, max_concurrent_trials=2, time_budget_s=0.5)
+    results = await tuner(tmp_path, space={"x": uniform(0, 1), "pause": 0.02}, tune=config).fit()
+    assert len(results) > 1
+    assert {result.status for result in results} <= {"TERMINATED", "PENDING"}
+    restored = await Tuner.restore(tmp_path / "exp")
+    again = await restored.fit()
+    assert [result.metrics for result in again] == [result.metrics for result in results], "it is finished"
+
+
+async def test_tensorboard_on_request(tmp_path):
+    await tuner(tmp_path, space={"x": 1}, tensorboard=True).fit()
+    assert list((tmp_path / "exp").glob("*/events.out.tfevents.*"))
+
+
 class Bad:
     """A searcher that answers as it is told."""
 
