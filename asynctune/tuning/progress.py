@@ -1,37 +1,31 @@
-"""Owns what a Tuner shows while it runs: a table on a terminal, plain lines elsewhere. Decides nothing.
+"""Owns what a Tuner tells while it runs: a picture on a terminal, plain lines elsewhere, and a summary at the end.
 
-Counts are kept as trials change, so showing them costs nothing that grows with their number; the table shows the
-newest few.
+Decides nothing. Counts are kept as trials change, so telling them costs nothing that grows with their number; only
+trials that run, and the newest few others, are shown one by one.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final, TextIO
+from typing import Final, TextIO
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from rich.console import RenderableType
 
 from asynctune.metrics import find_number
 from asynctune.trial import Trial, TrialStatus
+from asynctune.tuning.picture import View, best_line, count_line, metrics_text, picture, plain
+from asynctune.tuning.screen import Screen
 
 __all__ = ["Progress"]
 
-_SHOWN: Final = 12
-_LINE_EVERY_S: Final = 5.0
-_PICTURES_PER_S: Final = 4
-_STYLES: Final = {
-    TrialStatus.RUNNING: "bold",
-    TrialStatus.TERMINATED: "green",
-    TrialStatus.ERROR: "red",
-    TrialStatus.PAUSED: "yellow",
-    TrialStatus.PENDING: "dim",
-}
+_OTHERS_KEPT: Final = 12
+_FIRST_LINE_AFTER_S: Final = 5.0
+_LINE_EVERY_S: Final = 60.0
+_LINE_PER_ELAPSED: Final = 0.1
 
 
 class Progress:
@@ -42,7 +36,10 @@ class Progress:
         metric: That is tuned, or `None`.
         mode: `"min"` or `"max"`, likewise.
         look: Gives the present value of a trial.
-        verbose: 0: nothing; 1: the table, or a line when a trial ends; 2: a line for each result.
+        location: Its directory, which the end tells; `None`: it is not told.
+        total: How many trials there will be, where that is known.
+        verbose: 0: nothing; 1: the picture, or a line now and then, what fails, and what came out; 2: also a line
+            for each result.
         stream: Where to; standard error by default.
     """
 
@@ -53,128 +50,168 @@ class Progress:
         mode: str | None,
         look: Callable[[str], Trial],
         *,
+        location: str | None = None,
+        total: int | None = None,
         verbose: int = 1,
         stream: TextIO | None = None,
     ) -> None:
         self._name = name
         self._metric = metric
-        self._mode = mode
+        self._sign = -1.0 if mode == "max" else 1.0
         self._look = look
+        self._location = location
+        self._total = total
         self._verbose = verbose
-        self._console = Console(file=stream or sys.stderr, highlight=False)
-        self._live: Live | None = None
+        self._screen = Screen(stream or sys.stderr, self._picture)
+        self._is_open = False
         self._statuses: dict[str, TrialStatus] = {}
         self._counts: Counter[TrialStatus] = Counter()
-        self._newest: dict[str, None] = {}
-        self._best: tuple[float, str] | None = None
+        self._failures: dict[str, int] = {}
+        self._running: dict[str, Trial] = {}
+        self._others: dict[str, Trial] = {}
+        self._values: dict[str, float] = {}  # to be as small as can be
+        self._best: Trial | None = None
+        self._first_error: str | None = None
         self._began = self._said_at = time.monotonic()
 
     def start(self) -> None:
         """Begin to show."""
-        if self._verbose and self._console.is_terminal:
-            self._live = Live(
-                get_renderable=self._picture,
-                console=self._console,
-                refresh_per_second=_PICTURES_PER_S,
-                transient=False,
-            )
-            self._live.start()
+        if self._verbose and not self._is_open:
+            self._is_open = True
+            self._began = self._said_at = time.monotonic()
+            self._screen.open()
 
     def stop(self) -> None:
-        """Show the last state, and end. Again: does nothing."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-        elif self._verbose and self._statuses:
-            self._say(self._summary())
-        self._statuses = {}
+        """Tell what came out, and end; waits until that is written. Again: does nothing."""
+        if self._is_open:
+            self._is_open = False
+            self._screen.close(self._closing())
 
     def line(self, text: str) -> None:
         """Say something that stays."""
-        (self._live.console if self._live is not None else self._console).print(Text(text), soft_wrap=True)
+        if self._is_open:
+            self._said_at = time.monotonic()
+            self._screen.line(plain(text))
+
+    def known(self, trial: Trial) -> None:
+        """A trial was there before: it is counted, and nothing is said of it."""
+        if self._verbose:
+            self._take(trial)
 
     def changed(self, trial_id: str) -> None:
         """A trial is new, has another status, or has reported."""
         if not self._verbose:
             return
         trial = self._look(trial_id)
+        before, failures = self._statuses.get(trial_id), self._failures.get(trial_id, 0)
+        self._take(trial)
+        if trial.status is TrialStatus.ERROR and before is not trial.status:
+            self.line(f"{trial.trial_id} failed: {_reason(trial)}")
+        elif trial.num_failures > failures:
+            self.line(f"{trial.trial_id} failed, and is tried again: {_reason(trial)}")
+        elif self._verbose > 1 and trial.num_results and before is trial.status is TrialStatus.RUNNING:
+            iteration = trial.last_result.get("training_iteration")
+            self.line(f"{trial.trial_id} iteration {iteration}: {metrics_text(trial.last_result)}")
+        elif not self._screen.is_terminal and self._is_time():
+            self.line(self._summary())
+
+    # -- what is known -------------------------------------------------------------------------------------
+
+    def _take(self, trial: Trial) -> None:
+        trial_id, status = trial.trial_id, trial.status
         before = self._statuses.get(trial_id)
-        self._statuses[trial_id] = trial.status
-        if before is not trial.status:
-            self._counts[trial.status] += 1
+        self._statuses[trial_id] = status
+        if before is not status:
+            self._counts[status] += 1
             if before is not None:
                 self._counts[before] -= 1
-        self._newest.pop(trial_id, None)
-        self._newest[trial_id] = None
-        while len(self._newest) > _SHOWN:
-            del self._newest[next(iter(self._newest))]
+        if trial.num_failures:
+            self._failures[trial_id] = trial.num_failures
+        self._others.pop(trial_id, None)
+        if status is TrialStatus.RUNNING:
+            self._running[trial_id] = trial
+        else:
+            self._running.pop(trial_id, None)
+            if status is not TrialStatus.PENDING:
+                self._others[trial_id] = trial
+                if len(self._others) > _OTHERS_KEPT:
+                    del self._others[next(iter(self._others))]
+        if status is TrialStatus.ERROR and self._first_error is None:
+            self._first_error = f"{trial.trial_id}: {_reason(trial)}"
         self._note_best(trial)
-        if self._live is None:
-            self._say_change(trial, before)
-
-    # -- plain lines ---------------------------------------------------------------------------------------
-
-    def _say_change(self, trial: Trial, before: TrialStatus | None) -> None:
-        ended = trial.status.is_finished and before is not trial.status
-        if self._verbose > 1 and trial.num_results and before is trial.status:
-            self._say(f"{trial.trial_name} reported: {_metrics(trial)}")
-        elif trial.status is TrialStatus.ERROR and ended:
-            reason = (trial.error or "").strip().rpartition("\n")[2]
-            self._say(f"{trial.trial_name} failed: {reason}")
-        elif time.monotonic() - self._said_at >= _LINE_EVERY_S:
-            self._say(self._summary())
-
-    def _say(self, text: str) -> None:
-        self._said_at = time.monotonic()
-        self.line(text)
-
-    def _summary(self) -> str:
-        parts = [f"{count} {status.lower()}" for status, count in sorted(self._counts.items()) if count]
-        best = "" if self._best is None else f"; best {self._metric} {self._best[0]:.6g} ({self._best[1]})"
-        seconds = time.monotonic() - self._began
-        return f"{self._name}: {', '.join(parts) or 'no trials yet'} after {seconds:.0f} s{best}"
-
-    # -- the table -----------------------------------------------------------------------------------------
-
-    def _picture(self) -> Table:
-        table = Table(title=self._summary(), title_justify="left", expand=False)
-        table.add_column("trial", overflow="ellipsis", no_wrap=True)
-        table.add_column("status")
-        table.add_column("iteration", justify="right")
-        table.add_column(
-            self._metric or "last result", justify="right" if self._metric else "left", overflow="ellipsis"
-        )
-        table.add_column("config", overflow="ellipsis", no_wrap=True)
-        for trial_id in list(self._newest):
-            trial = self._look(trial_id)
-            style = _STYLES[trial.status]
-            shown = self._number(trial) if self._metric else _metrics(trial)
-            table.add_row(
-                Text(trial.trial_name),
-                Text(trial.status, style=style),
-                str(trial.last_result.get("training_iteration", "")) if trial.num_results else "",
-                Text(shown),
-                Text(", ".join(f"{key}={_short(value)}" for key, value in trial.config.items())),
-            )
-        return table
-
-    def _number(self, trial: Trial) -> str:
-        value = find_number(trial.last_result, self._metric) if self._metric else None
-        return "" if value is None else f"{value:.6g}"
 
     def _note_best(self, trial: Trial) -> None:
-        value = find_number(trial.last_result, self._metric) if self._metric else None
-        if value is None or value != value:  # noqa: PLR0124 - NaN
-            return
-        if self._best is None or (value > self._best[0] if self._mode == "max" else value < self._best[0]):
-            self._best = (value, trial.trial_name)
+        """The best is the best by its last result, as in `ResultGrid.get_best_result`."""
+        value = find_number(trial.last_result, self._metric) if self._metric and trial.num_results else None
+        if value is None or value != value:  # noqa: PLR0124 - NaN, also for an integer beyond every float
+            self._values.pop(trial.trial_id, None)
+        else:
+            self._values[trial.trial_id] = self._sign * _as_float(value)
+        best_id = None if self._best is None else self._best.trial_id
+        mine = self._values.get(trial.trial_id, math.inf)
+        if trial.trial_id == best_id:
+            if not self._values:
+                self._best = None
+            elif (best := min(self._values, key=self._values.__getitem__)) != best_id:
+                self._best = self._look(best)
+            else:
+                self._best = trial
+        elif trial.trial_id in self._values and (best_id is None or mine < self._values[best_id]):
+            self._best = trial
+
+    # -- what is told --------------------------------------------------------------------------------------
+
+    def _is_time(self) -> bool:
+        """Whether the next line is due: soon in the beginning, later once a minute."""
+        now = time.monotonic()
+        pause = min(max(_FIRST_LINE_AFTER_S, (now - self._began) * _LINE_PER_ELAPSED), _LINE_EVERY_S)
+        return now - self._said_at >= pause
+
+    def _view(self) -> View:
+        # Also called in the screen's thread: every collection is copied in one step.
+        return View(
+            name=self._name,
+            metric=self._metric,
+            seconds=time.monotonic() - self._began,
+            counts=dict(self._counts),
+            total=self._total,
+            best=self._best,
+            running=list(self._running.values()),
+            others=list(self._others.values()),
+        )
+
+    def _picture(self, width: int, height: int) -> RenderableType:
+        return picture(self._view(), width, height)
+
+    def _summary(self) -> str:
+        view = self._view()
+        return "; ".join(filter(None, (count_line(view), best_line(view))))
+
+    def _closing(self) -> list[str]:
+        view = self._view()
+        lines = [count_line(view)]
+        if view.best is not None:
+            lines.append(best_line(view))
+        if failed := self._counts[TrialStatus.ERROR]:
+            lines.append(f"{failed} failed, first {self._first_error}")
+            if self._location is not None:
+                restore = f"Tuner.restore({self._location!r}, resume_errored=True)"
+                lines.append(
+                    f"to go on with what failed: {restore}, or restart_errored=True to start it over"
+                )
+        if self._location is not None:
+            lines.append(f"results: {self._location}")
+        return list(map(plain, lines))
 
 
-def _metrics(trial: Trial) -> str:
-    skipped = {"config", "trial_id", "date", "timestamp", "hostname", "node_ip", "pid", "done"}
-    shown = {key: value for key, value in trial.last_result.items() if key not in skipped}
-    return ", ".join(f"{key}={_short(value)}" for key, value in shown.items())
+def _reason(trial: Trial) -> str:
+    """The last line of its traceback."""
+    lines = (trial.error or "").strip().splitlines()
+    return plain(lines[-1]) if lines else "for no reason that was told"
 
 
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf

@@ -1,0 +1,177 @@
+"""What a Tuner tells while it runs, and at the end."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import time
+
+import pytest
+
+from asynctune.tuning.progress import Progress
+from tests.tuning.trials import Trials, trial
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(time, "monotonic", made)
+    return made
+
+
+class Told:
+    """A Progress that writes lines to memory."""
+
+    def __init__(self, **settings):
+        self.stream = io.StringIO()
+        self.trials = Trials()
+        settings = {"metric": "loss", "mode": "min", **settings}
+        self.progress = Progress("exp", look=self.trials, stream=self.stream, **settings)
+        self.progress.start()
+
+    def put(self, *args, **kwargs):
+        self.trials.put(self.progress, *args, **kwargs)
+
+    def stop(self):
+        """Every line that was told."""
+        self.progress.stop()
+        return self.stream.getvalue().splitlines()
+
+
+def row(iteration, **metrics):
+    return {"training_iteration": iteration, **metrics}
+
+
+def test_the_end_is_summed_up(clock):
+    told = Told(location="/data/exp")
+    told.put("a", "TERMINATED", row(3, loss=0.5), config={"lr": 1})
+    told.put("b", "TERMINATED", row(3, loss=0.25), config={"lr": 2, "note": "[bold]x"})
+    clock.now += 4000
+    assert told.stop() == [
+        "exp after 1 h 06 min: 2 terminated",
+        "best loss 0.25, trial b: lr=2, note=[bold]x",
+        "results: /data/exp",
+    ]
+    assert told.stop() == told.stop(), "again does nothing"
+
+
+def test_what_failed_is_told_at_once_and_how_to_go_on_in_the_end(clock):
+    told = Told(location="/data/it's")
+    told.put("a", "RUNNING")
+    told.put("a", "ERROR", error="Traceback:\n  File x\nValueError: [red]no[/red]\x1b[2J")
+    told.put("b", "ERROR", error="")
+    call = 'Tuner.restore("/data/it\'s", resume_errored=True)'
+    to_go_on = f"to go on with what failed: {call}, or restart_errored=True to start it over"
+    assert told.stop() == [
+        "a failed: ValueError: [red]no[/red] [2J",
+        "b failed: for no reason that was told",
+        "exp after 0 s: 2 errors",
+        "2 failed, first a: ValueError: [red]no[/red] [2J",
+        to_go_on,
+        "results: /data/it's",
+    ]
+
+
+def test_a_trial_that_is_tried_again(clock):
+    told = Told()
+    told.put("a", "RUNNING")
+    told.put("a", "PENDING", error="Killed: SIGKILL", failures=1)
+    told.put("a", "RUNNING", error="Killed: SIGKILL", failures=1)
+    told.put("a", "TERMINATED", row(1, loss=1), failures=1)
+    assert told.stop() == [
+        "a failed, and is tried again: Killed: SIGKILL",
+        "exp after 0 s: 1 terminated",
+        "best loss 1, trial a: lr=0.1",
+    ]
+
+
+def test_the_best_is_the_best_by_its_last_result(clock):
+    told = Told(mode="max")
+    told.put("a", "RUNNING", row(1, loss=0.9))
+    told.put("b", "RUNNING", row(1, loss=0.5))
+    told.put("c", "RUNNING", row(1, loss=math.nan))
+    told.put("a", "RUNNING", row(2, loss=0.1))
+    assert told.progress._summary().endswith("best loss 0.5, trial b: lr=0.1")
+    told.put("b", "RUNNING", row(2, loss=0.05))
+    assert told.progress._summary().endswith("best loss 0.1, trial a: lr=0.1")
+    told.put("c", "RUNNING", row(2, loss=10**400))
+    assert told.progress._summary().endswith("best loss huge, trial c: lr=0.1")
+    for each in "abc":
+        told.put(each, "RUNNING", row(3, loss=math.nan))
+    assert told.progress._summary() == "exp after 0 s: 3 running"
+    told.stop()
+
+
+def test_trials_of_before_are_counted_and_not_told_of(clock):
+    told = Told(total=4)
+    told.progress.known(trial("a", "ERROR", row(3, loss=0.5), error="no"))
+    told.progress.known(trial("b", "PENDING", row(2, loss=0.1)))
+    told.put("b", "RUNNING", row(2, loss=0.1))
+    assert told.stop() == [
+        "exp after 0 s: 1 running, 1 error, 2 to come",
+        "best loss 0.1, trial b: lr=0.1",
+        "1 failed, first a: no",
+    ]
+
+
+def test_lines_come_now_and_then(clock):
+    told = Told()
+    moments = []
+    for second in range(2000):
+        clock.now += 1
+        before = told.progress._said_at
+        told.put("a", "RUNNING", row(second, loss=1))
+        if told.progress._said_at != before:
+            moments.append(second + 1)
+    lines = told.stop()
+    assert moments[:5] == [5, 10, 15, 20, 25]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == 60
+    assert lines[0] == "exp after 5 s: 1 running; best loss 1, trial a: lr=0.1"
+
+
+def test_each_result_at_verbose_2(clock):
+    told = Told(verbose=2, metric=None, mode=None)
+    told.put("a", "RUNNING")
+    told.put("a", "RUNNING", row(1, loss=0.123456789, eval={"acc": 1}))
+    told.put("a", "TERMINATED", row(1, loss=0.123456789))
+    assert told.stop() == ["a iteration 1: loss=0.123457, eval={acc=1}", "exp after 0 s: 1 terminated"]
+
+
+def test_nothing_at_verbose_0():
+    told = Told(verbose=0)
+    told.put("a", "ERROR", error="no")
+    told.progress.line("a callback failed")
+    assert told.stop() == []
+
+
+def test_a_line_stays_one_line(clock):
+    told = Told()
+    told.progress.line("the callback X failed: [red]oh\nno" + "x" * 300)
+    assert told.stop()[0] == "the callback X failed: [red]oh no" + "x" * 300
+
+
+def test_it_shows_a_running_trial_once_and_few_others():
+    told = Told()
+    for number in range(50):
+        told.put(f"t{number}", "RUNNING")
+        told.put(f"t{number}", "RUNNING", row(1, loss=1))
+        if number % 2:
+            told.put(f"t{number}", "PAUSED", row(1, loss=1))
+    view = told.progress._view()
+    assert [each.trial_id for each in view.running] == [f"t{number}" for number in range(0, 50, 2)]
+    assert [each.trial_id for each in view.others] == [f"t{number}" for number in range(27, 50, 2)]
+    told.put("t49", "PENDING", row(1, loss=1))
+    assert len(told.progress._view().others) == 11
+    told.stop()
