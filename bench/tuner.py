@@ -9,7 +9,7 @@ all result files are written. Four subjects take their turn in each round, each 
 - `Optuna, 2 threads`: `n_jobs=2` on a journal file.
 
 What each of them writes, and what is left out of the peers' time, is told in `_tuners.py`. Ray Tune runs three trials
-where the others run ten. Nothing is deleted between rounds: some filesystems make new files slowly for minutes after
+where the others run twenty. Nothing is deleted between rounds: some filesystems make new files slowly for minutes after
 many were deleted. The peers need the extra: `pip install '.[bench]'`.
 """
 
@@ -42,7 +42,7 @@ from _tuners import REPORTS, WORKERS
 
 _INLINE, _PROCESSES = "asynctune, inline", f"asynctune, {WORKERS} processes"
 _RAY, _OPTUNA = f"Ray Tune, {WORKERS} CPUs", f"Optuna, {WORKERS} threads"
-_RAY_SHARE = 0.3
+_RAY_SHARE = 0.15
 _PAUSE_S = 1.0
 
 
@@ -152,5 +152,5 @@ def _report(settings: Options, counts: dict[str, int], found: dict[str, list[dic
 if __name__ == "__main__":
     run(
         measure,
-        options(__doc__, trials=(1_000,), quick_trials=(200,), rounds=5, quick_rounds=2),
+        options(__doc__, trials=(2_000,), quick_trials=(400,), rounds=5, quick_rounds=2),
     )
