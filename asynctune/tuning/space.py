@@ -9,9 +9,10 @@ from __future__ import annotations
 import inspect
 import math
 import random
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from asynctune.errors import ConfigError
 
@@ -37,6 +38,8 @@ __all__ = [
     "sample_from",
     "uniform",
 ]
+
+_MOST: Final = sys.float_info.max
 
 
 class Domain:
@@ -273,11 +276,21 @@ def _values(name: str, values: Iterable[Any]) -> tuple[Any, ...]:
     made = tuple(values)
     if not made:
         raise ConfigError(f"{name} takes at least one value")
+    if _has_function(made):
+        raise ConfigError(f"{name} cannot choose a sample_from; let the function of one sample_from choose")
     return made
 
 
+def _has_function(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_function, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_function, value))
+    return isinstance(value, Function)
+
+
 def _check_number(what: str, value: Any) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -_MOST <= value <= _MOST:
         raise ConfigError(f"{what} must be a finite number, not {value!r}")
 
 
@@ -306,7 +319,9 @@ def _check_base(base: float) -> None:
 
 def _between(rng: random.Random, lower: float, upper: float, *, log: bool) -> float:
     if not log:
-        return rng.uniform(lower, upper)
+        # not rng.uniform, whose upper - lower may be infinite
+        part = rng.random()
+        return min(max(lower * (1 - part) + upper * part, lower), upper)
     value = math.exp(rng.uniform(math.log(lower), math.log(upper)))
     return min(max(value, lower), upper)
 

@@ -1,7 +1,7 @@
 """Owns the stored form of a search space, so that a restored experiment goes on without being given it again. Pure.
 
-A domain becomes `{"__domain__": kind, ...}` with its numbers; a `sample_from` function cannot be stored, and is
-told by its path instead.
+A domain becomes `{"__domain__": kind, ...}` with its numbers, and a user's own mapping with such a key
+`{"__domain__": "mapping", "items": ...}`. A `sample_from` function cannot be stored, and is told by its path instead.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from asynctune.tuning.variants import Path, Space
 __all__ = ["functions_of", "stored", "unstored"]
 
 _MARK: Final = "__domain__"
+_MAPPING: Final = "mapping"
 _KINDS: Final[Mapping[str, type[Domain]]] = {
     kind.kind: kind for kind in (Float, Integer, Normal, Categorical, Grid)
 }
@@ -33,7 +34,8 @@ def stored(value: Any) -> Any:
         parts = {field.name: stored(getattr(value, field.name)) for field in fields(value)}  # type: ignore[arg-type]
         return {_MARK: value.kind, **parts}
     if isinstance(value, dict):
-        return {key: stored(each) for key, each in value.items()}
+        parts = {key: stored(each) for key, each in value.items()}
+        return {_MARK: _MAPPING, "items": parts} if _MARK in parts else parts
     if isinstance(value, list):
         return [stored(each) for each in value]
     if isinstance(value, tuple):
@@ -48,10 +50,15 @@ def unstored(value: Any) -> Any:
         CorruptStateError: A domain that this release does not know.
     """
     if isinstance(value, dict):
+        if value.get(_MARK) == _MAPPING:
+            if not isinstance(items := value.get("items"), dict):
+                raise CorruptStateError("the stored search space cannot be used: a mapping has no items")
+            return {key: unstored(each) for key, each in items.items()}
         parts = {key: unstored(each) for key, each in value.items()}
         if _MARK not in parts:
             return parts
-        kind = _KINDS.get(parts.pop(_MARK))
+        mark = parts.pop(_MARK)
+        kind = _KINDS.get(mark) if isinstance(mark, str) else None
         try:
             if kind is not None:
                 return kind(**parts)

@@ -8,9 +8,7 @@ import pytest
 
 from asynctune.errors import CorruptStateError
 from asynctune.tuning.basic import BasicSearcher
-from asynctune.tuning.space import choice, grid_search, sample_from, uniform
-from asynctune.tuning.stored_space import functions_of, stored, unstored
-from asynctune.tuning.variants import Space
+from asynctune.tuning.space import choice, grid_search, uniform
 
 SPACE = {"lr": uniform(0, 1), "layers": grid_search([1, 2, 3]), "deep": [choice(["a", "b"])]}
 
@@ -52,16 +50,15 @@ def test_another_searchers_state_is_refused(state):
         BasicSearcher({}).set_state(state)
 
 
-def test_a_space_is_stored_without_its_functions():
-    space = Space(SPACE)
-    assert Space(unstored(json.loads(json.dumps(stored(space.tree))))).grid_size == 3
-    assert unstored(stored(space.tree)) == space.tree
-    assert functions_of(space) == []
-    assert functions_of(Space({"a": {"b": sample_from(lambda: 1)}})) == [("a", "b")]
+def test_a_space_of_fixed_values_is_proposed_as_often_as_asked():
+    assert all_of(BasicSearcher({"a": 1, "b": [2]}, 3)) == [{"a": 1, "b": [2]}] * 3
+    assert all_of(BasicSearcher({}, 2)) == [{}, {}]
 
 
-def test_an_unknown_domain_is_refused():
-    with pytest.raises(CorruptStateError, match="upgrade"):
-        unstored({"a": {"__domain__": "quantum"}})
-    with pytest.raises(CorruptStateError, match="cannot be used"):
-        unstored({"a": {"__domain__": "float", "lower": 2, "upper": 1}})
+def test_a_config_belongs_to_its_trial():
+    searcher = BasicSearcher({"a": [1], "b": choice([[2]])}, 2)
+    first = searcher.suggest("t")
+    assert first is not None
+    first["a"].append("mine")
+    first["b"].append("mine")
+    assert searcher.suggest("u") == {"a": [1], "b": [2]}

@@ -43,6 +43,12 @@ def test_uniform_stays_within_its_bounds(a, b, seed):
     assert all(lower <= value <= upper for value in draw(uniform(lower, upper), 20, seed))
 
 
+def test_the_widest_bounds():
+    values = draw(uniform(-1.7e308, 1.7e308))
+    assert all(math.isfinite(value) for value in values)
+    assert min(values) < -1e308 < 1e308 < max(values)
+
+
 def test_loguniform_has_as_many_of_each_magnitude():
     found = Counter(math.floor(math.log10(value)) for value in draw(loguniform(1e-4, 1), 4000))
     assert set(found) == {-4, -3, -2, -1}
@@ -101,8 +107,11 @@ def test_choices_and_grids():
         (lambda: choice(3), "list of values"),  # type: ignore[arg-type]
         (lambda: grid_search({"a": 1}), "list of values"),
         (lambda: sample_from(3), "function"),  # type: ignore[arg-type]
+        (lambda: uniform(0, 10**400), "finite number"),
+        (lambda: choice([1, {"a": [sample_from(int)]}]), "cannot choose a sample_from"),
+        (lambda: grid_search([sample_from(int)]), "cannot choose a sample_from"),
     ],
-    ids=map(str, range(20)),
+    ids=map(str, range(23)),
 )
 def test_what_makes_no_sense_is_refused(make, text):
     with pytest.raises(ConfigError, match=text):
