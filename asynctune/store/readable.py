@@ -255,7 +255,8 @@ class ReadableStore:
         """A verified private copy of a checkpoint, free to be written to.
 
         Where the newest is damaged, the one before is taken, with a warning in the log and an event; an unfinished
-        trial's result rows after that one are cut off then, as the trial goes on from there.
+        trial's result rows after that one are cut off then, as the trial goes on from there. Where none is intact,
+        all rows are: it has to start from the beginning.
 
         Args:
             trial_id: Whose.
@@ -272,11 +273,20 @@ class ReadableStore:
         self._check_open()
         status = self._table.status(trial_id)
         newest = max((c.step or 0 for c in self._checkpoints.list(trial_id)), default=0)
-        restored = await self._checkpoints.restore(trial_id, step, to)
-        fell_back = step is None and restored.step is not None and restored.step < newest
-        if fell_back and self._engine is not None and not status.is_finished:
-            self._engine.journal_rows(self._table.rewind(trial_id, restored.step or 0))
+        falls_back = step is None and newest > 0 and self._engine is not None and not status.is_finished
+        try:
+            restored = await self._checkpoints.restore(trial_id, step, to)
+        except CheckpointNotFoundError:
+            if falls_back:
+                self._rewind(trial_id, -1)
+            raise
+        if falls_back and restored.step is not None and restored.step < newest:
+            self._rewind(trial_id, restored.step)
         return restored
+
+    def _rewind(self, trial_id: str, step: int) -> None:
+        assert self._engine is not None
+        self._engine.journal_rows(self._table.rewind(trial_id, step))
 
     def lease(self, trial_id: str, step: int | None = None) -> AbstractAsyncContextManager[Checkpoint]:
         """`async with store.lease(...) as checkpoint`: the committed files themselves, not deleted meanwhile.

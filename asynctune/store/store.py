@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from asynctune.clock import Clock
 from asynctune.config import CheckpointConfig, SyncConfig
-from asynctune.errors import ConfigError
+from asynctune.errors import ConfigError, TransitionError
 from asynctune.files import LocalFiles
 from asynctune.protocols import Stateful
 from asynctune.store.opening import Mode
@@ -182,6 +182,23 @@ class ExperimentStore(SavingStore):
         number, row = self._table.report(trial_id, metrics, iteration)
         engine.journal_rows((row,))
         engine.events.emit("result", trial_id=trial_id, iteration=number)
+
+    def rewind(self, trial_id: str) -> bool:
+        """Cut off a trial's result rows after its newest checkpoint, before it goes on from that; whether there were.
+
+        For one that goes on without having been `PENDING`, such as a `PAUSED` one; the rows are kept aside.
+
+        Raises:
+            TrialNotFoundError: No such trial.
+            TransitionError: It is finished.
+        """
+        engine = self._writable()
+        if (status := self._table.status(trial_id)).is_finished:
+            msg = f"trial {trial_id!r} is {status}, and its rows are its result; requeue it first"
+            raise TransitionError(msg)
+        if is_ahead := self._table.is_ahead(trial_id):
+            engine.journal_rows(self._table.rewind(trial_id, None))
+        return is_ahead
 
     # -- experiment --------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from asynctune.errors import ConfigError, CorruptStateError, TransitionError, Tr
 from asynctune.metrics import find_number
 from asynctune.packing import pack, unpack
 from asynctune.results.rows import Announce, Cut, ResultRow, encode
+from asynctune.store.marks import cut_back, kept_rows, mark, mark_of
 from asynctune.store.names import check_name, suggest_trial_id
 from asynctune.store.records import Records
 from asynctune.store.runs import (
@@ -263,38 +264,21 @@ class TrialTable:
         run.attempt += 1
         run.ended_at = None
         self._marks.pop(trial_id, None)
-        steps = [s for s in self._records.steps(trial_id) if step is None or s <= step]
-        mark: dict[str, Any] = {}
-        for candidate in reversed(steps):
-            record = self._records.get(f"checkpoint/{trial_id}/{candidate}") or {}
-            if "timeline" in record and record.get("state", "live") == "live":
-                mark = record["timeline"]
-                break
-        keep = int(mark.get("num_results", 0))
-        if keep >= run.num_results:
+        keep = cut_back(run, mark_of(self._records, trial_id, step))
+        if keep is None:
             return []
-        run.num_results = keep
-        run.iteration = int(mark.get("iteration", 0))
-        run.time_total_s = float(mark.get("time_total_s", 0.0))
-        run.reported_at = mark.get("reported_at")
-        run.summary = mark.get("summary", [])
-        run.metrics = mark.get("metrics", {})
         return [encode(Cut(trial_id=trial_id, keep=keep))]
+
+    def is_ahead(self, trial_id: str) -> bool:
+        """Whether the trial has rows after its newest checkpoint."""
+        return self.run(trial_id).num_results > kept_rows(mark_of(self._records, trial_id))
 
     def timeline(self, trial_id: str) -> dict[str, Any]:
         """What a checkpoint saved at this moment remembers of the timeline, for `start_again`."""
-        run = self.run(trial_id)
-        return {
-            "num_results": run.num_results,
-            "iteration": run.iteration,
-            "time_total_s": run.time_total_s,
-            "reported_at": run.reported_at,
-            "summary": run.summary,
-            "metrics": run.metrics,
-        }
+        return mark(self.run(trial_id))
 
-    def rewind(self, trial_id: str, step: int) -> list[bytes]:
-        """Cut the timeline back to checkpoint `step`; returns row operations to journal."""
+    def rewind(self, trial_id: str, step: int | None) -> list[bytes]:
+        """Cut the timeline back to checkpoint `step`, or the newest; returns row operations to journal."""
         run = self.run(trial_id)
         operations = self.start_again(trial_id, run, step)
         self._put_run(trial_id, run)

@@ -216,9 +216,8 @@ class Driver:
 
     async def _start(self, trial_id: str, run: _Run) -> None:
         store = self._store
-        if self._lost_its_place(trial_id):
-            store.set_status(trial_id, TrialStatus.RUNNING)
-            store.set_status(trial_id, TrialStatus.PENDING)  # which cuts the rows after its checkpoint
+        if store.get_trial(trial_id).status is TrialStatus.PAUSED:
+            store.rewind(trial_id)
         store.set_status(trial_id, TrialStatus.RUNNING)
         self._watching.changed(trial_id)
         try:
@@ -237,14 +236,6 @@ class Driver:
             await self._failed(trial_id, error)
         else:
             await self._ended(trial_id, run.decision)
-
-    def _lost_its_place(self, trial_id: str) -> bool:
-        """Whether a paused trial has rows after its newest checkpoint, from which it has to go on."""
-        trial = self._store.get_trial(trial_id)
-        if trial.status is not TrialStatus.PAUSED or not trial.num_results:
-            return False
-        step = trial.checkpoints[-1].step if trial.checkpoints else None
-        return step is None or step < int(trial.last_result.get("training_iteration", 0))
 
     async def _task(self, trial_id: str) -> TrialTask:
         checkpoint: Checkpoint | None = None

@@ -20,6 +20,7 @@ from asynctune.errors import (
     ConfigError,
     StorageError,
     StoreClosedError,
+    TransitionError,
 )
 from asynctune.store.store import ExperimentStore
 from asynctune.testing import FaultyFiles, ManualClock
@@ -507,3 +508,26 @@ def test_a_forgotten_store_leaves_neither_thread_nor_descriptor(location):
     started.join(30)
     assert not started.is_alive()
     assert _open_below(location) == []
+
+
+async def test_rows_after_the_newest_checkpoint_are_cut_when_a_paused_trial_goes_on(location, tmp_path):
+    async with ExperimentStore.open(location) as store:
+        store.add_trial({}, "t")
+        store.set_status("t", "RUNNING")
+        assert not store.rewind("t")
+        store.report("t", {"loss": 1})
+        saved = await store.save_checkpoint("t", directory_with(tmp_path / "d"))
+        assert not store.rewind("t")
+        store.report("t", {"loss": 2})
+        store.set_status("t", "PAUSED")
+        assert store.rewind("t")
+        assert not store.rewind("t")
+        store.set_status("t", "RUNNING")
+        assert store.get_trial("t").last_result["loss"] == 1
+        store.report("t", {"loss": 3})
+        await store.flush()
+        assert [row["loss"] for row in await store.history("t")] == [1, 3]
+        assert store.get_trial("t").checkpoints == (saved,)
+        store.set_status("t", "TERMINATED")
+        with pytest.raises(TransitionError, match="requeue it first"):
+            store.rewind("t")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,20 +128,32 @@ async def test_from_a_moved_directory_and_a_relative_path(tmp_path, monkeypatch)
     assert all(result.path.is_relative_to(elsewhere) for result in results)
 
 
-async def test_a_damaged_newest_checkpoint_is_told_of_and_passed_over(tmp_path, caplog):
+def corrupt(checkpoint):
+    file = next(each for each in checkpoint.path.iterdir() if each.name != ".manifest.json")
+    file.write_bytes(b"X" * file.stat().st_size)
+
+
+def remove(checkpoint):
+    shutil.rmtree(checkpoint.path)
+
+
+@pytest.mark.parametrize("harm", [corrupt, remove], ids=["damaged", "missing"])
+@pytest.mark.parametrize("count", [1, 2], ids=["newest", "all"])
+async def test_checkpoints_that_cannot_be_used_are_told_of_and_passed_over(tmp_path, caplog, harm, count):
     path = await made(tmp_path)
     async with ExperimentStore.open(path, mode="resume") as store:
         running = next(trial for trial in store.trials if trial.status == "RUNNING")
         store.report(running.trial_id, {"loss": 1.0, "training_iteration": 6})
         await store.clone_checkpoint(store.trials[0].trial_id, 6, to_trial=running.trial_id)
-        damaged = store.checkpoints(running.trial_id)[-1].path
-    assert damaged is not None
-    file = next(each for each in damaged.iterdir() if each.name != ".manifest.json")
-    file.write_bytes(b"X" * file.stat().st_size)
+        for checkpoint in store.checkpoints(running.trial_id)[-count:]:
+            harm(checkpoint)
     results = await (await Tuner.restore(path)).fit()
     result = next(each for each in results if each.trial_id == running.trial_id)
-    assert iterations(result) == list(range(1, 11)), "rows after the older checkpoint were cut off"
-    assert "damaged" in caplog.text
+    assert result.status == "TERMINATED", result.error
+    assert iterations(result) == list(range(1, 11)), "rows after the checkpoint that was used were cut off"
+    assert f"checkpoint 6 of trial {running.trial_id}" in caplog.text
+    if count == 2:
+        assert f"trial {running.trial_id} starts over" in caplog.text
 
 
 async def test_what_is_not_there_or_not_whole_never_starts_over(tmp_path):
