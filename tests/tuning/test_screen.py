@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
-import threading
 
 import pytest
 from rich.cells import cell_len
@@ -19,6 +14,7 @@ from rich.text import Text
 
 from asynctune.tuning.screen import Screen
 from tests.killing import ROOT
+from tests.tuning.terminals import terminal
 
 
 def nothing(width, height):
@@ -82,7 +78,7 @@ def test_a_pipe_that_nobody_reads_holds_up_nobody():
 
 
 def test_a_picture_that_cannot_be_drawn_is_told_of(caplog):
-    _, follower, stop = terminal()
+    follower, stop = terminal()
     with os.fdopen(follower, "w") as stream:
         screen = Screen(stream, lambda width, height: 1 / 0)  # type: ignore[arg-type, return-value]
         assert screen.is_terminal
@@ -90,33 +86,6 @@ def test_a_picture_that_cannot_be_drawn_is_told_of(caplog):
         screen.close()
     stop()
     assert "cannot be shown; the experiment goes on" in caplog.text
-
-
-def terminal(columns=80, lines=24):
-    """A terminal's two ends, and a function that gives what was written to it."""
-    leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-    parts = []
-
-    def read():
-        while True:
-            try:
-                part = os.read(leader, 65536)
-            except OSError:  # the other end is closed
-                return
-            if not part:
-                return
-            parts.append(part)
-
-    thread = threading.Thread(target=read)
-    thread.start()
-
-    def stop():
-        thread.join()
-        os.close(leader)
-        return b"".join(parts).decode()
-
-    return leader, follower, stop
 
 
 def shown(text):
@@ -146,7 +115,7 @@ Tuner(
 
 
 def run(tmp_path, columns, verbose=1, out=None, **environment):
-    _, follower, stop = terminal(columns)
+    follower, stop = terminal(columns)
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(tmp_path), str(verbose)],
         cwd=ROOT,

@@ -13,6 +13,7 @@ import pytest
 
 from asynctune.tuning.signals import stopping_on_signals
 from tests.killing import ROOT
+from tests.tuning.terminals import terminal
 
 
 def handlers():
@@ -157,3 +158,11 @@ def test_the_process_is_gone_at_once():
         [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_cursor_is_back_on_a_terminal():
+    follower, stop = terminal()
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=ROOT, stderr=follower)
+    os.close(follower)
+    assert "\x1b[?25h" in stop()
+    assert process.wait() == 130
