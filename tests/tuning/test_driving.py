@@ -1,0 +1,168 @@
+"""How trials live and end in a Tuner, where that is not seen in its results alone."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from asynctune import (
+    ExperimentStore,
+    FailureConfig,
+    RunConfig,
+    TrialFailedError,
+    TuneConfig,
+    Tuner,
+    UserCodeError,
+    grid_search,
+    session,
+)
+from asynctune.tuning.driving import STOPPED_AT
+from tests.tuning import trainables
+from tests.tuning.test_deciding import Searcher
+
+
+class Hears:
+    """Notes each event."""
+
+    def __init__(self):
+        self.events = []
+
+    def on_trial_start(self, trial):
+        self.events.append("start")
+
+    def on_trial_result(self, trial, result):
+        self.events.append(result["training_iteration"])
+
+    def on_trial_complete(self, trial):
+        self.events.append("complete")
+
+    def on_experiment_end(self, trials):
+        self.events.append(len(trials))
+
+
+async def stopped(tmp_path, *, at, checkpoint):
+    """A trial that was told to stop at an iteration, has a checkpoint of another one, and a driver that was killed."""
+    made = Tuner(
+        trainables.coroutine,
+        param_space={"x": 1},
+        run_config=RunConfig(name="exp", local_dir=tmp_path, verbose=0),
+    )
+    await made.fit()
+    async with ExperimentStore.open(tmp_path / "exp", mode="resume") as store:
+        source = store.trials[0].trial_id
+        trial_id = store.add_trial({"x": 2}).trial_id
+        store.set_status(trial_id, "RUNNING")
+        for iteration in range(1, at + 1):
+            store.report(trial_id, {"loss": 1.0, "training_iteration": iteration})
+            if iteration == checkpoint:
+                await store.clone_checkpoint(source, checkpoint, to_trial=trial_id)
+        store.update_trial(trial_id, metadata={STOPPED_AT: at})
+        store.set_metadata("asynctune.progress", {"finished": False})
+    return tmp_path / "exp"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "rerun"), [(6, []), (4, [5, 6]), (2, [3, 4, 5, 6])], ids=["at", "near", "far"]
+)
+async def test_a_trial_that_was_told_to_stop_stops_there_after_a_crash(tmp_path, checkpoint, rerun):
+    path = await stopped(tmp_path, at=6, checkpoint=checkpoint)
+    hears = Hears()
+    results = await (await Tuner.restore(path, run_config=RunConfig(verbose=0, callbacks=[hears]))).fit()
+    assert results[1].status == "TERMINATED"
+    assert results[1].metrics["training_iteration"] == 6
+    assert hears.events == ["start", *rerun, "complete", 2]
+
+
+async def test_the_decision_to_stop_is_in_the_commit_of_its_row(tmp_path):
+    tuner = Tuner(
+        trainables.coroutine,
+        param_space={"x": 1},
+        run_config=RunConfig(name="exp", local_dir=tmp_path, verbose=0, stop={"training_iteration": 3}),
+    )
+    results = await tuner.fit()
+    assert results[0].metrics["training_iteration"] == 3
+    async with ExperimentStore.open(tmp_path / "exp", mode="read") as store:
+        assert store.trials[0].metadata == {STOPPED_AT: 3}
+
+
+class FailsAtEnds(Searcher):
+    """Proposes without end, and fails when it is told of one."""
+
+    def suggest(self, trial_id):
+        self.told.append(trial_id)
+        return {"x": 1, "pause": 0.02 * len(self.told)}
+
+    def on_trial_complete(self, trial_id, result=None, error=False):
+        raise KeyError("end")
+
+
+async def test_a_searcher_that_fails_ends_all_and_starts_nothing_more(tmp_path):
+    searcher = FailsAtEnds()
+    hears = Hears()
+    tuner = Tuner(
+        trainables.coroutine,
+        tune_config=TuneConfig(search_alg=searcher, num_samples=-1, max_concurrent_trials=3),
+        run_config=RunConfig(name="exp", local_dir=tmp_path, verbose=0, callbacks=[hears]),
+    )
+    with pytest.raises(UserCodeError, match=r"FailsAtEnds\.on_trial_complete"):
+        await tuner.fit()
+    assert [result.status for result in tuner.get_results()] == ["TERMINATED", "PENDING", "PENDING"]
+    assert sum(isinstance(each, str) for each in searcher.told) == 3
+    assert hears.events[-1] == 3, "callbacks hear of the end"
+
+
+async def failing_at_ends(config):
+    """One fails at once, the others take their time."""
+    if config["x"] == 0:
+        raise ValueError("at once")
+    for _ in range(1000):
+        await asyncio.sleep(0.01)
+        await session.areport({"loss": 1})
+
+
+@pytest.mark.parametrize("fail_fast", [True, "raise"], ids=["fast", "raise"])
+async def test_the_first_failure_ends_all(tmp_path, fail_fast):
+    hears = Hears()
+    tuner = Tuner(
+        failing_at_ends,
+        param_space={"x": grid_search([1, 0, 2])},
+        run_config=RunConfig(
+            name="exp",
+            local_dir=tmp_path,
+            verbose=0,
+            callbacks=[hears],
+            failure_config=FailureConfig(fail_fast=fail_fast),
+        ),
+    )
+    if fail_fast == "raise":
+        with pytest.raises(TrialFailedError, match="at once"):
+            await tuner.fit()
+    else:
+        await tuner.fit()
+    assert [result.status for result in tuner.get_results()] == ["PENDING", "ERROR", "PENDING"]
+    assert hears.events[-1] == 3
+
+
+async def test_without_a_limit_a_trial_is_tried_until_it_succeeds(tmp_path):
+    lives = []
+
+    async def stubborn(config):
+        lives.append(1)
+        if len(lives) < 6:
+            raise ValueError(f"life {len(lives)}")
+        await session.areport({"loss": 1})
+
+    tuner = Tuner(
+        stubborn,
+        param_space={},
+        run_config=RunConfig(
+            name="exp", local_dir=tmp_path, verbose=0, failure_config=FailureConfig(max_failures=-1)
+        ),
+    )
+    results = await tuner.fit()
+    assert results[0].status == "TERMINATED"
+    async with ExperimentStore.open(tmp_path / "exp", mode="read") as store:
+        trial = store.trials[0]
+        assert trial.num_failures == 5
+        assert "life 5" in trial.error
