@@ -6,6 +6,7 @@ trials that run, and the newest few others, are shown one by one.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sys
 import time
@@ -82,10 +83,15 @@ class Progress:
             self._screen.open()
 
     def stop(self) -> None:
-        """Tell what came out, and end; waits until that is written. Again: does nothing."""
+        """Tell what came out, and end; it may be a moment until that is written. Again: does nothing."""
         if self._is_open:
             self._is_open = False
             self._screen.close(self._closing())
+
+    async def aclose(self) -> None:
+        """`stop`, and return when it is written, or nobody reads it. Again: does nothing."""
+        self.stop()
+        await asyncio.to_thread(self._screen.wait)
 
     def line(self, text: str) -> None:
         """Say something that stays."""

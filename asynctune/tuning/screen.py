@@ -45,6 +45,7 @@ class Screen:
         self.is_terminal: Final = stream.isatty() and not Console(file=stream).is_dumb_terminal
         self._waiting: queue.SimpleQueue[Callable[[], str] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._is_closed = False
 
     def open(self) -> None:
         """Begin."""
@@ -56,17 +57,18 @@ class Screen:
         self._waiting.put(text if callable(text) else lambda: text)
 
     def close(self, lines: Sequence[str] = ()) -> None:
-        """Take the picture away, write these lines, and end. Again: does nothing.
-
-        Returns when everything is written, or nobody has read it for two seconds.
-        """
-        thread, self._thread = self._thread, None
-        if thread is not None:
+        """Take the picture away, write these lines, and end, soon. Again: does nothing."""
+        if self._thread is not None and not self._is_closed:
+            self._is_closed = True
             self._waiting.put(None)
             for line in lines:
                 self.line(line)
             self._waiting.put(None)
-            thread.join(_CLOSE_WITHIN_S)
+
+    def wait(self) -> None:
+        """After `close`: return when everything is written, or nobody has read it for two seconds. Blocks."""
+        if self._thread is not None:
+            self._thread.join(_CLOSE_WITHIN_S)
 
     # -- in the thread -------------------------------------------------------------------------------------
 

@@ -45,6 +45,7 @@ class Told:
     def stop(self):
         """Every line that was told."""
         self.progress.stop()
+        self.progress._screen.wait()
         return self.stream.getvalue().splitlines()
 
 
@@ -175,3 +176,11 @@ def test_it_shows_a_running_trial_once_and_few_others():
     told.put("t49", "PENDING", row(1, loss=1))
     assert len(told.progress._view().others) == 11
     told.stop()
+
+
+async def test_it_waits_until_the_end_is_written():
+    told = Told()
+    told.put("a", "TERMINATED")
+    await told.progress.aclose()
+    assert told.stream.getvalue().splitlines()[-1].endswith(": 1 terminated")
+    await told.progress.aclose()

@@ -31,6 +31,7 @@ def test_plain_lines_in_a_pipe_whatever_they_hold(monkeypatch):
     screen.line(lambda: "made later")
     screen.close(["bye"])
     screen.close(["again"])
+    screen.wait()
     assert stream.getvalue() == "[red]é[/red]" * 40 + "\nmade later\nbye\n"
 
 
@@ -57,6 +58,7 @@ def test_where_nobody_reads_nothing_breaks(make, caplog):
         screen.open()
         screen.line("löst")
         screen.close(["lost too"])
+        screen.wait()
     assert not caplog.records
 
 
@@ -72,6 +74,7 @@ def test_a_pipe_that_nobody_reads_holds_up_nobody():
         while seen < 300 * 1001:
             seen += len(os.read(reader, 65536))
         screen.close()
+        screen.wait()
         assert thread is not None
         assert not thread.is_alive()
     os.close(reader)
@@ -84,6 +87,7 @@ def test_a_picture_that_cannot_be_drawn_is_told_of(caplog):
         assert screen.is_terminal
         screen.open()
         screen.close()
+        screen.wait()
     stop()
     assert "cannot be shown; the experiment goes on" in caplog.text
 
