@@ -8,9 +8,9 @@ all result files are written. Four subjects take their turn in each round, each 
 - `Ray Tune, 2 CPUs`: two actors, which are used again for one trial after the other.
 - `Optuna, 2 threads`: `n_jobs=2` on a journal file.
 
-What each of them writes, and what is left out of the peers' time, is told in `_tuners.py`. Ray Tune runs three trials
-where the others run twenty. Nothing is deleted between rounds: some filesystems make new files slowly for minutes after
-many were deleted. The peers need the extra: `pip install '.[bench]'`.
+What each of them writes, and what is left out of the peers' time, is told in `_tuners.py`. The faster ones run more
+trials, so that all run for about as long. Nothing is deleted between rounds: some filesystems make new files slowly for
+minutes after many were deleted. The peers need the extra: `pip install '.[bench]'`.
 """
 
 from __future__ import annotations
@@ -42,17 +42,18 @@ from _tuners import REPORTS, WORKERS
 
 _INLINE, _PROCESSES = "asynctune, inline", f"asynctune, {WORKERS} processes"
 _RAY, _OPTUNA = f"Ray Tune, {WORKERS} CPUs", f"Optuna, {WORKERS} threads"
-_RAY_SHARE = 0.15
+_SHARES = {_INLINE: 1.0, _PROCESSES: 0.6, _RAY: 0.06, _OPTUNA: 0.2}  # of the trials
 _PAUSE_S = 1.0
 
 
 async def measure(settings: Options) -> Report:
     trials = settings.trials[0]
+    counts = {name: max(1, round(share * trials)) for name, share in _SHARES.items()}
     subjects = {
-        _INLINE: ("_tuners:Inline", trials, "asynctune"),
-        _PROCESSES: ("_tuners:Processes", trials, "asynctune"),
-        _RAY: ("_tuners:RayTune", max(1, int(_RAY_SHARE * trials)), "ray"),
-        _OPTUNA: ("_tuners:OptunaThreads", trials, "optuna"),
+        _INLINE: ("_tuners:Inline", counts[_INLINE], "asynctune"),
+        _PROCESSES: ("_tuners:Processes", counts[_PROCESSES], "asynctune"),
+        _RAY: ("_tuners:RayTune", counts[_RAY], "ray"),
+        _OPTUNA: ("_tuners:OptunaThreads", counts[_OPTUNA], "optuna"),
     }
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     async with scratch(settings) as directory, AsyncExitStack() as stack:
@@ -71,7 +72,7 @@ async def measure(settings: Options) -> Report:
                 await asyncio.to_thread(os.sync)
                 await asyncio.sleep(_PAUSE_S)
                 found[name].append(await _one(made, directory, subjects[name], turn))
-    return _report(settings, {name: count for name, (_, count, _) in subjects.items()}, found)
+    return _report(settings, counts, found)
 
 
 async def _one(made: Child, directory: Path, subject: tuple[str, int, str], turn: int) -> dict[str, Any]:
@@ -152,5 +153,5 @@ def _report(settings: Options, counts: dict[str, int], found: dict[str, list[dic
 if __name__ == "__main__":
     run(
         measure,
-        options(__doc__, trials=(2_000,), quick_trials=(400,), rounds=5, quick_rounds=2),
+        options(__doc__, trials=(5_000,), quick_trials=(1_000,), rounds=5, quick_rounds=2),
     )
