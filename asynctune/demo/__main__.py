@@ -1,4 +1,4 @@
-"""Owns the command `python -m asynctune.demo`: its arguments, its signals, its exit codes.
+"""Owns the command `python -m asynctune.demo`: its arguments, what it says before and after, its exit codes.
 
 Exit codes: 0 the experiment is finished; 1 it could not go on, with one line on standard error that says why;
 2 usage; 130 Ctrl-C and 143 SIGTERM, after everything was committed.
@@ -8,38 +8,43 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import logging
+import os
 import shlex
 import signal
 import sys
+from pathlib import Path
+from typing import Final
 
 import click
 
-from asynctune.demo.display import Display
-from asynctune.demo.experiment import run
-from asynctune.demo.scheduler import Plan
 from asynctune.errors import AsynctuneError, MissingExtraError
 
 __all__ = ["main"]
 
+_PACKAGES: Final = {"numpy": "numpy", "sklearn": "scikit-learn", "optuna": "optuna"}
+
+# One process per core; and one thread sums in one order, so that equal trials give equal numbers.
+_ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"]},
-    help=f"""Tune a small neural network on the handwritten digits of scikit-learn, in DIRECTORY.
+    help="""Tune a small neural network on the handwritten digits of scikit-learn, in DIRECTORY.
 
-    {Plan.trials} trials by successive halving, in worker processes, with a checkpoint after each epoch.
-    Kill it with SIGKILL at any moment and start it again: it goes on, and says what was kept and what
-    was lost.
+    Optuna proposes the trials and stops the ones without promise; they train in worker processes, with a
+    checkpoint after each epoch. Kill it with SIGKILL at any moment and start it again: it goes on.
 
-    DIRECTORY (default: asynctune-demo, here) is made if missing; the one above it has to exist.
+    DIRECTORY (default: asynctune-demo, here) is made if it is missing.
     """,
 )
-@click.argument("directory", default="asynctune-demo")
-@click.option("--trials", type=click.IntRange(1, 200), help=f"How many trials [default: {Plan.trials}].")
+@click.argument("directory", default="asynctune-demo", type=click.Path(path_type=Path))
 @click.option(
-    "--epochs", type=click.IntRange(1, 1000), help=f"Epochs of the longest trials [default: {Plan.epochs}]."
+    "--trials",
+    type=click.IntRange(1, 1000),
+    help="How many trials [default: 24]; more than before go on with a finished experiment.",
 )
-@click.option("--seed", type=int, help=f"Draws other hyperparameters [default: {Plan.seed}].")
+@click.option("--epochs", type=click.IntRange(1, 1000), help="Epochs of the longest trials [default: 16].")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Draws other hyperparameters [default: 1].")
 @click.option(
     "--workers",
     type=click.IntRange(1, 16),
@@ -47,62 +52,53 @@ __all__ = ["main"]
     show_default=True,
     help="Worker processes at a time.",
 )
-def main(directory: str, trials: int | None, epochs: int | None, seed: int | None, workers: int) -> None:
+def main(directory: Path, trials: int | None, epochs: int | None, seed: int | None, workers: int) -> None:
     """Run the demo."""
-    options = {"trials": trials, "epochs": epochs, "seed": seed}
-    given = {name: value for name, value in options.items() if value is not None}
-    with Display() as display:
-        # What the library warns about belongs between the lines that are printed, not across them.
-        logging.getLogger("asynctune").addHandler(_Log(display))
-        code = _run(directory, given, workers, display)
-    sys.exit(code)
-
-
-class _Log(logging.Handler):
-    def __init__(self, display: Display) -> None:
-        super().__init__(logging.WARNING)
-        self._display = display
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._display.line(f"{record.levelname.lower()}: {record.getMessage()}", style="yellow")
-
-
-def _run(directory: str, given: dict[str, int], workers: int, display: Display) -> int:
-    code = 0
+    given = {"trials": trials, "epochs": epochs, "seed": seed}
     try:
-        for package, module in (("scikit-learn", "sklearn"), ("numpy", "numpy")):
-            if importlib.util.find_spec(module) is None:
-                raise MissingExtraError("demo", package, "the demo")
-        asyncio.run(_interruptible(directory, given, workers, display))
-    except* AsynctuneError as errors:
-        click.echo(f"asynctune demo: {_first(errors)}", err=True)
-        code = 1
-    except* KeyboardInterrupt:
-        _say_how_to_go_on(display)
-        code = 128 + signal.SIGINT
-    except* asyncio.CancelledError:
-        _say_how_to_go_on(display)
-        code = 128 + signal.SIGTERM
-    return code
+        _run(directory, {name: value for name, value in given.items() if value is not None}, workers)
+    except AsynctuneError as error:
+        click.echo(f"asynctune demo: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _say_how_to_go_on()
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit:  # of SIGTERM
+        _say_how_to_go_on()
+        raise
 
 
-def _first(errors: BaseExceptionGroup[AsynctuneError]) -> BaseException:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _run(directory: Path, given: dict[str, int], workers: int) -> None:
+    for module, package in _PACKAGES.items():
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError("demo", package, "the demo")
+    os.environ.update(_ONE_THREAD)
+    # Only now: these need the extra.
+    from asynctune.demo.experiment import prepare  # noqa: PLC0415
+    from asynctune.demo.telling import before_it_runs, best_checkpoint, what_came_out  # noqa: PLC0415
+    from asynctune.demo.training import METRIC, Digits, DigitsModel  # noqa: PLC0415
+
+    prepared = asyncio.run(prepare(directory.absolute(), given, workers))
+    if prepared.is_finished:
+        click.echo("This experiment is finished; nothing is left to run.")
+        results = prepared.tuner.get_results()
+    else:
+        for line in before_it_runs(prepared.before, prepared.trials):
+            click.echo(line)
+        results = prepared.tuner.run()
+
+    best = results.get_best_result()
+    made = best_checkpoint(best, METRIC)
+    with made.as_directory() as files:  # as any other program would use it
+        model = DigitsModel(best.config, Digits.load())
+        model.load(files)
+    for line in what_came_out(results, best, made, model.accuracy("test"), directory):
+        click.echo(line)
 
 
-async def _interruptible(directory: str, given: dict[str, int], workers: int, display: Display) -> None:
-    task = asyncio.ensure_future(run(directory, given, workers, display))
-    # asyncio.run answers SIGINT in the same way by itself.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await task
-
-
-def _say_how_to_go_on(display: Display) -> None:
+def _say_how_to_go_on() -> None:
     command = shlex.join(["python", "-m", "asynctune.demo", *sys.argv[1:]])
-    display.line(f"Stopped, and all of it is on disk. To go on: {command}", style="bold")
+    click.echo(f"Stopped, and all of it is on disk. To go on: {command}")
 
 
 if __name__ == "__main__":

@@ -1,59 +1,128 @@
-"""Owns how the demo's experiment is begun, taken up again, or refused; the driver does the rest."""
+"""Owns the demo's experiment: what is searched, how, and the Tuner that begins it or goes on with it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
-from asynctune.config import CheckpointConfig
-from asynctune.demo.display import Display, plural
-from asynctune.demo.driver import SETTINGS_KEY, TEST_KEY, Driver
-from asynctune.demo.scheduler import METRIC, Plan
-from asynctune.errors import ConfigError
+from asynctune.config import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+from asynctune.demo.training import METRIC, DigitsTrial
+from asynctune.errors import ConfigError, ExperimentNotFoundError
+from asynctune.runners.process import ProcessRunner
 from asynctune.store.store import ExperimentStore
+from asynctune.tuning.optuna_search import OptunaSearcher
+from asynctune.tuning.result_grid import ResultGrid
+from asynctune.tuning.settings import SETTINGS_KEY
+from asynctune.tuning.space import choice, lograndint, loguniform, randint
+from asynctune.tuning.tuner import Tuner
 
-__all__ = ["run"]
+__all__ = ["Prepared", "prepare"]
+
+_DEFAULTS: Final = {"trials": 24, "epochs": 16, "seed": 1}
+
+_SPACE: Final = {
+    "layers": randint(1, 3),
+    "units": lograndint(16, 129),
+    "activation": choice(["relu", "tanh"]),
+    "learning_rate": loguniform(1e-4, 3e-2),
+    "alpha": loguniform(1e-6, 1e-1),
+    "batch_size": choice([16, 32, 64]),
+}
 
 
-async def run(directory: str, given: Mapping[str, int], workers: int, display: Display) -> None:
-    """Start the experiment in `directory`, or go on with it, to its end.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An experiment that is about to run.
+
+    Attributes:
+        tuner: That runs it.
+        trials: How many there will be.
+        before: Those of an experiment that was there; `None` for a new one.
+    """
+
+    tuner: Tuner
+    trials: int
+    before: ResultGrid | None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to run."""
+        if self.before is None or len(self.before) < self.trials:
+            return False
+        return all(each.status.is_finished for each in self.before)
+
+
+async def prepare(directory: Path, given: Mapping[str, int], workers: int) -> Prepared:
+    """Begin the experiment in `directory`, or go on with the one that is there.
 
     Args:
-        directory: The experiment's directory.
-        given: Fields of `Plan` that the user has set.
+        directory: Absolute.
+        given: Of `trials`, `epochs`, `seed` what the user has set. Of an experiment that is there only `trials` may
+            differ from what it was begun with.
         workers: Worker processes at a time.
-        display: Where to say what happens.
 
     Raises:
-        AsynctuneError: See there; each says what to do.
+        ConfigError: The experiment is another one, or was begun with other numbers.
+        AsynctuneError: It cannot be read.
     """
-    retention = CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=METRIC)
-    async with ExperimentStore.open(directory, checkpoint_config=retention) as store:
-        plan = _settle_plan(store, given)
-        driver = Driver(store, plan, display)
-        if TEST_KEY in store.metadata:
-            display.line(f"This experiment is finished: {plural(plan.trials, 'trial')}, nothing left to run.")
-        else:
-            await driver.work(workers)
-        driver.conclude()
+    numbers = _DEFAULTS | await _recorded(directory, given) | dict(given)
+    searcher = OptunaSearcher(seed=numbers["seed"])
+    searching = TuneConfig(
+        metric=METRIC,
+        mode="max",
+        num_samples=numbers["trials"],
+        search_alg=searcher,
+        scheduler=searcher.scheduler(),
+    )
+    runner = ProcessRunner(workers)
+    try:
+        # What holds code is given again; everything else is in the experiment.
+        tuner = await Tuner.restore(directory, DigitsTrial, tune_config=searching, runner=runner)
+        return Prepared(tuner=tuner, trials=numbers["trials"], before=tuner.get_results())
+    except ExperimentNotFoundError:
+        pass
+    tuner = Tuner(
+        DigitsTrial,
+        param_space=_SPACE | {"seed": numbers["seed"]},
+        tune_config=searching,
+        run_config=RunConfig(
+            name=directory.name,
+            local_dir=directory.parent,
+            stop={"training_iteration": numbers["epochs"]},
+            checkpoint_config=CheckpointConfig(
+                checkpoint_frequency=1, num_to_keep=2, checkpoint_score_attribute=METRIC
+            ),
+            failure_config=FailureConfig(max_failures=2),
+        ),
+        runner=runner,
+    )
+    return Prepared(tuner=tuner, trials=numbers["trials"], before=None)
 
 
-def _settle_plan(store: ExperimentStore, given: Mapping[str, int]) -> Plan:
-    """The plan of this experiment: the recorded one, or a new one of what the user has set.
+async def _recorded(directory: Path, given: Mapping[str, int]) -> dict[str, int]:
+    """What the experiment was begun with; nothing if there is none.
 
     Raises:
-        ConfigError: The experiment is not the demo's, or was begun with other numbers.
+        ConfigError: The user has set something else.
     """
-    recorded = store.metadata.get(SETTINGS_KEY)
-    if recorded is None:
-        if len(store.trials):
+    try:
+        async with ExperimentStore.open(directory, mode="read") as store:
+            settings = store.metadata.get(SETTINGS_KEY) or {}
+            config = store.trials[0].config if len(store.trials) else {}
+    except ExperimentNotFoundError:
+        return {}
+    found = {
+        "trials": settings.get("num_samples"),
+        "epochs": (settings.get("stop") or {}).get("training_iteration"),
+        "seed": config.get("seed"),
+    }
+    recorded = {name: value for name, value in found.items() if isinstance(value, int)}
+    for name in ("epochs", "seed"):
+        if name in given and recorded.get(name, given[name]) != given[name]:
             raise ConfigError(
-                f"the experiment in {store.location} is not the demo's; choose another directory"
-            )
-        return Plan(**given)
-    for name, value in given.items():
-        if recorded[name] != value:
-            raise ConfigError(
-                f"the experiment in {store.location} was begun with --{name} {recorded[name]}, not {value}; "
+                f"the experiment in {directory} was begun with --{name} {recorded[name]}, not {given[name]}; "
                 "leave the option out to go on with it, or choose another directory"
             )
-    return Plan(**recorded)
+    return recorded

@@ -1,15 +1,16 @@
-"""Owns the model of the demo: a scikit-learn MLP on the handwritten digits, its epochs and its checkpoints.
+"""Owns what the demo's trials train: a scikit-learn MLP on the handwritten digits, its epochs and its checkpoints.
 
-Runs in worker processes only, and knows nothing of the store. A trial that continues from a checkpoint gives
-exactly the numbers of one that was never interrupted: the checkpoint holds the weights and what Adam
-remembers of the gradients, and the order of the samples follows from the trial's seed and the epoch's number.
+`DigitsTrial` is what the Tuner runs, in worker processes; `DigitsModel` is for whoever uses the result, too. A trial
+that goes on from a checkpoint gives exactly the numbers of one that was never interrupted: the checkpoint holds the
+weights and what Adam remembers of the gradients, and the order of the samples follows from seed and epoch.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import zipfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,11 @@ import numpy.typing as npt
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
-from asynctune.errors import CheckpointNotFoundError
+from asynctune.trainable import Trainable
 
-__all__ = ["Digits", "DigitsModel"]
+__all__ = ["METRIC", "Digits", "DigitsModel", "DigitsTrial"]
+
+METRIC: Final = "accuracy"
 
 Split = Literal["train", "validation", "test"]
 Floats = npt.NDArray[np.float32]
@@ -48,8 +51,9 @@ class Digits:
     labels: Mapping[Split, npt.NDArray[np.int64]]
 
     @classmethod
+    @functools.cache
     def load(cls) -> Digits:
-        """Read them from the installed scikit-learn; nothing is downloaded."""
+        """Read them from the installed scikit-learn, once in each process; nothing is downloaded."""
         images, labels = load_digits(return_X_y=True)
         images = (images / 16).astype(np.float32)
         order = np.random.default_rng(0).permutation(len(images))
@@ -78,8 +82,8 @@ class DigitsModel:
     """One trial's model, trained epoch by epoch.
 
     Args:
-        config: `hidden` (sizes of the hidden layers), `activation`, `learning_rate`, `alpha` (L2 penalty),
-            `batch_size`, `seed`.
+        config: `layers` and `units` (how many hidden layers, of how many neurons each), `activation`,
+            `learning_rate`, `alpha` (L2 penalty), `batch_size`, `seed`.
         digits: What to train on.
     """
 
@@ -88,7 +92,7 @@ class DigitsModel:
         self._digits = digits
         self._seed = int(config["seed"])
         self._model = MLPClassifier(
-            hidden_layer_sizes=tuple(config["hidden"]),
+            hidden_layer_sizes=(config["units"],) * config["layers"],
             activation=config["activation"],
             learning_rate_init=config["learning_rate"],
             alpha=config["alpha"],
@@ -103,49 +107,41 @@ class DigitsModel:
         """
         self._partial_fit(len(self._digits.labels["train"]))
         self.epoch += 1
-        return {"loss": float(self._model.loss_), "accuracy": self.accuracy("validation")}
+        return {METRIC: self.accuracy("validation"), "loss": float(self._model.loss_)}
 
     def accuracy(self, split: Split) -> float:
         """The share of a split's images that are recognized, from 0 to 1."""
         return float(self._model.score(self._digits.images[split], self._digits.labels[split]))
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write a checkpoint: arrays without pickle, numbers as JSON. The directory is made."""
+        """Write a checkpoint into the directory: arrays without pickle, numbers as JSON."""
         target = Path(directory)
-        target.mkdir(parents=True)
         arrays: dict[str, Any] = {**self._arrays()}
         np.savez(target / ARRAYS_FILE, **arrays)
         params = {"epoch": self.epoch, "adam_steps": int(self._adam.t)}
         (target / PARAMS_FILE).write_text(json.dumps(params), encoding="utf-8")
 
     def load(self, directory: str | os.PathLike[str]) -> None:
-        """Continue from what `save` wrote, for a model of the same config.
-
-        Raises:
-            CheckpointNotFoundError: The files are not such a checkpoint.
-        """
+        """Continue from what `save` wrote, for a model of the same config."""
         source = Path(directory)
+        params = json.loads((source / PARAMS_FILE).read_text(encoding="utf-8"))
         # A step on one batch brings every array into being, in its shape; all of them are replaced then.
         self._partial_fit(self._model.batch_size)
-        try:
-            params = json.loads((source / PARAMS_FILE).read_text(encoding="utf-8"))
-            # Opened here, because np.load forgets to close a file that it refuses.
-            with open(source / ARRAYS_FILE, "rb") as file, np.load(file, allow_pickle=False) as saved:
-                for name, array in self._arrays().items():
-                    array[...] = saved[name]
-            self._adam.t = int(params["adam_steps"])
-            self.epoch = int(params["epoch"])
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise CheckpointNotFoundError(
-                f"{source} is no checkpoint of this model ({error}); `python -m asynctune.inspect` checks it"
-            ) from error
+        with np.load(source / ARRAYS_FILE, allow_pickle=False) as saved:
+            for name, array in self._arrays().items():
+                array[...] = saved[name]
+        self._adam.t = int(params["adam_steps"])
+        self.epoch = int(params["epoch"])
 
     def _partial_fit(self, count: int) -> None:
         # Random numbers are seeded anew for each pass: they depend on the epoch, and on nothing before it.
         seed = np.random.SeedSequence([self._seed, self.epoch]).generate_state(1)[0]
         self._model.set_params(random_state=int(seed))
         images, labels = self._digits.images["train"], self._digits.labels["train"]
-        self._model.partial_fit(images[:count], labels[:count], classes=CLASSES)
+        with warnings.catch_warnings():
+            # An overflow on the way to a trial's failure is told by the failure.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            self._model.partial_fit(images[:count], labels[:count], classes=CLASSES)
 
     @property
     def _adam(self) -> Any:
@@ -156,3 +152,28 @@ class DigitsModel:
         model, adam = self._model, self._adam
         groups = {"coef": model.coefs_, "intercept": model.intercepts_, "adam_m": adam.ms, "adam_v": adam.vs}
         return {f"{name}_{i}": array for name, group in groups.items() for i, array in enumerate(group)}
+
+
+class DigitsTrial(Trainable):
+    """One trial: a `DigitsModel`, an epoch for each step."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Make the model."""
+        self._model = DigitsModel(config, Digits.load())
+
+    def step(self) -> dict[str, float]:
+        """Train for one epoch."""
+        return self._model.train_epoch()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Save the model."""
+        self._model.save(checkpoint_dir)
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Continue with the model that was saved."""
+        self._model.load(checkpoint)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Become another trial; the data are there already."""
+        self.setup(new_config)
+        return True
