@@ -56,6 +56,8 @@ class _Run:
 
     decision: Decision = CONTINUE
     stop_at: int | None = None  # as was decided before, of one that is run again
+    has_ended: bool = False  # and its end is being told
+    waits: TrialStatus | None = None  # to be started again, as one of this status
     task: asyncio.Task[None] | None = None
 
 
@@ -134,7 +136,7 @@ class Driver:
                     await self._changed.wait()
                     self._changed.clear()
                 for run in self._running.values():
-                    if run.task is not None:
+                    if run.task is not None and not run.has_ended:
                         run.task.cancel()
         except* AsynctuneError as group:
             self._end(_first(group))
@@ -211,6 +213,8 @@ class Driver:
             raise
         finally:
             del self._running[trial_id]
+            if run.waits is not None:
+                self._wait(trial_id, is_paused=run.waits is TrialStatus.PAUSED)
             self._watching.changed(trial_id)
             self._changed.set()
 
@@ -233,9 +237,11 @@ class Driver:
             store.set_status(trial_id, done or TrialStatus.PENDING)
             raise
         except TrialFailedError as error:
-            await self._failed(trial_id, error)
+            run.has_ended = True
+            await self._failed(trial_id, run, error)
         else:
-            await self._ended(trial_id, run.decision)
+            run.has_ended = True
+            await self._ended(trial_id, run)
 
     async def _task(self, trial_id: str) -> TrialTask:
         checkpoint: Checkpoint | None = None
@@ -307,23 +313,23 @@ class Driver:
 
     # -- the end of a trial --------------------------------------------------------------------------------
 
-    async def _ended(self, trial_id: str, decision: Decision) -> None:
-        if decision == PAUSE:
+    async def _ended(self, trial_id: str, run: _Run) -> None:
+        if run.decision == PAUSE:
             self._store.set_status(trial_id, TrialStatus.PAUSED)
-            self._wait(trial_id, is_paused=True)
+            run.waits = TrialStatus.PAUSED
             return
         self._store.set_status(trial_id, TrialStatus.TERMINATED)
         trial = self._store.get_trial(trial_id)
         self._deciding.completed(trial_id, trial.last_result, failed=False)
         await self._callbacks.tell("on_trial_complete", trial)
 
-    async def _failed(self, trial_id: str, error: TrialFailedError) -> None:
+    async def _failed(self, trial_id: str, run: _Run, error: TrialFailedError) -> None:
         failures = self._store.get_trial(trial_id).num_failures + 1
         limit = self._failures.max_failures
         if limit < 0 or failures <= limit:
             self._store.set_status(trial_id, TrialStatus.PENDING, error=str(error))
-            self._wait(trial_id)
             await self._tell("on_trial_error", trial_id)
+            run.waits = TrialStatus.PENDING
             return
         self._store.set_status(trial_id, TrialStatus.ERROR, error=str(error))
         trial = self._store.get_trial(trial_id)

@@ -28,26 +28,31 @@ from asynctune.tuning.following import (
 from asynctune.tuning.settings import Plan
 from asynctune.tuning.variants import Space
 
-__all__ = ["CALLBACKS", "join"]
+__all__ = ["CALLBACKS", "join", "searcher_of"]
 
 CALLBACKS: Final = "callbacks"
 """Name under which the store keeps the state of callbacks."""
 
 
-async def join(store: ExperimentStore, plan: Plan, requeue: Mapping[str, bool] | None) -> Deciding:
+async def join(
+    store: ExperimentStore,
+    plan: Plan,
+    search: tuple[Searcher, int | None],
+    requeue: Mapping[str, bool] | None,
+) -> Deciding:
     """Join the objects of a plan to its experiment.
 
     Args:
         store: Open for writing.
         plan: With the objects.
+        search: Of `searcher_of`.
         requeue: How a restored experiment goes on, as for `ExperimentStore.requeue`; `None` for a new one.
 
     Raises:
-        ConfigError: The searcher cannot be used like this.
         CorruptStateError: A saved state cannot be used.
         UserCodeError: One of them failed.
     """
-    searcher, limit = _searcher(plan)
+    searcher, limit = search
     scheduler = plan.tune.scheduler
     log = EventLog(store)
     log.resume()
@@ -72,8 +77,13 @@ async def join(store: ExperimentStore, plan: Plan, requeue: Mapping[str, bool] |
     return deciding
 
 
-def _searcher(plan: Plan) -> tuple[Searcher, int | None]:
-    """The searcher of a plan, and how many configs it is asked for; `None`: as many as it has."""
+def searcher_of(plan: Plan) -> tuple[Searcher, int | None]:
+    """The searcher of a plan, and how many configs it is asked for; `None`: as many as it has.
+
+    Raises:
+        ConfigError: It cannot be used like this.
+        UserCodeError: It failed.
+    """
     tune = plan.tune
     if tune.search_alg is None:
         return BasicSearcher(plan.space or Space({}), tune.num_samples), None

@@ -6,8 +6,8 @@ Values are stored as msgpack; a searcher, a scheduler, a function cannot be with
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Final, TypeVar
 
 from asynctune.config import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from asynctune.errors import ConfigError, CorruptStateError, UnsupportedFormatError
@@ -16,10 +16,13 @@ from asynctune.tuning.basic import BasicSearcher
 from asynctune.tuning.stored_space import functions_of, stored, unstored
 from asynctune.tuning.variants import Space, path_text
 
-__all__ = ["SETTINGS_KEY", "Plan", "given_again", "settings_of"]
+__all__ = ["PROGRESS_KEY", "SETTINGS_KEY", "Plan", "given_again", "settings_of", "with_checkpoint_config"]
 
 SETTINGS_KEY: Final = "asynctune.tuner"
 """Key of the metadata that holds them."""
+
+PROGRESS_KEY: Final = "asynctune.progress"
+"""Key of the metadata that says whether the experiment is finished."""
 
 _FORM: Final = 1
 _DEFAULT_CHECKPOINTS: Final = CheckpointConfig()
@@ -95,9 +98,9 @@ def given_again(
         settings: As stored.
         trainable: The same one; needed if it cannot be imported by name.
         param_space: Replaces the stored one.
-        tune_config: Likewise.
+        tune_config: Likewise, but for what is left at its default.
         run_config: Likewise.
-        runner: Likewise.
+        runner: The same one.
         import_trainable: Imports by name.
         complete: Whether everything that was code is needed; not for an experiment with nothing to run.
 
@@ -117,22 +120,13 @@ def given_again(
             f"the experiment was made with the {made_with}, and the {given_now} was given; its checkpoints belong to "
             "the former"
         )
-    _check_same("searcher", settings["searcher"] or BasicSearcher.__name__, tune_config and tune_config.search_alg)
+    _check_same(
+        "searcher", settings["searcher"] or BasicSearcher.__name__, tune_config and tune_config.search_alg
+    )
     _check_same("scheduler", settings["scheduler"], tune_config and tune_config.scheduler)
-    tune = tune_config or TuneConfig(
-        metric=settings["metric"],
-        mode=settings["mode"],
-        num_samples=settings["num_samples"],
-        max_concurrent_trials=settings["max_concurrent_trials"],
-        time_budget_s=settings["time_budget_s"],
-    )
-    run = run_config or RunConfig(
-        stop=settings["stop"],
-        failure_config=FailureConfig(**settings["failure"]),
-        verbose=settings["verbose"],
-        log_to_file=settings["log_to_file"],
-        tensorboard=settings["tensorboard"],
-    )
+    tune, run = _tune_config(settings), _run_config(settings)
+    tune = tune if tune_config is None else _filled(tune_config, tune, TuneConfig())
+    run = run if run_config is None else _filled(run_config, run, RunConfig())
     space = Space(param_space) if param_space is not None else None
     if space is None and settings["space"] is not None:
         space = Space(unstored(settings["space"]))
@@ -161,6 +155,29 @@ def with_checkpoint_config(plan: Plan, config: CheckpointConfig) -> Plan:
     return replace(plan, run=replace(plan.run, checkpoint_config=config))
 
 
+def _tune_config(settings: Mapping[str, Any]) -> TuneConfig:
+    names = ("metric", "mode", "num_samples", "max_concurrent_trials", "time_budget_s")
+    return TuneConfig(**{name: settings[name] for name in names})
+
+
+def _run_config(settings: Mapping[str, Any]) -> RunConfig:
+    return RunConfig(
+        stop=settings["stop"],
+        failure_config=FailureConfig(**settings["failure"]),
+        **{name: settings[name] for name in ("verbose", "log_to_file", "tensorboard")},
+    )
+
+
+_C = TypeVar("_C", TuneConfig, RunConfig)
+
+
+def _filled(given: _C, stored: _C, default: _C) -> _C:
+    """What was given, and in the place of defaults what was stored: a config given for one field drops no other."""
+    names = [field.name for field in fields(given)]
+    kept = {name: getattr(stored, name) for name in names if getattr(given, name) == getattr(default, name)}
+    return replace(given, **kept)
+
+
 def _checked(settings: Any) -> dict[str, Any]:
     if not isinstance(settings, dict) or not isinstance(settings.get("form"), int):
         raise CorruptStateError(
@@ -170,7 +187,27 @@ def _checked(settings: Any) -> dict[str, Any]:
         raise UnsupportedFormatError(
             f"the Tuner's settings have form {settings['form']}, and this asynctune knows {_FORM}; upgrade asynctune"
         )
-    return settings
+    try:
+        _tune_config(settings), _run_config(settings)
+        for name in (
+            "trainable",
+            "kind",
+            "import",
+            "space",
+            "searcher",
+            "scheduler",
+            "stop_function",
+            "runner",
+        ):
+            _ = settings[name]
+        for name in ("functions", "callbacks"):
+            ", ".join(settings[name])
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise CorruptStateError(
+            f"the Tuner's settings in the experiment cannot be used ({error!r}); "
+            "ResultGrid.load() reads the results all the same"
+        ) from error
+    return dict(settings)
 
 
 def _described(trainable: Any) -> str:

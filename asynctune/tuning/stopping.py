@@ -26,12 +26,18 @@ class StopRule:
     Args:
         stop: `{metric: value}`: reached or passed by any of them; or a function `(trial_id, result) -> bool`, which
             may have a method `stop_all() -> bool` that ends the whole experiment.
+        metric: The tuned one, which ought to be in results, too; or `None`.
     """
 
-    def __init__(self, stop: Mapping[str, float] | Callable[[str, Mapping[str, Any]], bool] | None) -> None:
+    def __init__(
+        self,
+        stop: Mapping[str, float] | Callable[[str, Mapping[str, Any]], bool] | None,
+        *,
+        metric: str | None = None,
+    ) -> None:
         self._stop = stop
         self._rows = 0
-        self._unseen = set(stop) if isinstance(stop, Mapping) else set()
+        self._unseen = {*(stop if isinstance(stop, Mapping) else ()), *(() if metric is None else (metric,))}
 
     def should_stop(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Whether the trial ends with this result (a full row).
@@ -71,12 +77,12 @@ class StopRule:
         raise UserCodeError(f"{failed}: it must be a plain function, not async")
 
     def _look_for_unseen(self, result: Mapping[str, Any]) -> None:
-        """Say once that a metric seems to be misspelled: a rule that never holds looks like one that works."""
+        """Say once that a metric seems to be misspelled: without it a run looks like one that works."""
         self._unseen = {metric for metric in self._unseen if find_number(result, metric) is None}
         self._rows += 1
         if self._unseen and self._rows == _ROWS_BEFORE_A_WARNING:
             logger.warning(
-                "stop: none of the first %d results has a number for %s; there are %s",
+                "none of the first %d results has a number for %s, which stop or metric names; there are %s",
                 self._rows,
                 " or ".join(map(repr, sorted(self._unseen))),
                 ", ".join(number_names(result)),

@@ -166,3 +166,67 @@ async def test_without_a_limit_a_trial_is_tried_until_it_succeeds(tmp_path):
         trial = store.trials[0]
         assert trial.num_failures == 5
         assert "life 5" in trial.error
+
+
+class Slow(Hears):
+    """Takes its time with each failure and end."""
+
+    def __init__(self, ended=None):
+        super().__init__()
+        self.ended = ended
+
+    async def on_trial_error(self, trial):
+        self.events.append("error")
+        await asyncio.sleep(0.05)
+        self.events.append("told")
+
+    async def on_trial_complete(self, trial):
+        self.events.append("complete")
+        if self.ended is not None:
+            self.ended.set()
+        await asyncio.sleep(0.05)
+        self.events.append("told")
+
+
+async def test_a_retry_waits_until_the_failure_was_told(tmp_path):
+    lives = []
+
+    async def twice(config):
+        lives.append(1)
+        await session.areport({"loss": len(lives)})
+        if len(lives) == 1:
+            raise ValueError("once")
+
+    slow = Slow()
+    run = RunConfig(
+        name="exp",
+        local_dir=tmp_path,
+        verbose=0,
+        callbacks=[slow],
+        failure_config=FailureConfig(max_failures=1),
+    )
+    results = await Tuner(twice, param_space={}, run_config=run).fit()
+    assert results[0].status == "TERMINATED"
+    assert slow.events == ["start", 1, "error", "told", "start", 1, "complete", "told", 1]
+
+
+async def test_the_end_of_the_experiment_waits_until_ends_were_told(tmp_path):
+    ended = asyncio.Event()
+
+    async def one_fails(config):
+        await session.areport({"loss": 1})
+        if config["x"]:
+            await ended.wait()
+            raise ValueError("while the end of the other one is told")
+
+    slow = Slow(ended)
+    run = RunConfig(
+        name="exp",
+        local_dir=tmp_path,
+        verbose=0,
+        callbacks=[slow],
+        failure_config=FailureConfig(fail_fast=True),
+    )
+    await Tuner(one_fails, param_space={"x": grid_search([0, 1])}, run_config=run).fit()
+    assert slow.events[-1] == 2
+    assert [slow.events.count(each) for each in ("complete", "error", "told")] == [1, 1, 2]

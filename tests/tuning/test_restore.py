@@ -251,6 +251,37 @@ async def test_objects_that_are_not_given_again_are_named(tmp_path):
     assert scheduler.seen == 3, "its state went on"
 
 
+async def test_a_config_that_is_given_for_one_field_drops_no_other(tmp_path):
+    tuner = Tuner(
+        trainables.coroutine,
+        param_space={"x": choice([1, 2])},
+        tune_config=TuneConfig(metric="loss", mode="min", num_samples=4, max_concurrent_trials=1),
+        run_config=RunConfig(
+            name="exp",
+            local_dir=tmp_path,
+            verbose=0,
+            stop={"training_iteration": 3},
+            failure_config=FailureConfig(fail_fast=True),
+        ),
+    )
+    await tuner.fit()
+    async with ExperimentStore.open(tmp_path / "exp", mode="resume") as store:
+        store.set_metadata("asynctune.progress", {"finished": False})
+    restored = await Tuner.restore(
+        tmp_path / "exp",
+        tune_config=TuneConfig(num_samples=6),
+        run_config=RunConfig(stop={"training_iteration": 5}),
+    )
+    results = await restored.fit()
+    assert [result.metrics["training_iteration"] for result in results] == [3, 3, 3, 3, 5, 5]
+    assert results.get_best_result().metrics["loss"] <= 1, "the metric is known"
+    async with ExperimentStore.open(tmp_path / "exp", mode="read") as store:
+        settings = store.metadata["asynctune.tuner"]
+    assert settings["failure"] == {"max_failures": 0, "fail_fast": True}
+    assert settings["max_concurrent_trials"] == 1
+    assert settings["verbose"] == 0
+
+
 async def test_classes_run_in_processes_and_resume(tmp_path):
     tuner = Tuner(
         trainables.Counting,

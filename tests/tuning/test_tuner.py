@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import pytest
 
@@ -15,12 +16,14 @@ from asynctune import (
     FailureConfig,
     ResultGrid,
     RunConfig,
+    StorageError,
     TrialFailedError,
     TrialStatus,
     TuneConfig,
     Tuner,
     UserCodeError,
     grid_search,
+    session,
     uniform,
 )
 from tests.tuning import trainables
@@ -59,6 +62,49 @@ async def test_nothing_is_ever_overwritten(tmp_path):
     with pytest.raises(ExperimentExistsError, match=r"Tuner\.restore\(.*another name"):
         await tuner(tmp_path).fit()
     assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+async def test_a_tuner_runs_once(tmp_path):
+    made = tuner(tmp_path)
+    with pytest.raises(ConfigError, match="no results yet"):
+        made.get_results()
+    results = await made.fit()
+    with pytest.raises(ConfigError, match=r"go on with its experiment: Tuner\.restore"):
+        await made.fit()
+    assert made.get_results() is results
+
+
+async def test_what_cannot_work_leaves_no_experiment(tmp_path):
+    lock = threading.Lock()
+
+    def locked(config):
+        with lock:
+            return {"loss": 1}
+
+    with pytest.raises(ConfigError, match="cannot be sent to a worker process"):
+        await tuner(tmp_path, locked).fit()
+    with pytest.raises(ConfigError, match="none of the methods"):
+        await tuner(tmp_path, callbacks=[object()]).fit()
+    with pytest.raises(ConfigError, match="what the Tuner was given"):
+        await tuner(tmp_path, space={"x": object()}).fit()
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot make the directory"):
+        await tuner(tmp_path / "file" / "below").fit()
+
+
+async def test_a_finished_experiment_is_looked_at_without_the_code_that_ran(tmp_path):
+    async def closure(config):
+        await session.areport({"loss": config["x"]})
+
+    await tuner(tmp_path, closure).fit()
+    restored = await Tuner.restore(tmp_path / "exp")
+    assert (await restored.fit()).get_best_result().config == {"x": 0}
+    with pytest.raises(ConfigError, match=r"give them again.*the trainable closure"):
+        await Tuner.restore(tmp_path / "exp", tune_config=TuneConfig(num_samples=2))
 
 
 async def test_a_finished_experiment_runs_nothing(tmp_path):

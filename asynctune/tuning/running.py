@@ -1,0 +1,217 @@
+"""Owns one run of an experiment, from the opened store to its results: it makes what a plan asks for, and ends it.
+
+How trials live meanwhile is `tuning.driving`'s; what users hold is `tuning.tuner`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from asynctune.errors import AsynctuneError, ExperimentExistsError, StorageError
+from asynctune.packing import pack
+from asynctune.protocols import Searcher, TrialRunner
+from asynctune.runners.inline import InlineRunner
+from asynctune.runners.process import ProcessRunner
+from asynctune.store.store import ExperimentStore
+from asynctune.trainable import TrainableKind, kind_of, trainable_name
+from asynctune.tuning.callbacks import Callbacks
+from asynctune.tuning.driving import Driver, Interrupted
+from asynctune.tuning.joining import join, searcher_of
+from asynctune.tuning.progress import Progress
+from asynctune.tuning.result_grid import ResultGrid
+from asynctune.tuning.settings import PROGRESS_KEY, SETTINGS_KEY, Plan, settings_of
+from asynctune.tuning.signals import StopSignal, stopping_on_signals
+from asynctune.tuning.stopping import StopRule
+
+__all__ = ["ExperimentRun"]
+
+logger = logging.getLogger("asynctune")
+
+
+class ExperimentRun:
+    """One run.
+
+    Args:
+        plan: What is run.
+        path: The experiment's directory.
+        requeue: How a restored experiment goes on, as for `ExperimentStore.requeue`; `None`: it is a new one.
+    """
+
+    def __init__(self, plan: Plan, path: Path, requeue: Mapping[str, bool] | None) -> None:
+        self._plan = plan
+        self._path = path
+        self._requeue = requeue
+        self._driver: Driver | None = None
+        self._progress: Progress | None = None
+        self.results: ResultGrid | None = None
+        """As of the end, also of one that failed; `None` where they could not be read."""
+
+    async def to_its_end(self) -> ResultGrid:
+        """Run it.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: After a signal; how to go on was said.
+            Other errors as for `Tuner.fit`.
+        """
+        plan = self._plan
+        # What cannot work is said before there is an experiment.
+        settings = settings_of(plan)
+        pack(settings, "what the Tuner was given")
+        search = searcher_of(plan)
+        callbacks = Callbacks(plan.run.callbacks, self._say)
+        runner = plan.runner or _runner_for(plan)
+        with stopping_on_signals(self._on_signal) as seen:
+            try:
+                await runner.start(plan.trainable, _options(plan))
+                async with await self._open() as store:
+                    try:
+                        await self._record(store, settings)
+                        await self._drive(store, runner, search, callbacks, seen)
+                        self.results = await ResultGrid.of(store)
+                    except BaseException:
+                        await self._save_results(store)
+                        raise
+            except Interrupted:
+                self._leave(seen)
+            finally:
+                await runner.aclose()
+        assert self.results is not None
+        return self.results
+
+    # -- before --------------------------------------------------------------------------------------------
+
+    async def _open(self) -> ExperimentStore:
+        plan, parent = self._plan, self._path.parent
+        try:
+            if self._requeue is None:
+                await asyncio.to_thread(os.makedirs, parent, exist_ok=True)
+            return await ExperimentStore.open(
+                self._path,
+                mode="create" if self._requeue is None else "resume",
+                sync_config=plan.run.sync_config,
+                checkpoint_config=plan.run.checkpoint_config,
+                tensorboard=plan.run.tensorboard,
+            )
+        except ExperimentExistsError as error:
+            raise ExperimentExistsError(
+                f"there is an experiment at {self._path} already, and it is never overwritten; go on with it "
+                f"(Tuner.restore({str(self._path)!r})), or choose another name (RunConfig(name=...))"
+            ) from error
+        except OSError as error:
+            raise StorageError(
+                f"cannot make the directory {parent}: {error}", operation="mkdir", key=str(parent)
+            ) from error
+
+    async def _record(self, store: ExperimentStore, settings: dict[str, Any]) -> None:
+        """Keep what a restore needs, before anything else happens."""
+        before = store.metadata.get(SETTINGS_KEY)
+        settings["restores"] = 0 if before is None else int(before.get("restores", 0)) + 1
+        store.set_metadata(SETTINGS_KEY, settings)
+        store.set_metadata(PROGRESS_KEY, {"finished": False})
+        tune = self._plan.tune
+        if tune.metric is not None:
+            store.track_metric(tune.metric, tune.mode or "min")
+        await store.flush()
+
+    # -- meanwhile -----------------------------------------------------------------------------------------
+
+    async def _drive(
+        self,
+        store: ExperimentStore,
+        runner: TrialRunner,
+        search: tuple[Searcher, int | None],
+        callbacks: Callbacks,
+        seen: StopSignal,
+    ) -> None:
+        tune, run = self._plan.tune, self._plan.run
+        progress = self._progress = self._progress_of(store)
+        try:
+            deciding = await join(store, self._plan, search, self._requeue)
+            limit = tune.max_concurrent_trials
+            self._driver = Driver(
+                store,
+                runner,
+                deciding,
+                stop=StopRule(run.stop, metric=tune.metric),
+                failures=run.failure_config,
+                callbacks=callbacks,
+                limit=runner.capacity if limit is None else min(limit, runner.capacity),
+                trial_prefix=trainable_name(self._plan.trainable),
+                watching=progress,
+                time_budget_s=tune.time_budget_s,
+            )
+            if seen.received is not None:
+                self._driver.interrupt()
+            async for trial in store.iterate():
+                progress.known(trial)
+            progress.start()
+            if await self._driver.run():
+                store.set_metadata(PROGRESS_KEY, {"finished": True})
+        finally:
+            await progress.aclose()
+            await runner.aclose()  # before the store is: what a worker staged last is the store's to sweep
+
+    def _progress_of(self, store: ExperimentStore) -> Progress:
+        tune, space = self._plan.tune, self._plan.space
+        total = None if tune.num_samples < 0 else tune.num_samples
+        if total is not None and tune.search_alg is None and space is not None:
+            total *= space.grid_size
+        return Progress(
+            self._path.name,
+            tune.metric,
+            tune.mode,
+            store.get_trial,
+            location=str(self._path),
+            total=total,
+            verbose=self._plan.run.verbose,
+        )
+
+    def _say(self, message: str) -> None:
+        if self._progress is not None:
+            self._progress.line(message)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        logger.warning("%s: stopping; once more to end at once", number.name)
+        if self._driver is not None:
+            self._driver.interrupt()
+
+    # -- after ---------------------------------------------------------------------------------------------
+
+    async def _save_results(self, store: ExperimentStore) -> None:
+        try:
+            self.results = await ResultGrid.of(store)
+        except AsynctuneError as error:
+            # on the way out of something worse, which must not be hidden
+            logger.warning("the results cannot be read: %s", error)
+
+    def _leave(self, seen: StopSignal) -> None:
+        message = f"stopped; to go on: Tuner.restore({str(self._path)!r})"
+        print(message, file=sys.stderr)  # noqa: T201 - how to go on
+        if seen.received is signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        # with the message: a traceback may follow, under which the line would be lost
+        raise KeyboardInterrupt(message) from None
+
+
+def _options(plan: Plan) -> dict[str, Any]:
+    """What a runner is told."""
+    checkpoints = plan.run.checkpoint_config
+    return {
+        "checkpoint_frequency": checkpoints.checkpoint_frequency,
+        "checkpoint_at_end": bool(checkpoints.checkpoint_at_end),
+        "log_to_file": plan.run.log_to_file,
+    }
+
+
+def _runner_for(plan: Plan) -> TrialRunner:
+    limit = plan.tune.max_concurrent_trials
+    if kind_of(plan.trainable) is TrainableKind.COROUTINE and not plan.run.log_to_file:
+        return InlineRunner() if limit is None else InlineRunner(limit)
+    return ProcessRunner()
