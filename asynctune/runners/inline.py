@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import types
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from asynctune.errors import ConfigError, TrialFailedError
@@ -27,14 +26,18 @@ _DEFAULT_CAPACITY: Final = 64
 
 Report = Callable[[TrialReport], Awaitable[Decision]]
 
+_PATIENT_REPORTS: Final = 10
+_BETWEEN_REPORTS_S: Final = 0.1
+
 
 class InlineRunner:
     """Runs coroutine functions in the event loop.
 
     Args:
         max_concurrent: How many trials run at the same time at most.
-        stop_grace_s: A trial that was told to stop or to pause, and does not end within so many seconds, is cancelled;
-            one that goes on even then is left where it awaits something. It counts as stopped or paused, not as failed.
+        stop_grace_s: A trial that was told to stop or to pause, and does not end within so many seconds, is cancelled,
+            and counts as stopped or paused, not as failed. One that swallows its cancellation too cannot be ended by
+            anybody, and the experiment waits for it; a worker process would be killed.
 
     Raises:
         ConfigError: A number that makes no sense.
@@ -82,11 +85,11 @@ class InlineRunner:
         here = _InlineTrial(task, report, self._stop_grace_s)
         try:
             with bind(here):
-                await _stepped(drive(self._trainable, task), here)
+                await drive(self._trainable, task)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except asyncio.CancelledError as error:
-            if here.cancelled_from_outside():
+            if here.is_cancelled_from_outside():
                 raise
             if not here.ignored:
                 raise TrialFailedError(
@@ -106,7 +109,7 @@ class _InlineTrial:
     """The session of one coroutine trial.
 
     Attributes:
-        ignored: It was told to stop, did not, and was cancelled for that.
+        ignored: How often it was cancelled because it did not stop as it was told.
     """
 
     def __init__(self, task: TrialTask, report: Report, stop_grace_s: float) -> None:
@@ -114,7 +117,8 @@ class _InlineTrial:
         self.trial_name = task.trial_name
         self.trial_dir = task.trial_dir
         self.checkpoint = task.checkpoint
-        self.ignored = False
+        self.ignored = 0
+        self._told = 0
         self._report = report
         self._stop_grace_s = stop_grace_s
         self._decision: Decision = CONTINUE
@@ -131,54 +135,40 @@ class _InlineTrial:
 
     async def areport(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> Decision:
         if self._decision != CONTINUE:  # one that reports again after it was told to stop is told so again
-            await asyncio.sleep(0)
+            self._told += 1  # one that does so without end must not keep the loop to itself
+            await asyncio.sleep(0 if self._told < _PATIENT_REPORTS else _BETWEEN_REPORTS_S)
             return self._decision
         decision = await self._report(TrialReport(metrics=metrics, checkpoint=checkpoint))
         # Of two reports at the same time one may have been told to stop meanwhile.
         if decision != CONTINUE and self._decision == CONTINUE:
             self._decision = decision
-            loop = asyncio.get_running_loop()
-            self._impatience = loop.call_later(self._stop_grace_s, self._lose_patience)
+            self._wait_for_the_end()
         return self._decision
 
-    def cancelled_from_outside(self) -> bool:
+    def is_cancelled_from_outside(self) -> bool:
         return self._running.cancelling() > self._cancels + self.ignored
 
     def over(self) -> None:
         if self._impatience is not None:
             self._impatience.cancel()
-        if self.ignored:
+        for _ in range(self.ignored):
             self._running.uncancel()  # nobody outside wanted it
+
+    def _wait_for_the_end(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._impatience = loop.call_later(self._stop_grace_s, self._lose_patience)
 
     def _lose_patience(self) -> None:
         logger.warning(
-            "trial %s was told to %s and did not end for %g s: it is cancelled; a trial has to let "
-            "TrialInterrupted pass",
+            "trial %s was told to %s and did not end for %g s: it is cancelled; a trial has to let TrialInterrupted "
+            "pass",
             self.trial_id,
             self._decision,
             self._stop_grace_s,
         )
-        self.ignored = True
+        self.ignored += 1
         self._running.cancel()
-
-
-@types.coroutine
-def _stepped(trial: Coroutine[Any, Any, None], here: _InlineTrial) -> Generator[Any, Any, None]:
-    """`await trial`, unless it ignores everything that it is told: then it is left where it awaits something."""
-    thrown: BaseException | None = None
-    while True:
-        try:
-            awaited = trial.send(None) if thrown is None else trial.throw(thrown)
-        except StopIteration:
-            return
-        if here.ignored and thrown is not None:
-            trial.close()
-            return
-        thrown = None
-        try:
-            yield awaited
-        except BaseException as error:  # noqa: BLE001 - it is the trial's
-            thrown = error
+        self._wait_for_the_end()
 
 
 async def drive(trainable: Any, task: TrialTask) -> None:

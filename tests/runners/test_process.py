@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 from pathlib import Path
 
+import psutil
 import pytest
 
-from asynctune import ConfigError, ProcessRunner, TrialFailedError, TrialReport, TrialTask, session
+from asynctune import ConfigError, ProcessRunner, TrialFailedError, session
 from asynctune.checkpoints.staging import StagedCheckpoint
+from asynctune.runners import frames, process
 from asynctune.testing import TrialRunnerTests
+from tests.runners import trials
+from tests.runners.world import Reports, ends, lives, task
 from tests.tuning import trainables
 
 
@@ -22,46 +29,6 @@ class TestProcessRunner(TrialRunnerTests):
     @pytest.fixture
     def make_runner(self):
         return ProcessRunner
-
-
-class Reports:
-    """Takes a trial's reports, and answers as told."""
-
-    def __init__(self, answers=()):
-        self.got = []
-        self.answers = dict(answers)
-
-    async def __call__(self, report: TrialReport):
-        self.got.append(report)
-        answer = self.answers.get(len(self.got), "CONTINUE")
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    @property
-    def metrics(self):
-        return [report.metrics for report in self.got]
-
-
-def task(tmp_path, trial_id="t1", **config):
-    directory = tmp_path / trial_id
-    directory.mkdir(exist_ok=True)
-    return TrialTask(trial_id=trial_id, trial_name=trial_id, trial_dir=str(directory), config=config)
-
-
-@pytest.fixture
-async def start():
-    runners = []
-
-    async def make(trainable, *, hung_after_s=60.0, **options):
-        runner = ProcessRunner(2, hung_after_s=hung_after_s)
-        runners.append(runner)
-        await runner.start(trainable, options)
-        return runner
-
-    yield make
-    for runner in runners:
-        await runner.aclose()
 
 
 async def test_a_worker_is_used_for_one_trial_after_the_other(start, tmp_path):
@@ -134,12 +101,8 @@ async def test_a_killed_worker_is_told_of_by_its_signal(start, tmp_path, name):
     assert len(reports.got) == 1
 
 
-def leaves(config):
-    os._exit(config["code"])
-
-
 async def test_a_worker_that_ends_by_itself(start, tmp_path):
-    runner = await start(leaves)
+    runner = await start(trials.leaves)
     with pytest.raises(TrialFailedError, match="exit code 7"):
         await runner.run_trial(task(tmp_path, code=7), Reports())
 
@@ -207,56 +170,261 @@ async def test_closures_travel(start, tmp_path):
     assert reports.metrics == [{"loss": 42}]
 
 
-async def test_output_goes_to_files_on_request(start, tmp_path):
-    def talks(config):
-        print("hello from", config["x"])
-        print("oh no", file=sys.stderr)
+async def test_a_worker_whose_trial_failed_is_not_used_again(start, tmp_path):
+    def fails(config):
+        session.report({"pid": os.getpid()})
+        if config["fail"]:
+            raise ValueError
 
-    runner = await start(talks, log_to_file=True)
-    await runner.run_trial(task(tmp_path, x=1), Reports())
-    assert (tmp_path / "t1/stdout").read_text() == "hello from 1\n"
-    assert (tmp_path / "t1/stderr").read_text() == "oh no\n"
-
-
-async def test_one_object_of_a_class_is_used_again(start, tmp_path):
-    runner = await start(trainables.Dictionary, checkpoint_frequency=2)
+    runner = await start(fails)
     reports = Reports()
-    await runner.run_trial(task(tmp_path, until=3), reports)
-    await runner.run_trial(task(tmp_path, until=1), reports)
-    assert [each["count"] for each in reports.metrics] == [1, 2, 3, 1]
-    assert [each["resets"] for each in reports.metrics] == [0, 0, 0, 1]
-    assert [report.checkpoint is not None for report in reports.got] == [False, True, False, False]
+    for fail in (False, False, True, False):
+        with contextlib.suppress(TrialFailedError):
+            await runner.run_trial(task(tmp_path, fail=fail), reports)
+    pids = [each["pid"] for each in reports.metrics]
+    assert pids[0] == pids[1] == pids[2] != pids[3]
+    assert not lives(pids[0])
+
+
+@pytest.mark.parametrize("decision", ["STOP", "PAUSE"])
+async def test_a_trial_that_goes_on_for_good_is_killed_and_has_not_failed(start, tmp_path, decision, caplog):
+    runner = await start(trials.ignores, stop_grace_s=0.3)
+    reports = Reports({1: decision})
+    await runner.run_trial(task(tmp_path), reports)
+    assert len(reports.got) == 1
+    assert not lives(reports.metrics[0]["pid"])
+    assert f"trial t1 was told to {decision} and did not end for 0.3 s" in caplog.text
+
+
+async def test_what_a_trial_started_ends_with_its_worker(start, tmp_path):
+    runner = await start(trials.starts_children)
+    reported = asyncio.Event()
+    pids = {}
+
+    async def report(each):
+        pids.update(each.metrics)
+        reported.set()
+        return "CONTINUE"
+
+    running = asyncio.create_task(runner.run_trial(task(tmp_path), report))
+    await reported.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert not lives(pids["pid"])
+    await ends(pids["child"])
+
+
+@pytest.mark.parametrize("trial", [trials.forks, trials.forks_in_c], ids=["python", "c"])
+async def test_a_child_that_outlives_a_dead_worker_keeps_nobody_waiting(start, tmp_path, trial):
+    runner = await start(trial)
+    reports = Reports()
+    with pytest.raises(TrialFailedError, match="SIGKILL"):
+        await runner.run_trial(task(tmp_path, die=True), reports)
+    assert len(reports.got) == 1, "the child's report is not the trial's"
+    await ends(reports.metrics[0]["child"])
+
+
+async def test_a_child_that_lives_on_does_not_speak_for_the_trial(start, tmp_path):
+    runner = await start(trials.forks)
+    reports = Reports()
+    await runner.run_trial(task(tmp_path), reports)
+    assert [list(each) for each in reports.metrics] == [["child"]]
+
+
+@pytest.mark.parametrize("steps", range(0, 60, 4))
+async def test_cancelling_at_any_moment_leaves_no_process(start, tmp_path, steps):
+    runner = await start(trials.pid)
+    before = set(psutil.Process().children())
+    running = asyncio.create_task(runner.run_trial(task(tmp_path), Reports()))
+    for _ in range(steps):
+        await asyncio.sleep(0.001 if steps > 20 else 0)
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    await runner.aclose()
+    assert set(psutil.Process().children()) <= before
+
+
+async def test_cancelling_twice_while_a_worker_is_started_leaves_no_process(start, tmp_path, monkeypatch):
+    started, go_on = asyncio.Event(), threading.Event()
+    made = []
+    real, loop = process._spawn, asyncio.get_running_loop()
+
+    def slowly(theirs):
+        loop.call_soon_threadsafe(started.set)
+        go_on.wait()
+        made.append(real(theirs))
+        return made[0]
+
+    monkeypatch.setattr(process, "_spawn", slowly)
+    runner = await start(trials.pid)
+    running = asyncio.create_task(runner.run_trial(task(tmp_path), Reports()))
+    await started.wait()
+    for _ in range(2):
+        running.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    go_on.set()
+    while not made or made[0].returncode is None:  # noqa: ASYNC110 - of a thread that nobody awaits
+        await asyncio.sleep(0.01)
+
+
+async def test_closing_ends_a_trial_that_runs(start, tmp_path):
+    runner = await start(trials.blocks)
+    reported = asyncio.Event()
+
+    async def report(_):
+        reported.set()
+        return "CONTINUE"
+
+    running = asyncio.create_task(runner.run_trial(task(tmp_path, how="sleep"), report))
+    await reported.wait()
+    await runner.aclose()
+    with pytest.raises(TrialFailedError):
+        await running
+
+
+async def test_a_closed_runner_can_be_started_again(start, tmp_path):
+    runner = await start(trials.pid)
+    await runner.aclose()
+    with pytest.raises(TrialFailedError, match="closed"):
+        await runner.run_trial(task(tmp_path), Reports())
+    await runner.start(trials.pid, {})
+    reports = Reports()
+    for _ in range(2):
+        await runner.run_trial(task(tmp_path), reports)
+    assert len({each["pid"] for each in reports.metrics}) == 1
+
+
+async def test_a_config_that_is_too_large_fails_its_trial_alone(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 10_000)
+    runner = await start(trials.pid)
+    with pytest.raises(TrialFailedError, match=r"the config of trial t1 is 20,... bytes packed"):
+        await runner.run_trial(task(tmp_path, x=b"x" * 20_000), Reports())
+    await runner.run_trial(task(tmp_path), Reports())
+
+
+async def test_a_trainable_that_is_too_large_is_refused_at_the_start(start, monkeypatch):
+    monkeypatch.setattr(process, "MAX_FRAME_BYTES", 1 << 21)
+    data = os.urandom(1 << 21)
+    with pytest.raises(ConfigError, match=r"the trainable '.*<lambda>' is 2,\d.* load large data inside"):
+        await start(lambda config: data)
+
+
+async def test_a_trainable_that_workers_cannot_import_is_told_clearly(start, tmp_path, monkeypatch):
+    module = types.ModuleType("only_here")
+    exec("def trial(config): pass", vars(module))
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    runner = await start(module.trial)
+    with pytest.raises(TrialFailedError, match=r"could not load the trainable(.|\n)*only_here"):
+        await runner.run_trial(task(tmp_path), Reports())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"max_concurrent": 0}, {"max_concurrent": True}, {"hung_after_s": 0}, {"stop_grace_s": "long"}],
+    ids=str,
+)
+def test_numbers_that_make_no_sense(arguments):
+    with pytest.raises(ConfigError, match=next(iter(arguments))):
+        ProcessRunner(**arguments)
 
 
 DRIVER = """
 import asyncio, sys
-from asynctune import ProcessRunner, TrialTask
-from tests.tuning import trainables
+from asynctune import ProcessRunner, TrialTask, session
+
+def trial(config):
+    import os, time, ctypes
+    session.report({"pid": os.getpid()})
+    time.sleep(60) if config["how"] == "sleep" else ctypes.PyDLL(None).sleep(60)
 
 async def report(each):
     print(each.metrics["pid"], flush=True)
-    await asyncio.Event().wait()
+    return "CONTINUE"
 
 async def main():
     runner = ProcessRunner(1)
-    await runner.start(trainables.function, {})
-    task = TrialTask(trial_id="t", trial_name="t", trial_dir=sys.argv[1], config={"x": 1})
-    await runner.run_trial(task, report)
+    try:
+        await runner.start(trial, {})
+        config = {"how": sys.argv[2]}
+        task = TrialTask(trial_id="t", trial_name="t", trial_dir=sys.argv[1], config=config)
+        await runner.run_trial(task, report)
+    finally:
+        await runner.aclose()
 
 asyncio.run(main())
 """
 
 
-def test_a_dead_drivers_workers_end_by_themselves(tmp_path):
+@pytest.mark.parametrize("how", ["sleep", "holding-the-interpreter"])
+async def test_a_dead_drivers_workers_end_by_themselves(tmp_path, how):
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        worker = int(await asyncio.to_thread(driver.stdout.readline))
+        assert lives(worker)
+        driver.send_signal(signal.SIGKILL)
+    await ends(worker)
+
+
+async def test_ctrl_c_is_the_drivers_business_alone(tmp_path):
+    """A terminal sends it to the whole group: no worker says anything about it."""
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), "sleep"]
     with subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as driver:
         assert driver.stdout is not None
-        worker = int(driver.stdout.readline())
-        assert Path(f"/proc/{worker}").exists()
-        driver.send_signal(signal.SIGKILL)
-    for _ in range(100):
-        if not Path(f"/proc/{worker}").exists():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it lives on")
+        assert driver.stderr is not None
+        worker = int(await asyncio.to_thread(driver.stdout.readline))
+        os.killpg(driver.pid, signal.SIGINT)
+        said = await asyncio.to_thread(driver.stderr.read)
+    assert said.count("Traceback") <= 2, said  # the driver's own: cancelled, and interrupted
+    assert "worker.py" not in said
+    await ends(worker)
+
+
+SCRIPT = """
+import asyncio, os, sys
+from asynctune import ProcessRunner, TrialTask, session
+
+class Helper:
+    factor = 3
+
+def trial(config):
+    session.report({"loss": config["x"] * Helper.factor, "pid": os.getpid()})
+
+async def main():
+    async def report(each):
+        print(each.metrics["loss"], each.metrics["pid"] != os.getpid())
+        return "CONTINUE"
+
+    runner = ProcessRunner(1)
+    await runner.start(trial, {})
+    task = TrialTask(trial_id="t", trial_name="t", trial_dir=sys.argv[-1], config={"x": 2})
+    await runner.run_trial(task, report)
+    await runner.aclose()
+
+print("main")
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("how", ["file", "standard-input", "command"])
+def test_a_script_without_a_guard_runs_once(tmp_path, how):
+    Path(tmp_path, "queue.py").write_text(
+        "raise RuntimeError('a module of the user, not the library')", "ascii"
+    )
+    Path(tmp_path, "script.py").write_text(SCRIPT, "ascii")
+    arguments = {"file": ["-P", "script.py"], "standard-input": ["-P", "-"], "command": ["-P", "-c", SCRIPT]}
+    done = subprocess.run(
+        [sys.executable, *arguments[how], str(tmp_path)],
+        input=SCRIPT if how == "standard-input" else None,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("main\n6 True\n", "")
