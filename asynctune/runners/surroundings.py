@@ -37,8 +37,9 @@ class Surroundings:
         self._log_to_file = log_to_file
         self._directory = os.getcwd()
         self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-        self._streams = {name: getattr(sys, name) for _, name in _OUTPUTS}
         self._originals = {fd: os.dup(fd) for fd, _ in _OUTPUTS}
+        self._streams: dict[str, TextIO | None] = {name: getattr(sys, name) for _, name in _OUTPUTS}
+        self._restore_streams()
 
     @contextlib.contextmanager
     def of_trial(self, trial_dir: str) -> Iterator[None]:
@@ -59,17 +60,21 @@ class Surroundings:
 
     def _restore(self) -> None:
         _flush()
-        for fd, name in _OUTPUTS:
-            os.dup2(self._originals[fd], fd)
-            stream: TextIO = self._streams[name]
-            if stream.closed:
-                stream = self._streams[name] = open(fd, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
-            setattr(sys, name, stream)
+        for fd, original in self._originals.items():
+            os.dup2(original, fd)
+        self._restore_streams()
         os.chdir(self._directory)
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._handlers.items():
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
+
+    def _restore_streams(self) -> None:
+        for fd, name in _OUTPUTS:
+            stream = self._streams[name]
+            if stream is None or stream.closed:
+                stream = self._streams[name] = open(fd, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def _flush() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import faulthandler
+import io
 import os
 import select
 import shutil
@@ -247,9 +248,12 @@ def main() -> None:
 
 def _prepare() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever interrupts the driver's work interrupts the driver
-    faulthandler.enable()  # a crash in C says where it was
+    for fd in (1, 2):
+        _ensure_open(fd)
+    faulthandler.enable(2)  # a crash in C says where it was
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr] # what was printed before a crash is seen
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # what was printed before a crash is seen
     print_failure = threading.excepthook
 
     def of_thread(args: threading.ExceptHookArgs) -> None:
@@ -257,6 +261,18 @@ def _prepare() -> None:
             print_failure(args)
 
     threading.excepthook = of_thread
+
+
+def _ensure_open(fd: int) -> None:
+    """A driver without a terminal may have closed its output."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        if nowhere != fd:
+            os.dup2(nowhere, fd)
+            os.close(nowhere)
+        os.set_inheritable(fd, True)
 
 
 def _die_with_the_driver() -> None:

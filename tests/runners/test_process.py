@@ -232,7 +232,7 @@ async def test_a_child_that_lives_on_does_not_speak_for_the_trial(start, tmp_pat
     assert [list(each) for each in reports.metrics] == [["child"]]
 
 
-@pytest.mark.parametrize("steps", range(0, 60, 4))
+@pytest.mark.parametrize("steps", [*range(0, 20, 4), *range(20, 140, 15)])
 async def test_cancelling_at_any_moment_leaves_no_process(start, tmp_path, steps):
     runner = await start(trials.pid)
     before = set(psutil.Process().children())
@@ -428,3 +428,29 @@ def test_a_script_without_a_guard_runs_once(tmp_path, how):
         check=False,
     )
     assert (done.stdout, done.stderr) == ("main\n6 True\n", "")
+
+
+QUIET = """
+import asyncio, sys
+from asynctune import ProcessRunner, TrialTask
+
+def trial(config):
+    print("hello", flush=True)
+
+async def main():
+    runner = ProcessRunner(1)
+    await runner.start(trial, {"log_to_file": True})
+    for _ in range(2):
+        task = TrialTask(trial_id="t", trial_name="t", trial_dir=sys.argv[1], config={})
+        await runner.run_trial(task, None)
+    await runner.aclose()
+
+asyncio.run(main())
+"""
+
+
+def test_a_driver_may_have_closed_its_output(tmp_path):
+    command = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', sys.executable, "-c", QUIET, str(tmp_path)]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "stdout").read_text() == "hello\nhello\n"
+    assert not (tmp_path / "stderr").read_text()
