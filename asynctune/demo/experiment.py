@@ -23,12 +23,12 @@ __all__ = ["Prepared", "prepare"]
 _DEFAULTS: Final = {"trials": 24, "epochs": 16, "seed": 1}
 
 _SPACE: Final = {
+    "learning_rate": loguniform(1e-4, 3e-2),
     "layers": randint(1, 3),
     "units": lograndint(16, 129),
-    "activation": choice(["relu", "tanh"]),
-    "learning_rate": loguniform(1e-4, 3e-2),
-    "alpha": loguniform(1e-6, 1e-1),
     "batch_size": choice([16, 32, 64]),
+    "alpha": loguniform(1e-6, 1e-1),
+    "activation": choice(["relu", "tanh"]),
 }
 
 

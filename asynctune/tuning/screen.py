@@ -94,6 +94,7 @@ class Screen:
         # What is printed meanwhile goes above the picture, but only if it goes to a terminal, and not to a file.
         live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=sys.stdout.isatty())
         with live:
+            console.show_cursor(True)  # a kill must not leave the terminal without one
             while True:
                 live.update(self._draw(console.width, console.height), refresh=True)
                 timeout = _DRAW_EVERY_S

@@ -106,7 +106,7 @@ def directory(tmp_path) -> Path:
 def test_it_ends_with_the_best_trial_and_what_to_do_next(undisturbed):
     output, directory = undisturbed
     text = " ".join(best(output))
-    assert re.match(r"accuracy 0\.[4-9]\d+ on the validation images +layers=", text)
+    assert re.match(r"accuracy 0\.[4-9]\d+ on the validation images +learning_rate=", text)
     assert re.search(r"its checkpoint of epoch [1-3]: 0\.[4-9]\d+ on test images that the search", text)
     assert f"python -m asynctune.inspect {directory}" in output
     assert f"python -m asynctune.demo {directory} --trials 15" in output
@@ -226,6 +226,7 @@ def test_on_a_terminal_the_tuner_draws_and_every_line_fits(directory):
         except OSError:  # the other end of a terminal that is gone
             pass
     os.close(ours)
+    assert seen.rfind(b"\x1b[?25h") > seen.rfind(b"\x1b[?25l"), "it has a cursor"
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode()).replace("\r", "\n").split("\n")
     assert any("1 running" in line for line in lines)
     assert any("best accuracy" in line for line in lines)

@@ -143,6 +143,8 @@ def test_on_a_terminal(tmp_path, columns):
     assert sum(line.startswith("done with ") for line in lines) == 18, "what is printed meanwhile is kept"
     assert sum("failed: ValueError: [red]too much[/red] of it" in line for line in lines) == 2
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l"), "the cursor is back"
+    shown_again = written.index("\x1b[?25h", written.index("\x1b[?25l"))
+    assert shown_again < written.index(table[-1].split()[0]), "and was there all the time, should a kill come"
     end = next(number for number in reversed(range(len(lines))) if lines[number].startswith("exp after"))
     assert lines[end].endswith(": 18 terminated, 2 errors")
     assert lines[end + 1].startswith("best loss 0, trial ")
