@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from asynctune.results.breathing import breathe
+from asynctune.breathing import breathe
 from asynctune.results.rows import OpeningInfo, trial_of
 
 __all__ = ["Backlog", "PackedOperations"]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from asynctune.results.breathing import breathe
+from asynctune.breathing import breathe
 from asynctune.results.events import EventCodec, checksum
 from asynctune.results.placing import Placer
 from asynctune.results.progress_file import read_cells

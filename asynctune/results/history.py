@@ -8,8 +8,8 @@ import logging
 import os
 from typing import Any
 
+from asynctune.breathing import breathe
 from asynctune.files import LocalFiles
-from asynctune.results.breathing import breathe
 from asynctune.results.trial_files import RESULT_FILE
 
 __all__ = ["read_history"]

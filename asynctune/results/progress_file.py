@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from asynctune.results.breathing import breathe
+from asynctune.breathing import breathe
 from asynctune.results.placing import Placer
 from asynctune.results.render import Columns, csv_lines, csv_records, flatten
 

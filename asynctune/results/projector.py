@@ -16,11 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+from asynctune.breathing import breathe
 from asynctune.clock import Clock
 from asynctune.errors import StorageError, StoreClosedError
 from asynctune.files import LocalFiles, is_disk_full
 from asynctune.results.backlog import Backlog, PackedOperations
-from asynctune.results.breathing import breathe
 from asynctune.results.event_files import EventFiles
 from asynctune.results.placing import Placer
 from asynctune.results.rows import OpeningInfo, TrialInfo, decode

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from asynctune.results.breathing import breathe
+from asynctune.breathing import breathe
 from asynctune.results.event_files import EVENT_FILE, EventFiles, EventState
 from asynctune.results.placing import Placer
 from asynctune.results.progress_file import ProgressFiles, ProgressState

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from typing import Any, Final
 
+from asynctune.breathing import breathe
 from asynctune.clock import Clock
 from asynctune.errors import FencedError, StorageError
 from asynctune.files import LocalFiles, is_disk_full
@@ -32,6 +33,7 @@ __all__ = ["Batch", "CommitDone", "DiskFullError", "Journal", "secure_tail"]
 _FRAME_KEYS: Final = 2000
 _FRAME_BYTES: Final = 256 * 1024
 _COMPRESS_BYTES: Final = 16 * 1024
+_WRITE_BYTES: Final = 1024 * 1024
 _SYNC_BYTES: Final = 8 * 1024 * 1024
 _SLICE: Final = 5000
 
@@ -151,7 +153,9 @@ class Journal:
 
     def _append(self, batch: Batch) -> tuple[int, int]:
         assert self._fd is not None
-        size, unsynced, crc = 0, 0, self._crc
+        # Written together: each call of the system gives the interpreter away, and a busy event loop keeps it for 5 ms.
+        frames: list[bytes] = []
+        size, unwritten, unsynced, crc = 0, 0, 0, self._crc
         for ops, more in _parts(batch):
             payload = encode_ops(ops)
             frame = encode_frame(
@@ -163,10 +167,14 @@ class Journal:
                 more=more,
                 compress=len(payload) > _COMPRESS_BYTES,
             )
-            self.files.write_all(self._fd, frame)
             crc = frame_crc(frame)
+            frames.append(frame)
             size += len(frame)
-            unsynced += len(frame)
+            unwritten += len(frame)
+            if not more or unwritten > _WRITE_BYTES:
+                self.files.write_all(self._fd, b"".join(frames))
+                unsynced += unwritten
+                frames, unwritten = [], 0
             if more and unsynced > _SYNC_BYTES:
                 self.files.sync_data(self._fd)
                 unsynced = 0
@@ -336,7 +344,7 @@ def _parts(batch: Batch) -> Iterator[tuple[Ops, bool]]:
         following = next(pieces)
         yield present, following is not None
         present = following
-        time.sleep(0)
+        breathe()
 
 
 def _pieces(batch: Batch) -> Iterator[Ops]:

@@ -35,7 +35,7 @@ logger = logging.getLogger("asynctune")
 STOPPED_AT: Final = "asynctune.stopped_at"
 """Key of a trial's metadata: the iteration at which it was told to stop, should it not get as far as its end."""
 
-_TRIALS_PER_SLICE: Final = 500
+_TRIALS_PER_SLICE: Final = 20
 
 
 class Interrupted(Exception):  # noqa: N818 - it ends a run on request, which is no error

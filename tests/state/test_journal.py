@@ -126,6 +126,7 @@ def test_a_large_commit_is_synced_on_the_way(session, files, directory, rng):
 def test_a_commit_torn_between_its_frames_is_not_half_applied(session, files, directory, rng, monkeypatch):
     monkeypatch.setattr(room, "_FRAME_BYTES", 500)
     monkeypatch.setattr(room, "_FRAME_KEYS", 8)
+    monkeypatch.setattr(room, "_WRITE_BYTES", 500)
     session.commit({"a": b"before"})
     values = {f"k{i}": rng.randbytes(200) for i in range(20)}
 

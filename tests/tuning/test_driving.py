@@ -165,7 +165,7 @@ async def test_without_a_limit_a_trial_is_tried_until_it_succeeds(tmp_path):
     async with ExperimentStore.open(tmp_path / "exp", mode="read") as store:
         trial = store.trials[0]
         assert trial.num_failures == 5
-        assert "life 5" in trial.error
+        assert "life 5" in str(trial.error)
 
 
 class Slow(Hears):

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from asynctune.errors import CorruptStateError
-from asynctune.tuning.following import ADDED, COMPLETED, REPORTED, SUGGESTED, EventLog, Follower, catch_up
+from asynctune.tuning.following import (
+    ADDED,
+    COMPLETED,
+    REPORTED,
+    SUGGESTED,
+    Event,
+    EventLog,
+    Follower,
+    catch_up,
+)
 
 
 class Log:
@@ -40,7 +49,7 @@ class Counts:
         self.seen = list(state)
 
 
-EVENTS = [
+EVENTS: list[Event] = [
     (SUGGESTED, "a", 17, False),
     (REPORTED, "a", {"loss": 1}, False),
     (COMPLETED, "a", None, True),

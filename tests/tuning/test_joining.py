@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from asynctune import CorruptStateError, ExperimentStore, RunConfig, TuneConfig, Tuner, UserCodeError
@@ -91,7 +93,7 @@ async def test_what_the_saved_state_does_not_know_is_no_past(tmp_path, monkeypat
     path = await made(tmp_path)
     async with ExperimentStore.open(path, mode="resume") as store:
         # as if the state had been saved after the result of the third trial
-        state = store._records.get("searcher")
+        state: Any = store._records.get("searcher")
         state["state"] = {"position": 8, "state": state["state"]["state"][:8]}
         store._records.put("searcher", state)
         store.set_metadata("asynctune.progress", {"finished": False})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from typing import Any
 
 import cloudpickle
 import optuna
@@ -68,7 +69,7 @@ SAMPLERS = {
     "nsga": lambda: optuna.samplers.NSGAIISampler(seed=1, population_size=4),
     "qmc": lambda: optuna.samplers.QMCSampler(seed=1, scramble=True, warn_independent_sampling=False),
 }
-PRUNERS = {
+PRUNERS: dict[str, Any] = {
     "none": None,
     "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=2),
     "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=5, reduction_factor=2),
@@ -204,7 +205,9 @@ async def test_failed_trials_that_run_again_are_learnt_from(tmp_path, flags):
     assert len(study.trials) == 14 + 2 * errors
     again = OptunaSearcher(sampler=SAMPLERS["tpe"]())
     async with ExperimentStore.open(tmp_path / "exp", mode="read") as store:
-        record = store._records.get("searcher")["state"]["state"]
+        saved = store.saved_state("searcher")
+        assert saved is not None
+        record = saved[1]["state"]
         again.set_search_properties("loss", "min", SPACE)
         again.set_state(record)
         async for trial in store.iterate(with_replaced=True):

@@ -208,9 +208,14 @@ async def test_a_scheduler_that_starts_nothing_more_ends_the_run_and_not_the_exp
     results = await tuner(tmp_path, space={"x": uniform(0, 1)}, tune=config).fit()
     assert [result.status for result in results] == ["TERMINATED"] * 3 + ["PENDING"]
     assert "1 trials are paused or pending, and the scheduler starts none of them" in caplog.text
-    scheduler = Reluctant()
-    scheduler.choose_trial_to_run = lambda ids: ids[0] if ids else None
-    config = TuneConfig(scheduler=scheduler, num_samples=6)
+
+    class Willing(Reluctant):
+        __qualname__ = "Reluctant"
+
+        def choose_trial_to_run(self, trial_ids):
+            return trial_ids[0] if trial_ids else None
+
+    config = TuneConfig(scheduler=Willing(), num_samples=6)
     restored = await Tuner.restore(tmp_path / "exp", tune_config=config, run_config=RunConfig(verbose=0))
     results = await restored.fit()
     assert [result.status for result in results] == ["TERMINATED"] * 6

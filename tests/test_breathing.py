@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from asynctune.results import breathing
-from asynctune.results.breathing import WORK_S, breathe
+from asynctune import breathing
+from asynctune.breathing import WORK_S, breathe
 
 
 class Time:

@@ -1,4 +1,4 @@
-"""Owns the pause that the room's threads make after a while of work, so that the event loop gets the interpreter.
+"""Owns the pause that threads make after a while of work, so that the event loop gets the interpreter.
 
 By time and not by count: a pause lasts 60 µs or more, which is a third of what the files of a short trial take.
 """
