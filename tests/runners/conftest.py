@@ -8,8 +8,9 @@ from asynctune import ProcessRunner
 
 
 @pytest.fixture
-async def start():
+async def start(monkeypatch):
     """Starts a `ProcessRunner` for a trainable."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with it nothing printed is ever held back
     runners = []
 
     async def make(trainable, *, hung_after_s=60.0, stop_grace_s=60.0, **options):

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import types
 from pathlib import Path
 
@@ -113,22 +112,14 @@ async def test_a_hung_worker_is_killed(start, tmp_path):
         await runner.run_trial(task(tmp_path, iterations=3, die_at=2, signal="SIGSTOP"), Reports())
 
 
-def computes(config):
-    import ctypes  # noqa: PLC0415
-
-    # holds the interpreter, as a bad extension does
-    ctypes.PyDLL(None).usleep.restype = None
-    end = time.process_time() + config["seconds"]
-    buffer = bytes(50_000_000)
-    while time.process_time() < end:
-        buffer.count(b"x")
-    session.report({"done": True})
-
-
 async def test_one_that_computes_is_left_alone(start, tmp_path):
-    runner = await start(computes, hung_after_s=0.5)
+    def computes(config):
+        3**5_000_000  # one step of the interpreter, which lets nobody else run  # noqa: B018
+        session.report({"done": True})
+
+    runner = await start(computes, hung_after_s=0.2)
     reports = Reports()
-    await runner.run_trial(task(tmp_path, seconds=1), reports)
+    await runner.run_trial(task(tmp_path), reports)
     assert len(reports.got) == 1
 
 
@@ -339,6 +330,7 @@ from asynctune import ProcessRunner, TrialTask, session
 def trial(config):
     import os, time, ctypes
     session.report({"pid": os.getpid()})
+    open(session.get_trial_dir() + "/started", "w").close()
     time.sleep(60) if config["how"] == "sleep" else ctypes.PyDLL(None).sleep(60)
 
 async def report(each):
@@ -366,6 +358,8 @@ async def test_a_dead_drivers_workers_end_by_themselves(tmp_path, how):
         assert driver.stdout is not None
         worker = int(await asyncio.to_thread(driver.stdout.readline))
         assert lives(worker)
+        while not (tmp_path / "started").exists():  # noqa: ASYNC110 - another process sets no event
+            await asyncio.sleep(0.01)
         driver.send_signal(signal.SIGKILL)
     await ends(worker)
 
