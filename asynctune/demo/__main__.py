@@ -43,7 +43,7 @@ _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_
     type=click.IntRange(1, 1000),
     help="How many trials [default: 24]; more than before go on with a finished experiment.",
 )
-@click.option("--epochs", type=click.IntRange(1, 1000), help="Epochs of the longest trials [default: 16].")
+@click.option("--epochs", type=click.IntRange(1, 1000), help="Epochs of the longest trials [default: 24].")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Draws other hyperparameters [default: 1].")
 @click.option(
     "--workers",

@@ -20,7 +20,7 @@ from asynctune.tuning.tuner import Tuner
 
 __all__ = ["Prepared", "prepare"]
 
-_DEFAULTS: Final = {"trials": 24, "epochs": 16, "seed": 1}
+_DEFAULTS: Final = {"trials": 24, "epochs": 24, "seed": 1}
 
 _SPACE: Final = {
     "learning_rate": loguniform(1e-4, 3e-2),
