@@ -161,7 +161,10 @@ class TrialReport:
 
 @runtime_checkable
 class TrialRunner(Protocol):
-    """Where trials run. Used as `async with runner: ...` by one driver at a time."""
+    """Where trials run. One driver at a time calls `start`, `run_trial` for many trials, and `aclose`.
+
+    `asynctune.testing.TrialRunnerTests` checks one.
+    """
 
     @property
     def capacity(self) -> int:
