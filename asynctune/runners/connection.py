@@ -23,7 +23,13 @@ _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class WorkerLostError(Exception):
-    """The worker is gone or of no use any more; says why, to follow `the worker process`."""
+    """The worker is gone or of no use any more; says why, to follow `the worker process`.
+
+    Attributes:
+        signal: The number of the signal that killed it, if one did.
+    """
+
+    signal: int | None = None
 
 
 class Connection(asyncio.Protocol):
@@ -200,7 +206,9 @@ class Connection(asyncio.Protocol):
         if code == -signal.SIGKILL:
             return WorkerLostError("was killed by SIGKILL, as the kernel does when memory runs out")
         if code < 0:
-            return WorkerLostError(f"was killed by {_signal_name(-code)}")
+            lost = WorkerLostError(f"was killed by {_signal_name(-code)}")
+            lost.signal = -code
+            return lost
         return WorkerLostError(f"ended with exit code {code} while its trial ran")
 
 

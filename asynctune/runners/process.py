@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ __all__ = ["ProcessRunner"]
 logger = logging.getLogger("asynctune")
 
 _GOODBYE_S: Final = 10.0
+_SIGTERM_PAUSE_S: Final = 1.0
 _MAX_BEAT_S: Final = 1.0
 _ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 
@@ -150,6 +152,9 @@ class ProcessRunner:
                     case unknown:
                         raise TrialFailedError(f"the worker of trial {task.trial_id} said {unknown!r:.80}")
         except WorkerLostError as error:
+            if error.signal == signal.SIGTERM:
+                # The end of a whole job goes to all its processes: this one may be asked to stop, too.
+                await asyncio.sleep(_SIGTERM_PAUSE_S)
             raise TrialFailedError(f"the worker process of trial {task.trial_id} {error}") from error
         except _IgnoredError:
             logger.warning(

@@ -7,24 +7,24 @@ and the scheduler are called on the event loop, one call at a time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.config import FailureConfig
 from asynctune.errors import (
     AsynctuneError,
-    CheckpointNotFoundError,
     ConfigError,
     TrialFailedError,
     UserCodeError,
 )
-from asynctune.protocols import CONTINUE, PAUSE, STOP, Decision, TrialReport, TrialRunner, TrialTask
+from asynctune.protocols import CONTINUE, PAUSE, STOP, Decision, TrialReport, TrialRunner
 from asynctune.store.store import ExperimentStore
-from asynctune.trial import Checkpoint, TrialStatus
+from asynctune.trial import TrialStatus
 from asynctune.tuning.callbacks import Callbacks
+from asynctune.tuning.checkpointing import commit_checkpoint, task_of
 from asynctune.tuning.deciding import Deciding
 from asynctune.tuning.stopping import StopRule
 
@@ -36,6 +36,7 @@ STOPPED_AT: Final = "asynctune.stopped_at"
 """Key of a trial's metadata: the iteration at which it was told to stop, should it not get as far as its end."""
 
 _TRIALS_PER_SLICE: Final = 20
+_STOP_ALL_GRACE_S: Final = 60.0
 
 
 class Interrupted(Exception):  # noqa: N818 - it ends a run on request, which is no error
@@ -57,6 +58,7 @@ class _Run:
     decision: Decision = CONTINUE
     stop_at: int | None = None  # as was decided before, of one that is run again
     has_ended: bool = False  # and its end is being told
+    is_cancelled: bool = False
     waits: TrialStatus | None = None  # to be started again, as one of this status
     task: asyncio.Task[None] | None = None
 
@@ -107,9 +109,12 @@ class Driver:
         self._changed = asyncio.Event()
         self._exhausted = False
         self._ending: BaseException | None = None  # why nothing more is started
+        self._hurries = False
 
     def interrupt(self) -> None:
-        """End all trials soon; `run` raises `Interrupted` then."""
+        """End all trials soon; `run` raises `Interrupted` then, unless it was at its end already."""
+        self._hurries = True
+        self._changed.set()
         self._end(Interrupted())
 
     async def run(self) -> bool:
@@ -135,8 +140,11 @@ class Driver:
                         break
                     await self._changed.wait()
                     self._changed.clear()
+                if self._stops_all:
+                    await self._let_stop()
                 for run in self._running.values():
                     if run.task is not None and not run.has_ended:
+                        run.is_cancelled = True
                         run.task.cancel()
         except* AsynctuneError as group:
             self._end(_first(group))
@@ -150,6 +158,19 @@ class Driver:
         if ending is not None:
             raise ending
         return not self._waiting
+
+    @property
+    def _stops_all(self) -> bool:
+        """Whether every trial has done enough."""
+        return isinstance(self._ending, _AllStopped) and self._ending.status is TrialStatus.TERMINATED
+
+    async def _let_stop(self) -> None:
+        """Wait for each trial to stop at its next report, with what it does then; for a while."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_ALL_GRACE_S):
+                while self._running and not self._hurries:
+                    await self._changed.wait()
+                    self._changed.clear()
 
     # -- starting ------------------------------------------------------------------------------------------
 
@@ -224,42 +245,29 @@ class Driver:
             store.rewind(trial_id)
         store.set_status(trial_id, TrialStatus.RUNNING)
         self._watching.changed(trial_id)
+        failed: TrialFailedError | None = None
         try:
             await self._tell("on_trial_start", trial_id)
             run.stop_at = store.get_trial(trial_id).metadata.get(STOPPED_AT)
-            task = await self._task(trial_id)
+            task = await task_of(self._store, trial_id)
             if run.stop_at is None or task.iteration < run.stop_at:
                 await self._runner.run_trial(task, lambda report: self._on_report(trial_id, run, report))
         except asyncio.CancelledError:
-            ending = self._ending
-            done = isinstance(ending, _AllStopped) and ending.status
-            # One that is to go on does so from the checkpoint it has.
-            store.set_status(trial_id, done or TrialStatus.PENDING)
-            raise
+            run.is_cancelled = True
         except TrialFailedError as error:
-            run.has_ended = True
-            await self._failed(trial_id, run, error)
-        else:
-            run.has_ended = True
+            failed = error
+        run.has_ended = True
+        if run.is_cancelled and not self._stops_all:
+            # Also one that ended in another way when it was cancelled. It goes on from the checkpoint it has.
+            store.set_status(trial_id, TrialStatus.PENDING)
+            raise asyncio.CancelledError
+        if run.is_cancelled:
+            run.decision = STOP
             await self._ended(trial_id, run)
-
-    async def _task(self, trial_id: str) -> TrialTask:
-        checkpoint: Checkpoint | None = None
-        if self._store.checkpoints(trial_id):
-            try:
-                checkpoint = await self._store.restore_checkpoint(trial_id)
-            except CheckpointNotFoundError as error:
-                logger.warning("trial %s starts over: %s", trial_id, error)
-        trial = self._store.get_trial(trial_id)
-        directory = await self._store.trial_dir(trial_id)
-        return TrialTask(
-            trial_id=trial_id,
-            trial_name=trial.trial_name,
-            trial_dir=directory,
-            config=trial.config,
-            iteration=int(trial.last_result.get("training_iteration", 0)) if trial.num_results else 0,
-            checkpoint=checkpoint,
-        )
+        elif failed is not None:
+            await self._failed(trial_id, run, failed)
+        else:
+            await self._ended(trial_id, run)
 
     async def _on_report(self, trial_id: str, run: _Run, report: TrialReport) -> Decision:
         """Take a report; what the trial did wrong is raised to it, everything else ends the experiment."""
@@ -271,7 +279,8 @@ class Driver:
                 result = self._store.get_trial(trial_id).last_result
                 run.decision = self._decide(trial_id, run, result)
             if report.checkpoint is not None:
-                await self._commit_checkpoint(trial_id, report)
+                made = await commit_checkpoint(self._store, trial_id, report)
+                await self._tell("on_checkpoint", trial_id, made)
             if result is not None:
                 self._watching.changed(trial_id)
                 await self._tell("on_trial_result", trial_id, result)
@@ -289,6 +298,8 @@ class Driver:
             decision = STOP
         if self._stop.should_stop_all():
             self._end(_AllStopped(TrialStatus.TERMINATED))
+        if self._stops_all:
+            decision = STOP
         iteration = int(result["training_iteration"])
         if run.stop_at is not None:
             return CONTINUE if iteration < run.stop_at else STOP
@@ -296,20 +307,6 @@ class Driver:
             # in the commit of the row: a crash before the trial's end must not give it one more iteration
             self._store.update_trial(trial_id, metadata={STOPPED_AT: iteration})
         return decision
-
-    async def _commit_checkpoint(self, trial_id: str, report: TrialReport) -> None:
-        trial = self._store.get_trial(trial_id)
-        newest = trial.checkpoints[-1].step if trial.checkpoints else None
-        iteration = int(trial.last_result.get("training_iteration", 0)) if trial.num_results else 0
-        step = iteration if newest is None else max(iteration, newest + 1)
-        what = report.checkpoint
-        if isinstance(what, Mapping):
-            what = StagedCheckpoint.from_value(what)
-        if isinstance(what, StagedCheckpoint):
-            made = await self._store.adopt_checkpoint(trial_id, what, step=step)
-        else:
-            made = await self._store.save_checkpoint(trial_id, what, step=step, move=report.move)
-        await self._tell("on_checkpoint", trial_id, made)
 
     # -- the end of a trial --------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from asynctune import (
+    CheckpointConfig,
     ExperimentStore,
     FailureConfig,
     RunConfig,
@@ -17,6 +18,7 @@ from asynctune import (
     grid_search,
     session,
 )
+from asynctune.tuning import driving
 from asynctune.tuning.driving import STOPPED_AT
 from tests.tuning import trainables
 from tests.tuning.test_deciding import Searcher
@@ -230,3 +232,72 @@ async def test_the_end_of_the_experiment_waits_until_ends_were_told(tmp_path):
     await Tuner(one_fails, param_space={"x": grid_search([0, 1])}, run_config=run).fit()
     assert slow.events[-1] == 2
     assert [slow.events.count(each) for each in ("complete", "error", "told")] == [1, 1, 2]
+
+
+class StopAll:
+    """Ends everything as soon as any trial has come to its third iteration."""
+
+    seen = 0
+
+    def __call__(self, trial_id, result):
+        self.seen = max(self.seen, result["training_iteration"])
+        return False
+
+    def stop_all(self):
+        return self.seen >= 3
+
+
+async def test_the_end_of_all_trials_is_an_ordinary_end_for_each(tmp_path):
+    hears = Hears()
+    run = RunConfig(
+        name="exp",
+        local_dir=tmp_path,
+        verbose=0,
+        stop=StopAll(),
+        callbacks=[hears],
+        checkpoint_config=CheckpointConfig(checkpoint_at_end=True),
+    )
+    results = await Tuner(
+        trainables.Counting, param_space={"until": grid_search([100, 101])}, run_config=run
+    ).fit()
+    assert [result.status for result in results] == ["TERMINATED"] * 2
+    for result in results:
+        assert result.best_checkpoints[-1][0].step == result.metrics["training_iteration"]
+    assert hears.events.count("complete") == 2
+
+
+async def test_a_trial_that_reports_no_more_is_ended_after_a_while(tmp_path, monkeypatch):
+    monkeypatch.setattr(driving, "_STOP_ALL_GRACE_S", 0.1)
+    cleaned = []
+
+    async def silent(config):
+        try:
+            await session.areport({"loss": 1, "training_iteration": 3})
+            await asyncio.sleep(config["pause"])
+        finally:
+            cleaned.append(1)
+
+    hears = Hears()
+    run = RunConfig(name="exp", local_dir=tmp_path, verbose=0, callbacks=[hears])
+    tune = TuneConfig(time_budget_s=0.2, num_samples=2)
+    results = await Tuner(silent, param_space={"pause": 1000}, tune_config=tune, run_config=run).fit()
+    assert [result.status for result in results] == ["TERMINATED"] * 2
+    assert hears.events.count("complete") == 2
+    assert len(cleaned) == 2
+
+
+@pytest.mark.parametrize("raises", [True, False], ids=["raises", "returns"])
+async def test_a_trial_that_makes_something_else_of_its_cancellation_goes_on_later(tmp_path, raises):
+    async def stubborn(config):
+        await session.areport({"loss": 1})
+        if config["x"] == 1:
+            raise ValueError("ends all")
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            if raises:
+                raise KeyError("in my cleanup") from None
+
+    run = RunConfig(name="exp", local_dir=tmp_path, verbose=0, failure_config=FailureConfig(fail_fast=True))
+    results = await Tuner(stubborn, param_space={"x": grid_search([0, 1])}, run_config=run).fit()
+    assert [result.status for result in results] == ["PENDING", "ERROR"]

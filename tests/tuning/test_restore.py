@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from asynctune import (
@@ -334,9 +335,9 @@ asyncio.run(main())
 """
 
 
-def start(path, pause=0.01):
+def start(path, pause=0.01, script=SCRIPT):
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(path), str(pause)],
+        [sys.executable, "-c", script, str(path), str(pause)],
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -376,3 +377,42 @@ async def test_a_signal_stops_it_well(tmp_path, number, code):
     assert process.returncode == 0, errors
     await check_finished(path)
     assert os.path.exists(path)
+
+
+TERMINATED_AS_A_WHOLE = """
+import asyncio, os, sys
+from asynctune import *
+from tests.tuning import trainables
+
+path = sys.argv[1]
+if os.path.exists(path):
+    tuner = asyncio.run(Tuner.restore(path))
+else:
+    tuner = Tuner(
+        trainables.with_directory,
+        param_space={"iterations": 20, "pause": 0.05},
+        tune_config=TuneConfig(num_samples=2),
+        run_config=RunConfig(name=os.path.basename(path), local_dir=os.path.dirname(path)),
+    )
+tuner.run()
+"""
+
+
+async def test_the_end_of_a_whole_job_is_no_failure_of_its_trials(tmp_path):
+    path = tmp_path / "exp"
+    process = await asyncio.to_thread(start, path, script=TERMINATED_AS_A_WHOLE)
+    await asyncio.to_thread(wait_for, path, "*/checkpoint_*")
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    for child in children:  # as a batch system does, workers first
+        child.terminate()
+    process.terminate()
+    _, errors = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 143, errors
+    async with ExperimentStore.open(path, mode="read") as store:
+        assert [(trial.status, trial.num_failures) for trial in store.trials] == [("PENDING", 0)] * 2
+    process = await asyncio.to_thread(start, path, script=TERMINATED_AS_A_WHOLE)
+    _, errors = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 0, errors
+    for result in await ResultGrid.load(path):
+        assert iterations(result) == list(range(1, 21))

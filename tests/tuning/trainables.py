@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 from asynctune import Checkpoint, Trainable, session
@@ -60,6 +61,7 @@ def with_directory(config):
     if (checkpoint := session.get_checkpoint()) is not None:
         start = json.loads(Path(checkpoint, "state.json").read_text("ascii"))["iteration"]
     for iteration in range(start + 1, config["iterations"] + 1):
+        time.sleep(config.get("pause", 0))
         path.mkdir(exist_ok=True)
         Path(path, "state.json").write_text(json.dumps({"iteration": iteration}), "ascii")
         session.report({"training_iteration": iteration}, Checkpoint.from_directory(path))

@@ -1,0 +1,50 @@
+"""Owns what a trial is started with, and how a checkpoint that it reports becomes one of the store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from asynctune.checkpoints.staging import StagedCheckpoint
+from asynctune.errors import CheckpointNotFoundError
+from asynctune.protocols import TrialReport, TrialTask
+from asynctune.store.store import ExperimentStore
+from asynctune.trial import Checkpoint
+
+__all__ = ["commit_checkpoint", "task_of"]
+
+logger = logging.getLogger("asynctune")
+
+
+async def task_of(store: ExperimentStore, trial_id: str) -> TrialTask:
+    """The next start of a trial: from its newest checkpoint that is intact, else from the beginning."""
+    checkpoint: Checkpoint | None = None
+    if store.checkpoints(trial_id):
+        try:
+            checkpoint = await store.restore_checkpoint(trial_id)
+        except CheckpointNotFoundError as error:
+            logger.warning("trial %s starts over: %s", trial_id, error)
+    directory = await store.trial_dir(trial_id)
+    trial = store.get_trial(trial_id)  # after the checkpoint: an older one than the newest cuts its rows
+    return TrialTask(
+        trial_id=trial_id,
+        trial_name=trial.trial_name,
+        trial_dir=directory,
+        config=trial.config,
+        iteration=int(trial.last_result.get("training_iteration", 0)),
+        checkpoint=checkpoint,
+    )
+
+
+async def commit_checkpoint(store: ExperimentStore, trial_id: str, report: TrialReport) -> Checkpoint:
+    """Commit what a report brings, as the step of its iteration, or one above all that there are."""
+    trial = store.get_trial(trial_id)
+    step = int(trial.last_result.get("training_iteration", 0))
+    if trial.checkpoints:
+        step = max(step, (trial.checkpoints[-1].step or 0) + 1)
+    what = report.checkpoint
+    if isinstance(what, Mapping):
+        what = StagedCheckpoint.from_value(what)
+    if isinstance(what, StagedCheckpoint):
+        return await store.adopt_checkpoint(trial_id, what, step=step)
+    return await store.save_checkpoint(trial_id, what, step=step, move=report.move)
