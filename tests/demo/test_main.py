@@ -113,18 +113,25 @@ def test_it_ends_with_the_best_trial_and_what_to_do_next(undisturbed):
     assert [len(rows) for _, rows in trials(directory)] == [3, 3, 3]
 
 
-def test_killed_again_and_again_it_ends_with_the_same_trials(undisturbed, directory):
-    starts = [stop_at(directory, 2, signal.SIGKILL), stop_at(directory, 5, signal.SIGKILL)]
-    assert [each.code for each in starts] == [-signal.SIGKILL] * 2
+def test_killed_and_interrupted_it_ends_with_the_same_trials(undisturbed, directory):
+    killed, interrupted = stop_at(directory, 2, signal.SIGKILL), stop_at(directory, 5, signal.SIGINT)
     ended = in_process(directory, "--workers", 1)
-    print(*(each.output for each in starts), ended.output, sep="\n---\n")
+    print(killed.output, interrupted.output, ended.output, sep="\n---\n")
+    assert killed.code == -signal.SIGKILL
+    check_stopped(interrupted, 130, directory)
     assert ended.exit_code == 0
     assert trials(directory) == trials(undisturbed[1])
     assert best(ended.output) == best(undisturbed[0])
     going_on = r"^Going on with {} in checkpoints; {} of 3 trials ended before\.$"
-    assert re.search(going_on.format(r"(1 epoch|2 epochs)", 0), starts[1].output, re.MULTILINE)
+    assert re.search(going_on.format(r"(1 epoch|2 epochs)", 0), interrupted.output, re.MULTILINE)
     assert re.search(going_on.format(r"[45] epochs", 1), ended.output, re.MULTILINE)
     assert re.search(r"^  \w+_00001 goes on from its checkpoint of epoch [12]$", ended.output, re.MULTILINE)
+
+
+def check_stopped(ended: Ended, code: int, directory: Path) -> None:
+    assert ended.code == code, ended.output
+    assert f"To go on: python -m asynctune.demo {directory} --trials 3" in ended.output
+    assert "Traceback" not in ended.output
 
 
 def test_a_finished_experiment_is_shown_again_and_can_be_extended(directory):
@@ -139,14 +146,8 @@ def test_a_finished_experiment_is_shown_again_and_can_be_extended(directory):
     assert [len(rows) for _, rows in trials(directory)] == [1, 1]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_it_cleanly_and_a_damaged_checkpoint_is_passed_over(
-    undisturbed, directory, number, code
-):
-    stopped = stop_at(directory, 2, number)
-    assert stopped.code == code, stopped.output
-    assert f"To go on: python -m asynctune.demo {directory} --trials 3" in stopped.output
-    assert "Traceback" not in stopped.output
+def test_it_goes_on_after_sigterm_and_past_a_damaged_checkpoint(undisturbed, directory):
+    check_stopped(stop_at(directory, 2, signal.SIGTERM), 143, directory)
     newest = max(directory.glob("DigitsTrial_*_00000/checkpoint_*"), key=lambda path: path.name)
     (newest / "arrays.npz").write_bytes(b"damaged")
     ended = in_process(directory, "--workers", 1)
