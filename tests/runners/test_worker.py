@@ -185,7 +185,9 @@ async def test_the_next_trial_finds_none_of_it(start, tmp_path, log_to_file):
 
 async def test_a_trial_that_closes_its_connection_has_failed(start, tmp_path):
     runner = await start(trials.closes_everything)
-    assert "the worker process of trial t1 ended with exit code" in await failure(runner, task(tmp_path))
+    told = await failure(runner, task(tmp_path))
+    # by whichever notices it first: the end of the process, or its next use of a descriptor
+    assert "the worker process of trial t1 ended with exit code" in told or "Bad file descriptor" in told
 
 
 async def test_a_worker_has_the_drivers_path_and_arguments(start, tmp_path, monkeypatch):
