@@ -30,7 +30,7 @@ from asynctune.tuning.settings import PROGRESS_KEY, SETTINGS_KEY, Plan, settings
 from asynctune.tuning.signals import StopSignal, stopping_on_signals
 from asynctune.tuning.stopping import StopRule
 
-__all__ = ["ExperimentRun"]
+__all__ = ["ExperimentRun", "is_unbegun"]
 
 logger = logging.getLogger("asynctune")
 
@@ -94,7 +94,7 @@ class ExperimentRun:
                 await asyncio.to_thread(os.makedirs, parent, exist_ok=True)
             return await ExperimentStore.open(
                 self._path,
-                mode="create" if self._requeue is None else "resume",
+                mode="create" if self._requeue is None and not await self._was_cut_short() else "resume",
                 sync_config=plan.run.sync_config,
                 checkpoint_config=plan.run.checkpoint_config,
                 tensorboard=plan.run.tensorboard,
@@ -108,6 +108,14 @@ class ExperimentRun:
             raise StorageError(
                 f"cannot make the directory {parent}: {error}", operation="mkdir", key=str(parent)
             ) from error
+
+    async def _was_cut_short(self) -> bool:
+        """Whether a Tuner was killed here after it made the experiment, and before it recorded anything in it."""
+        try:
+            async with ExperimentStore.open(self._path, mode="read") as store:
+                return is_unbegun(store)
+        except AsynctuneError:  # none, or not one to go on with: opening it says so
+            return False
 
     async def _record(self, store: ExperimentStore, settings: dict[str, Any]) -> None:
         """Keep what a restore needs, before anything else happens."""
@@ -215,3 +223,12 @@ def _runner_for(plan: Plan) -> TrialRunner:
     if kind_of(plan.trainable) is TrainableKind.COROUTINE and not plan.run.log_to_file:
         return InlineRunner() if limit is None else InlineRunner(limit)
     return ProcessRunner()
+
+
+def is_unbegun(store: ExperimentStore) -> bool:
+    """Whether nothing is in an experiment that was read, and its maker is gone: a Tuner records its settings first."""
+    writer = store.writer_info
+    has_something = (
+        len(store.trials) or store.metadata or store.saved_state("searcher") or store.saved_state("scheduler")
+    )
+    return not has_something and (writer is None or writer["alive"] is False)

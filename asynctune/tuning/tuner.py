@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from asynctune.config import RunConfig, TuneConfig, result_dir
-from asynctune.errors import ConfigError
+from asynctune.errors import ConfigError, ExperimentNotFoundError
 from asynctune.protocols import TrialRunner
 from asynctune.store.store import ExperimentStore
 from asynctune.trainable import TrainableKind, check_trainable, import_trainable, trainable_name
 from asynctune.tuning.result_grid import ResultGrid
-from asynctune.tuning.running import ExperimentRun
+from asynctune.tuning.running import ExperimentRun, is_unbegun
 from asynctune.tuning.settings import PROGRESS_KEY, SETTINGS_KEY, Plan, given_again, with_checkpoint_config
 from asynctune.tuning.variants import Space
 
@@ -179,6 +179,11 @@ class Tuner:
         async with ExperimentStore.open(
             location, mode="read", local_dir=local_dir, storage_options=storage_options
         ) as store:
+            if is_unbegun(store):
+                raise ExperimentNotFoundError(
+                    f"the experiment at {location} was never begun: its creation was cut short before anything was "
+                    "recorded; make it with Tuner(...) and the same name"
+                )
             results = await ResultGrid.of(store)
             finished = bool((store.metadata.get(PROGRESS_KEY) or {}).get("finished"))
             errored = results.num_errors > 0 and (resume_errored or restart_errored)
