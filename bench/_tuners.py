@@ -22,9 +22,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-import asynctune.tuning.tuner
 from asynctune import (
-    ExperimentStore,
     InlineRunner,
     ProcessRunner,
     RunConfig,
@@ -34,7 +32,7 @@ from asynctune import (
     uniform,
 )
 
-__all__ = ["REPORTS", "WORKERS", "Inline", "ObservedStore", "OptunaThreads", "Processes", "RayTune"]
+__all__ = ["REPORTS", "WORKERS", "Inline", "OptunaThreads", "Processes", "RayTune"]
 
 REPORTS: Final = 5
 WORKERS: Final = 2
@@ -42,26 +40,6 @@ _WARM_UP: Final = 20  # trials
 
 
 # -- asynctune -----------------------------------------------------------------------------------------------
-
-
-class ObservedStore(ExperimentStore):
-    """The store of a Tuner, kept for its figures.
-
-    Attributes:
-        latest: The one that was opened last.
-    """
-
-    latest: ObservedStore | None = None
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        if self.mode != "read":
-            ObservedStore.latest = self
-
-    @classmethod
-    def install(cls) -> None:
-        """Let the Tuners of this process open their experiments as such a store."""
-        asynctune.tuning.tuner.ExperimentStore = cls  # type: ignore[attr-defined]
 
 
 async def _coroutine(config: dict[str, Any]) -> None:
@@ -90,7 +68,6 @@ class _Asynctune:
         )
 
     async def prepare(self, directory: str) -> dict[str, Any]:
-        ObservedStore.install()
         await self.measure(str(Path(directory, "warm-up")), _WARM_UP)
         return {}
 
@@ -99,8 +76,8 @@ class _Asynctune:
         start = time.perf_counter()
         results = await tuner.fit()
         seconds = time.perf_counter() - start
-        assert ObservedStore.latest is not None
-        stats = ObservedStore.latest.stats()
+        stats = tuner.stats()
+        assert stats is not None
         assert results.num_terminated == trials
         written = await asyncio.to_thread(_files, Path(place), trials)
         return written | {

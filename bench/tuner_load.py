@@ -26,7 +26,6 @@ from typing import Any
 
 from _children import child
 from _common import Cell, Column, Options, Report, Target, options, percentile, progress, run, scratch
-from _tuners import ObservedStore
 
 from asynctune import (
     Checkpoint,
@@ -63,7 +62,6 @@ class _Subject:
     """One experiment in this process; a small one has been run before, so that code and buffers are there."""
 
     async def prepare(self, directory: str) -> dict[str, Any]:
-        ObservedStore.install()
         self._directory = directory
         await self._fit("warm-up", _WARM_UP)
         return {}
@@ -83,6 +81,7 @@ class _Subject:
             runner=InlineRunner(_CONCURRENT),
         )
         results = await tuner.fit()
+        self.stats = tuner.stats()
         if results.num_terminated != trials:
             raise RuntimeError(
                 f"{trials - results.num_terminated} trials did not end well: {results.errors[:1]}"
@@ -100,8 +99,8 @@ class Lag(_Subject):
         start, cpu = time.perf_counter(), time.process_time()
         load = await _probed(self._fit("experiment", trials))
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-        assert ObservedStore.latest is not None
-        stats = ObservedStore.latest.stats()
+        assert self.stats is not None
+        stats = self.stats
         return {
             _IDLE: idle,
             _LOAD: load,

@@ -19,6 +19,7 @@ from asynctune.packing import pack
 from asynctune.protocols import Searcher, TrialRunner
 from asynctune.runners.inline import InlineRunner
 from asynctune.runners.process import ProcessRunner
+from asynctune.store.stats import StoreStats
 from asynctune.store.store import ExperimentStore
 from asynctune.trainable import TrainableKind, kind_of, trainable_name
 from asynctune.tuning.callbacks import Callbacks
@@ -50,6 +51,7 @@ class ExperimentRun:
         self._requeue = requeue
         self._driver: Driver | None = None
         self._progress: Progress | None = None
+        self._store: ExperimentStore | None = None
         self.results: ResultGrid | None = None
         """As of the end, also of one that failed; `None` where they could not be read."""
 
@@ -71,6 +73,7 @@ class ExperimentRun:
             try:
                 await runner.start(plan.trainable, _options(plan))
                 async with await self._open() as store:
+                    self._store = store
                     try:
                         await self._record(store, settings)
                         await self._drive(store, runner, search, callbacks, seen)
@@ -84,6 +87,10 @@ class ExperimentRun:
                 await runner.aclose()
         assert self.results is not None
         return self.results
+
+    def stats(self) -> StoreStats | None:
+        """Of the store, now or as it was closed; `None` before it is open."""
+        return None if self._store is None else self._store.stats()
 
     # -- before --------------------------------------------------------------------------------------------
 

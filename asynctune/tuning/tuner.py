@@ -18,6 +18,7 @@ from typing import Any, Self
 from asynctune.config import RunConfig, TuneConfig, result_dir
 from asynctune.errors import ConfigError, ExperimentNotFoundError
 from asynctune.protocols import TrialRunner
+from asynctune.store.stats import StoreStats
 from asynctune.store.store import ExperimentStore
 from asynctune.trainable import TrainableKind, check_trainable, import_trainable, trainable_name
 from asynctune.tuning.result_grid import ResultGrid
@@ -136,6 +137,10 @@ class Tuner:
         if self._resumed is None:
             raise ConfigError("there are no results yet: await tuner.fit() first")
         return self._resumed.results
+
+    def stats(self) -> StoreStats | None:
+        """What durability costs this run: the figures of its store, now or as it was closed; `None` before `fit`."""
+        return None if self._run is None else self._run.stats()
 
     # -- restoring -----------------------------------------------------------------------------------------
 

@@ -68,7 +68,12 @@ async def test_a_tuner_runs_once(tmp_path):
     made = tuner(tmp_path)
     with pytest.raises(ConfigError, match="no results yet"):
         made.get_results()
+    assert made.stats() is None
     results = await made.fit()
+    stats = made.stats()
+    assert stats is not None
+    assert stats.trials == 4
+    assert stats.committed_seq > 0
     with pytest.raises(ConfigError, match=r"go on with its experiment: Tuner\.restore"):
         await made.fit()
     assert made.get_results() is results
