@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 __all__ = ["Clock", "SystemClock"]
@@ -29,6 +30,10 @@ class Clock(Protocol):
 
     async def wait(self, event: asyncio.Event, seconds: float | None) -> bool:
         """Wait until `event` is set, but no longer than `seconds` (`None`: for ever); whether it is set."""
+        ...
+
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
+        """For `async with`: cancel the block after `seconds` (`None`: never), and raise `TimeoutError` from it."""
         ...
 
 
@@ -54,3 +59,7 @@ class SystemClock:
                 return await event.wait()
         except TimeoutError:
             return event.is_set()
+
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
+        """`asyncio.timeout`."""
+        return asyncio.timeout(seconds)

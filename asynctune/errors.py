@@ -137,6 +137,7 @@ class StorageError(AsynctuneError):
         operation: What was tried, such as `"write"`, `"fsync"`, `"put"`.
         key: The file or object it was tried on.
         retryable: Whether the same call may work later without anything being changed.
+        retry_after_s: How many seconds to wait before, where a storage said so; else `None`.
         hint: What to do next, one sentence; may be empty.
     """
 
@@ -147,12 +148,14 @@ class StorageError(AsynctuneError):
         operation: str | None = None,
         key: str | None = None,
         retryable: bool = False,
+        retry_after_s: float | None = None,
         hint: str = "",
     ) -> None:
         super().__init__(f"{message}; {hint}" if hint else message)
         self.operation = operation
         self.key = key
         self.retryable = retryable
+        self.retry_after_s = retry_after_s
         self.hint = hint
 
 

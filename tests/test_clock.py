@@ -76,3 +76,15 @@ async def test_a_timeout_of_the_caller_is_the_callers():
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0):
             await SystemClock().wait(asyncio.Event(), LONG)
+
+
+async def test_a_timeout_cuts_the_block_short():
+    with pytest.raises(TimeoutError):
+        async with SystemClock().timeout(0):
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("seconds", [None, LONG])
+async def test_a_block_that_ends_in_time_is_left_alone(seconds):
+    async with SystemClock().timeout(seconds):
+        await asyncio.sleep(0)

@@ -10,7 +10,8 @@ import contextlib
 import heapq
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -86,19 +87,25 @@ class ManualClock:
 
     async def wait(self, event: asyncio.Event, seconds: float | None) -> bool:
         """Wait until `event` is set, or until the time was moved by `seconds`; whether it is set."""
-        loop = asyncio.get_running_loop()
-        sleeper: _Sleeper | None = None
         try:
-            async with asyncio.timeout(0 if seconds is not None and seconds <= 0 else None) as limit:
-                if seconds is not None and seconds > 0:
-                    sleeper = self._enter(seconds, lambda: limit.reschedule(loop.time()))
-                try:
-                    return await event.wait()
-                finally:
-                    if sleeper is not None:
-                        self._leave(sleeper)
+            async with self.timeout(seconds):
+                return await event.wait()
         except TimeoutError:
             return event.is_set()
+
+    @asynccontextmanager
+    async def timeout(self, seconds: float | None) -> AsyncGenerator[object, None]:
+        """Cancel the block when the time was moved by `seconds`, and raise `TimeoutError` from it."""
+        loop = asyncio.get_running_loop()
+        sleeper: _Sleeper | None = None
+        async with asyncio.timeout(0 if seconds is not None and seconds <= 0 else None) as limit:
+            if seconds is not None and seconds > 0:
+                sleeper = self._enter(seconds, lambda: limit.reschedule(loop.time()))
+            try:
+                yield limit
+            finally:
+                if sleeper is not None:
+                    self._leave(sleeper)
 
     # -- what a test calls ---------------------------------------------------------------------------------
 

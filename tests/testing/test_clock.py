@@ -115,3 +115,29 @@ async def test_another_thread_may_move_the_time():
 async def test_time_does_not_go_back(seconds):
     with pytest.raises(ValueError, match="forward"):
         await ManualClock().advance(seconds)
+
+
+async def test_a_timeout_comes_with_the_time_that_is_moved():
+    clock = ManualClock()
+
+    async def block(seconds):
+        async with clock.timeout(seconds):
+            await asyncio.Event().wait()
+
+    soon, later, never = (asyncio.create_task(block(seconds)) for seconds in (3, 5, None))
+    await clock.advance(4)
+    assert isinstance(soon.exception(), TimeoutError)
+    assert not later.done()
+    later.cancel()
+    never.cancel()
+    await asyncio.wait([later, never])
+    assert later.cancelled()
+    assert never.cancelled()
+    assert clock.sleepers == 0
+
+
+async def test_a_block_that_ends_in_time_leaves_no_sleeper():
+    clock = ManualClock()
+    async with clock.timeout(3):
+        assert clock.sleepers == 1
+    assert clock.sleepers == 0
