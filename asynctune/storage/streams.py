@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import aclosing, closing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, closing, contextmanager
 from typing import Final
 
 import google_crc32c
 
 from asynctune.errors import ConfigError, StorageError
+from asynctune.storage.base import Body
 from asynctune.storage.threads import Threads
-from asynctune.storage.values import FileRange, ObjectInfo, Source
+from asynctune.storage.values import FileRange, ObjectContent, ObjectInfo, Source
 
 __all__ = [
     "CHUNK_BYTES",
+    "StreamBody",
     "check_range",
     "check_source",
     "checked_body",
     "mismatch",
+    "open_body",
     "range_of",
     "read_source",
+    "read_whole",
     "source_chunks",
     "source_size",
 ]
@@ -211,3 +215,45 @@ def _damaged(info: ObjectInfo, what: str) -> StorageError:
         retryable=True,
         hint="the transfer was cut or damaged on its way, or the object is damaged where it is; read it again",
     )
+
+
+class StreamBody:
+    """A `Body` made of an info and a stream."""
+
+    def __init__(self, info: ObjectInfo, chunks: AsyncIterator[bytes]) -> None:
+        self._info = info
+        self._chunks = chunks
+
+    @property
+    def info(self) -> ObjectInfo:
+        """See `Body.info`."""
+        return self._info
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._chunks
+
+
+@asynccontextmanager
+async def open_body(
+    chunks: AsyncGenerator[bytes, None], info: ObjectInfo, *, start: int = 0, length: int | None = None
+) -> AsyncGenerator[Body, None]:
+    """`checked_body` as the `Body` of an `async with`; leaving the block closes `chunks`."""
+    async with aclosing(chunks), aclosing(checked_body(chunks, info, start=start, length=length)) as checked:
+        yield StreamBody(info, checked)
+
+
+async def read_whole(opening: AbstractAsyncContextManager[Body], max_bytes: int) -> ObjectContent:
+    """What `ObjectStorage.read` answers, by `storage.get(key)`.
+
+    Raises:
+        StorageError: The object is larger than `max_bytes`; not retryable.
+    """
+    async with opening as body:
+        info = body.info
+        if info.size_bytes > max_bytes:
+            raise StorageError(
+                f"read of {info.key!r}: it has {info.size_bytes} bytes, more than the {max_bytes} expected",
+                operation="read",
+                key=info.key,
+            )
+        return ObjectContent(info, b"".join([chunk async for chunk in body]))
