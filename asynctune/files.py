@@ -69,6 +69,28 @@ class LocalFiles:
         """Open an existing file for reading and for `sync`; a symbolic link is refused, a FIFO does not hang."""
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
+    def open_update(self, path: str) -> int:
+        """Open an existing file for reading and writing, also to lock it; a symbolic link is refused."""
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def lock(self, fd: int) -> bool:
+        """Take an exclusive `flock(2)`, which ends with `unlock` or the descriptor; whether nobody else has it."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
+                return False
+            raise
+        return True
+
+    def unlock(self, fd: int) -> None:
+        """Give the lock back, also for a child that was forked meanwhile and has the descriptor too."""
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+    def set_time(self, fd: int, modified_ns: int) -> None:
+        """Set the times of last access and modification, nanoseconds since the Unix epoch."""
+        os.utime(fd, ns=(modified_ns, modified_ns))
+
     def set_mode(self, fd: int, mode: int) -> None:
         """`fchmod(2)`: exactly these permission bits."""
         os.fchmod(fd, mode)

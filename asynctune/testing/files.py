@@ -32,6 +32,7 @@ CHANGES: Final = frozenset(
         "remove_tree",
         "rename",
         "set_mode",
+        "set_time",
         "sync",
         "sync_data",
         "sync_dir",
@@ -43,7 +44,9 @@ CHANGES: Final = frozenset(
 )
 """Kinds of operations that change the disk, or promise that it was changed."""
 
-LOOKS: Final = frozenset({"exists", "list_dir", "open_read", "read", "read_from", "stat"})
+LOOKS: Final = frozenset(
+    {"exists", "list_dir", "lock", "open_read", "open_update", "read", "read_from", "stat", "unlock"}
+)
 """Kinds of operations that only look."""
 
 
@@ -242,6 +245,23 @@ class FaultyFiles(LocalFiles):
         return self._opened(
             self._do("open_read", path, lambda: super(FaultyFiles, self).open_read(path)), path
         )
+
+    def open_update(self, path: str) -> int:
+        """`LocalFiles.open_update`, counted."""
+        fd = self._do("open_update", path, lambda: super(FaultyFiles, self).open_update(path))
+        return self._opened(fd, path)
+
+    def lock(self, fd: int) -> bool:
+        """`LocalFiles.lock`, counted."""
+        return self._do("lock", self._path(fd), lambda: super(FaultyFiles, self).lock(fd))
+
+    def unlock(self, fd: int) -> None:
+        """`LocalFiles.unlock`, counted."""
+        self._do("unlock", self._path(fd), lambda: super(FaultyFiles, self).unlock(fd))
+
+    def set_time(self, fd: int, modified_ns: int) -> None:
+        """`LocalFiles.set_time`, counted."""
+        self._do("set_time", self._path(fd), lambda: super(FaultyFiles, self).set_time(fd, modified_ns))
 
     def set_mode(self, fd: int, mode: int) -> None:
         """`LocalFiles.set_mode`, counted."""
