@@ -66,6 +66,8 @@ class Searcher(Stateful, Protocol):
     - `add_past_trial(trial, rows, *, ended, failed)`, when an experiment is restored, after `set_state`: once for
       each trial that the saved state knows, oldest first, with the result rows that it knows, and the end, if it does.
     - `on_trial_add(trial_id, config)`: a trial that it did not propose just now runs too, or an ended one again.
+    - `on_trial_rewind(trial_id, iteration)`: a trial that ran before goes on from this iteration (0: from the
+      beginning); what it reported after it does not count any more, and is reported anew.
     """
 
     def suggest(self, trial_id: str) -> Mapping[str, Any] | None:
@@ -85,7 +87,11 @@ class Searcher(Stateful, Protocol):
 
 @runtime_checkable
 class TrialScheduler(Stateful, Protocol):
-    """Decides which trial runs, and whether it goes on after a result."""
+    """Decides which trial runs, and whether it goes on after a result.
+
+    A Tuner also calls `on_trial_complete(trial_id, result, error)` and `on_trial_rewind(trial_id, iteration)`, with the
+    meaning that they have for a `Searcher`, where a scheduler has them.
+    """
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> Decision:
         """One of `"CONTINUE"`, `"PAUSE"`, `"STOP"`."""

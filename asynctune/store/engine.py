@@ -91,7 +91,7 @@ class Engine:
         if (tracked := self.experiment.get("tracked")) is not None:
             self.table.track(tracked[0], tracked[2])
         self.log = Log(self.records)
-        self.attached = {name: AttachedState(name, self.records, clock) for name in ("searcher", "scheduler")}
+        self.attached: dict[str, AttachedState] = {}
         self.sink = RecordSink(self.records, self.check, self.writer.flush)
         self.checkpoints = TrialCheckpoints(
             path,
@@ -213,7 +213,8 @@ class Engine:
     def attach(self, name: str, value: Stateful) -> int | None:
         """Keep the state of an object of the driver's own; see `ExperimentStore.attach_state`."""
         if name not in self.attached:
-            self.attached[name] = AttachedState(name, self.records, self._clock, key=f"state/{name}")
+            key = name if name in {"searcher", "scheduler"} else f"state/{name}"
+            self.attached[name] = AttachedState(name, self.records, self._clock, key=key)
         return self.attached[name].attach(value)
 
     @property

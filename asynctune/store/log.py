@@ -27,6 +27,11 @@ class Log:
         self._next = 1 + max(numbers, default=-1)
         self._first = min(numbers, default=self._next)
 
+    @property
+    def next(self) -> int:
+        """The number of the next value."""
+        return self._next
+
     def append(self, value: Any) -> int:
         """Add a value; returns its number, which only rises.
 

@@ -246,6 +246,11 @@ class ExperimentStore(SavingStore):
         """
         return self._writable().log.append(value)
 
+    @property
+    def next_event(self) -> int:
+        """The number that `append_event` gives next."""
+        return self._writable().log.next
+
     def drop_events(self, before: int) -> None:
         """Remove those of the log with smaller numbers; the newest one stays."""
         self._writable().log.drop(before)
@@ -276,6 +281,13 @@ class ExperimentStore(SavingStore):
             msg = f"the name of a state must be a text of at least one character, not {name!r}"
             raise ConfigError(msg)
         return engine.attach(name, value)
+
+    def detach_state(self, name: str) -> None:
+        """Save the state of this object no more, `"searcher"` and `"scheduler"` included; what was saved stays.
+
+        For one that has failed and whose state makes no sense any more. Does nothing where none is attached.
+        """
+        self._writable().attached.pop(name, None)
 
     def requeue(
         self, resume_unfinished: bool = True, resume_errored: bool = False, restart_errored: bool = False

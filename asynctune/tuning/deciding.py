@@ -14,7 +14,7 @@ from asynctune.errors import ConfigError, UserCodeError
 from asynctune.packing import pack
 from asynctune.protocols import CONTINUE, PAUSE, STOP, Decision, Searcher, TrialScheduler
 from asynctune.tuning.basic import BasicSearcher
-from asynctune.tuning.following import ADDED, COMPLETED, REPORTED, SUGGESTED, Event, EventLog
+from asynctune.tuning.following import ADDED, COMPLETED, REPORTED, REWOUND, SUGGESTED, Event, EventLog
 
 __all__ = ["Deciding"]
 
@@ -33,6 +33,7 @@ class Deciding:
         log: Where events go.
         max_suggestions: How many configs are asked for in all; `None`: as many as there are.
         suggestions: How many were before.
+        on_failure: Told which of them raised.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class Deciding:
         *,
         max_suggestions: int | None,
         suggestions: int = 0,
+        on_failure: Callable[[Any], None] = lambda _who: None,
     ) -> None:
         self._searcher = searcher
         self._scheduler = scheduler
         self._log = log
         self._left = None if max_suggestions is None else max(0, max_suggestions - suggestions)
         # The built-in ones learn nothing from results: no event has to be kept for them.
+        self._on_failure = on_failure
         self._differed = False
         self._logs_results = scheduler is not None or not isinstance(searcher, BasicSearcher)
 
@@ -92,14 +95,27 @@ class Deciding:
         """The trial was added with the config that the searcher proposed."""
         self._log.append((SUGGESTED, trial_id, _checksum(config), False))
 
-    def added(self, trial_id: str, config: Mapping[str, Any], *, had_failed: bool) -> None:
-        """A trial runs that the searcher did not propose just now: a new one, or one that had failed.
+    def rewound(self, trial_id: str, iteration: int) -> None:
+        """A trial goes on from this iteration; what it reported after it does not count any more.
 
         Raises:
-            UserCodeError: The searcher raised.
+            UserCodeError: One of them raised.
         """
+        if self._logs_results:
+            self._log.append((REWOUND, trial_id, iteration, False))
+        for each in (self._searcher, self._scheduler):
+            self._tell(each, "on_trial_rewind", trial_id, iteration)
+
+    # Their events are told with all others when the searcher catches up.
+
+    def note_added(self, trial_id: str, config: Mapping[str, Any], *, had_failed: bool) -> None:
+        """A trial runs that the searcher did not propose just now: a new one, or one that had failed."""
         self._log.append((ADDED, trial_id, dict(config), had_failed))
-        self._tell_added(trial_id, config)
+
+    def note_completed(self, trial_id: str, result: Mapping[str, Any] | None) -> None:
+        """A trial has ended by the way in which the experiment was restored."""
+        if self._logs_results:
+            self._log.append((COMPLETED, trial_id, None if result is None else dict(result), False))
 
     def reported(self, trial_id: str, result: Mapping[str, Any]) -> Decision:
         """A trial has reported; what becomes of it.
@@ -128,7 +144,8 @@ class Deciding:
         if self._logs_results:
             self._log.append((COMPLETED, trial_id, None if result is None else dict(result), failed))
         self._call(self._searcher.on_trial_complete, trial_id, result, failed)
-        self._tell_scheduler_end(trial_id, result, failed=failed)
+        # schedulers may want to know, and need not
+        self._tell(self._scheduler, "on_trial_complete", trial_id, result, failed)
 
     # -- telling again -------------------------------------------------------------------------------------
 
@@ -150,8 +167,10 @@ class Deciding:
             self._call(self._searcher.on_trial_result, trial_id, data)
         elif kind == COMPLETED:
             self._call(self._searcher.on_trial_complete, trial_id, data, failed)
+        elif kind == REWOUND:
+            self._tell(self._searcher, "on_trial_rewind", trial_id, data)
         else:
-            self._tell_added(trial_id, data)
+            self._tell(self._searcher, "on_trial_add", trial_id, data)
 
     def tell_scheduler(self, event: Event) -> None:
         """Likewise for the scheduler; what it decides was done already."""
@@ -159,16 +178,13 @@ class Deciding:
         if kind == REPORTED and self._scheduler is not None:
             self._call(self._scheduler.on_trial_result, trial_id, data)
         elif kind == COMPLETED:
-            self._tell_scheduler_end(trial_id, data, failed=failed)
+            self._tell(self._scheduler, "on_trial_complete", trial_id, data, failed)
+        elif kind == REWOUND:
+            self._tell(self._scheduler, "on_trial_rewind", trial_id, data)
 
-    def _tell_added(self, trial_id: str, config: Mapping[str, Any]) -> None:
-        if callable(hear := getattr(self._searcher, "on_trial_add", None)):
-            self._call(hear, trial_id, config)
-
-    def _tell_scheduler_end(self, trial_id: str, result: Any, *, failed: bool) -> None:
-        # schedulers may want to know, and need not
-        if callable(hear := getattr(self._scheduler, "on_trial_complete", None)):
-            self._call(hear, trial_id, result, failed)
+    def _tell(self, who: Any, method: str, *args: Any) -> None:
+        if callable(hear := getattr(who, method, None)):
+            self._call(hear, *args)
 
     # -- failures ------------------------------------------------------------------------------------------
 
@@ -176,6 +192,8 @@ class Deciding:
         try:
             return method(*args)
         except Exception as error:
+            # Its state may be half changed: the last one that was saved counts, with what was logged since.
+            self._on_failure(getattr(method, "__self__", None))
             owner = type(getattr(method, "__self__", method)).__name__
             name = getattr(method, "__name__", "call")
             raise UserCodeError(f"{owner}.{name}({args[0]!r:.60}) failed: {error!r}; {_REMEDY}") from error

@@ -22,18 +22,18 @@ from asynctune.errors import (
 )
 from asynctune.protocols import CONTINUE, PAUSE, STOP, Decision, TrialReport, TrialRunner
 from asynctune.store.store import ExperimentStore
-from asynctune.trial import TrialStatus
+from asynctune.trial import Trial, TrialStatus
 from asynctune.tuning.callbacks import Callbacks
 from asynctune.tuning.checkpointing import commit_checkpoint, task_of
 from asynctune.tuning.deciding import Deciding
 from asynctune.tuning.stopping import StopRule
 
-__all__ = ["STOPPED_AT", "Driver", "Interrupted"]
+__all__ = ["DECIDED", "Driver", "Interrupted"]
 
 logger = logging.getLogger("asynctune")
 
-STOPPED_AT: Final = "asynctune.stopped_at"
-"""Key of a trial's metadata: the iteration at which it was told to stop, should it not get as far as its end."""
+DECIDED: Final = "asynctune.decided"
+"""Key of a trial's metadata: `[decision, iteration]` once it is to stop or to pause, should it not get as far."""
 
 _TRIALS_PER_SLICE: Final = 20
 _STOP_ALL_GRACE_S: Final = 60.0
@@ -56,10 +56,10 @@ class _Run:
     """One start of a trial, while it runs."""
 
     decision: Decision = CONTINUE
-    stop_at: int | None = None  # as was decided before, of one that is run again
+    decided: tuple[Decision, int] | None = None  # before, of one that did not get as far
     has_ended: bool = False  # and its end is being told
     is_cancelled: bool = False
-    waits: TrialStatus | None = None  # to be started again, as one of this status
+    waits: bool = False  # to be started again
     task: asyncio.Task[None] | None = None
 
 
@@ -105,6 +105,9 @@ class Driver:
         self._time_budget_s = time_budget_s
         self._waiting: dict[str, bool] = {}  # PENDING and PAUSED (True), in the order they came
         self._pending = 0  # of those
+        self._owed: dict[
+            str, None
+        ] = {}  # PENDING, and decided upon: for the scheduler they have stopped or paused
         self._running: dict[str, _Run] = {}
         self._changed = asyncio.Event()
         self._exhausted = False
@@ -157,7 +160,7 @@ class Driver:
             return ending.status is TrialStatus.TERMINATED
         if ending is not None:
             raise ending
-        return not self._waiting
+        return not self._waiting and not self._owed
 
     @property
     def _stops_all(self) -> bool:
@@ -177,13 +180,15 @@ class Driver:
     async def _find_waiting(self) -> None:
         for number, trial in enumerate(self._store.trials):
             if trial.status in {TrialStatus.PENDING, TrialStatus.PAUSED}:
-                self._wait(trial.trial_id, is_paused=trial.status is TrialStatus.PAUSED)
+                self._wait(trial)
             if number % _TRIALS_PER_SLICE == 0:
                 await asyncio.sleep(0)
 
     async def _start_trials(self, tasks: asyncio.TaskGroup) -> None:
         while self._ending is None and len(self._running) < self._limit:
-            trial_id = self._deciding.choose(self._waiting) if self._waiting else None
+            trial_id = next(iter(self._owed), None)
+            if trial_id is None and self._waiting:
+                trial_id = self._deciding.choose(self._waiting)
             # a scheduler that starts no PENDING one waits for something, and needs no more of them
             if trial_id is None and (self._pending or not self._suggest()):
                 if not self._running and self._waiting:
@@ -194,7 +199,10 @@ class Driver:
                     )
                 return
             if trial_id is not None:
-                self._pending -= not self._waiting.pop(trial_id)
+                if trial_id in self._owed:
+                    del self._owed[trial_id]
+                else:
+                    self._pending -= not self._waiting.pop(trial_id)
                 run = self._running[trial_id] = _Run()
                 run.task = tasks.create_task(self._run_trial(trial_id, run))
             await asyncio.sleep(0)
@@ -214,13 +222,17 @@ class Driver:
         except ConfigError as error:
             raise UserCodeError(f"the searcher proposed a config that cannot be stored: {error}") from error
         self._deciding.suggested(trial_id, config)
-        self._wait(trial_id)
+        self._wait(self._store.get_trial(trial_id))
         self._watching.changed(trial_id)
         return True
 
-    def _wait(self, trial_id: str, *, is_paused: bool = False) -> None:
-        self._waiting[trial_id] = is_paused
-        self._pending += not is_paused
+    def _wait(self, trial: Trial) -> None:
+        is_paused = trial.status is TrialStatus.PAUSED
+        if not is_paused and _decided(trial) is not None:
+            self._owed[trial.trial_id] = None
+        else:
+            self._waiting[trial.trial_id] = is_paused
+            self._pending += not is_paused
 
     # -- one trial -----------------------------------------------------------------------------------------
 
@@ -234,23 +246,31 @@ class Driver:
             raise
         finally:
             del self._running[trial_id]
-            if run.waits is not None:
-                self._wait(trial_id, is_paused=run.waits is TrialStatus.PAUSED)
+            if run.waits:
+                self._wait(self._store.get_trial(trial_id))
             self._watching.changed(trial_id)
             self._changed.set()
 
     async def _start(self, trial_id: str, run: _Run) -> None:
         store = self._store
-        if store.get_trial(trial_id).status is TrialStatus.PAUSED:
+        trial = store.get_trial(trial_id)
+        run.decided = _decided(trial)
+        if trial.status is TrialStatus.PAUSED:
             store.rewind(trial_id)
+            if run.decided is not None:
+                store.update_trial(trial_id, metadata={DECIDED: None})
+                run.decided = None
         store.set_status(trial_id, TrialStatus.RUNNING)
         self._watching.changed(trial_id)
         failed: TrialFailedError | None = None
         try:
             await self._tell("on_trial_start", trial_id)
-            run.stop_at = store.get_trial(trial_id).metadata.get(STOPPED_AT)
-            task = await task_of(self._store, trial_id)
-            if run.stop_at is None or task.iteration < run.stop_at:
+            task = await task_of(store, trial_id)
+            if trial.started_at is not None:
+                self._deciding.rewound(trial_id, task.iteration)
+            if run.decided is not None and run.decided[1] <= task.iteration:
+                run.decision = run.decided[0]
+            else:
                 await self._runner.run_trial(task, lambda report: self._on_report(trial_id, run, report))
         except asyncio.CancelledError:
             run.is_cancelled = True
@@ -271,13 +291,19 @@ class Driver:
 
     async def _on_report(self, trial_id: str, run: _Run, report: TrialReport) -> Decision:
         """Take a report; what the trial did wrong is raised to it, everything else ends the experiment."""
+        if run.has_ended:
+            raise ConfigError(
+                f"trial {trial_id} has ended, and takes no more reports; await what it starts in it"
+            )
         try:
             result = None
             if report.metrics is not None:
                 # In one step, so that one commit holds the row and what the searcher has to know of it.
                 self._store.report(trial_id, report.metrics)
                 result = self._store.get_trial(trial_id).last_result
-                run.decision = self._decide(trial_id, run, result)
+                decision = self._decide(trial_id, run, result)
+                if run.decision == CONTINUE:  # one that reports on meanwhile has been told otherwise
+                    run.decision = decision
             if report.checkpoint is not None:
                 made = await commit_checkpoint(self._store, trial_id, report)
                 await self._tell("on_checkpoint", trial_id, made)
@@ -298,14 +324,14 @@ class Driver:
             decision = STOP
         if self._stop.should_stop_all():
             self._end(_AllStopped(TrialStatus.TERMINATED))
+        iteration = int(result["training_iteration"])
         if self._stops_all:
             decision = STOP
-        iteration = int(result["training_iteration"])
-        if run.stop_at is not None:
-            return CONTINUE if iteration < run.stop_at else STOP
-        if decision == STOP:
+        elif run.decided is not None:
+            return CONTINUE if iteration < run.decided[1] else run.decided[0]
+        if decision != CONTINUE and run.decision == CONTINUE:
             # in the commit of the row: a crash before the trial's end must not give it one more iteration
-            self._store.update_trial(trial_id, metadata={STOPPED_AT: iteration})
+            self._store.update_trial(trial_id, metadata={DECIDED: [decision, iteration]})
         return decision
 
     # -- the end of a trial --------------------------------------------------------------------------------
@@ -313,7 +339,7 @@ class Driver:
     async def _ended(self, trial_id: str, run: _Run) -> None:
         if run.decision == PAUSE:
             self._store.set_status(trial_id, TrialStatus.PAUSED)
-            run.waits = TrialStatus.PAUSED
+            run.waits = True
             return
         self._store.set_status(trial_id, TrialStatus.TERMINATED)
         trial = self._store.get_trial(trial_id)
@@ -326,7 +352,7 @@ class Driver:
         if limit < 0 or failures <= limit:
             self._store.set_status(trial_id, TrialStatus.PENDING, error=str(error))
             await self._tell("on_trial_error", trial_id)
-            run.waits = TrialStatus.PENDING
+            run.waits = True
             return
         self._store.set_status(trial_id, TrialStatus.ERROR, error=str(error))
         trial = self._store.get_trial(trial_id)
@@ -353,6 +379,11 @@ class _AllStopped(Exception):  # noqa: N818 - it is no error
     def __init__(self, status: TrialStatus) -> None:
         super().__init__(status)
         self.status = status
+
+
+def _decided(trial: Trial) -> tuple[Decision, int] | None:
+    found = trial.metadata.get(DECIDED)
+    return None if found is None else (found[0], int(found[1]))
 
 
 def _first(group: BaseExceptionGroup[AsynctuneError]) -> BaseException:

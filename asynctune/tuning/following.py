@@ -17,6 +17,7 @@ __all__ = [
     "ADDED",
     "COMPLETED",
     "REPORTED",
+    "REWOUND",
     "SUGGESTED",
     "Event",
     "EventLog",
@@ -29,10 +30,12 @@ SUGGESTED: Final = "suggested"
 REPORTED: Final = "reported"
 COMPLETED: Final = "completed"
 ADDED: Final = "added"
+REWOUND: Final = "rewound"
 
-Event = tuple[Literal["suggested", "reported", "completed", "added"], str, Any, bool]
+Event = tuple[Literal["suggested", "reported", "completed", "added", "rewound"], str, Any, bool]
 """What happened, to which trial, and whether it failed. With it for `suggested` a checksum of the config, for
-`reported` the result row, for `completed` the last one or `None`, for `added` the config (failed: before that)."""
+`reported` the result row, for `completed` the last one or `None`, for `added` the config (failed: before that), for
+`rewound` the iteration after which its results do not count any more."""
 
 _EVENTS_PER_SLICE: Final = 100
 
@@ -50,6 +53,11 @@ class LogStore(Protocol):
 
     def drop_events(self, before: int) -> None:
         """Remove those with smaller numbers."""
+        ...
+
+    @property
+    def next_event(self) -> int:
+        """The number of what is appended next."""
         ...
 
 
@@ -88,7 +96,7 @@ class EventLog:
 
     def resume(self) -> None:
         """Go on behind what is stored."""
-        self.next = max((number for number, _ in self._store.logged_events()), default=-1) + 1
+        self.next = self._store.next_event
 
 
 class Follower:
@@ -105,25 +113,26 @@ class Follower:
         self._wrapped = wrapped
         self._log = log
         self._saved: Mapping[str, Any] | None = None  # until it has caught up with this state
-        self._begins = self._position = 0
+        self._behind: int | None = 0  # how far it has been told; `None`: it hears everything
+        self._captured = 0
         log.join(name)
 
     @property
     def position(self) -> int:
-        """How far in the log the state is that it was given back; without one, where it begins."""
-        return self._begins if self._saved is None else int(self._saved["position"])
+        """How far in the log its state is."""
+        return self._log.next if self._behind is None else self._behind
 
     def get_state(self) -> Mapping[str, Any]:
         """Called by the store when it captures."""
         if self._saved is not None:
             return self._saved
-        self._position = self._log.next
-        return {"position": self._position, "state": self._wrapped.get_state()}
+        self._captured = self.position
+        return {"position": self._captured, "state": self._wrapped.get_state()}
 
     def state_saved(self) -> None:
         """Called by the store when the state could be stored."""
         if self._saved is None:
-            self._log.saved(self._name, self._position)
+            self._log.saved(self._name, self._captured)
 
     def set_state(self, value: Any) -> None:
         """Called by the store when an experiment is resumed.
@@ -142,24 +151,31 @@ class Follower:
             )
         self._wrapped.set_state(value["state"])
         self._saved = value
+        self._behind = value["position"]
 
     def begin_here(self) -> None:
         """It has no state of before, and need not know what was before."""
-        self._begins = self._log.next
-        self._log.saved(self._name, self._begins)
+        self._behind = self._log.next
+        self._log.saved(self._name, self._behind)
+
+    def told(self, number: int) -> None:
+        """It knows this event, and those before it."""
+        self._behind = number + 1
 
     def caught_up(self) -> None:
         """It knows all events; from now on its own state is what is stored."""
         self._saved = None
+        self._behind = None
 
 
 async def catch_up(log: EventLog, followers: Sequence[tuple[Follower, Callable[[Event], None]]]) -> None:
     """Tell each follower, in the order that they are in, what happened since its state was captured."""
-    start = min((follower.position for follower, _ in followers), default=0)
+    start = min((follower.position for follower, _ in followers), default=log.next)
     for count, (number, event) in enumerate(log.since(start), 1):
         for follower, tell in followers:
             if number >= follower.position:
                 tell(event)
+                follower.told(number)
         if count % _EVENTS_PER_SLICE == 0:
             await asyncio.sleep(0)
     for follower, _ in followers:

@@ -6,6 +6,7 @@ all that a further restore needs is on the disk. What they are asked later is `t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -16,10 +17,12 @@ from asynctune.trial import TrialStatus
 from asynctune.tuning.basic import BasicSearcher
 from asynctune.tuning.callback_states import CallbackStates
 from asynctune.tuning.deciding import Deciding
+from asynctune.tuning.driving import DECIDED
 from asynctune.tuning.following import (
     ADDED,
     COMPLETED,
     REPORTED,
+    SUGGESTED,
     Event,
     EventLog,
     Follower,
@@ -29,6 +32,8 @@ from asynctune.tuning.settings import Plan
 from asynctune.tuning.variants import Space
 
 __all__ = ["CALLBACKS", "join", "searcher_of"]
+
+_EVENTS_PER_SLICE: Final = 100
 
 CALLBACKS: Final = "callbacks"
 """Name under which the store keeps the state of callbacks."""
@@ -54,24 +59,38 @@ async def join(
     """
     searcher, limit = search
     scheduler = plan.tune.scheduler
+
+    def forget(who: object) -> None:
+        if who is not scheduler:
+            store.detach_state("searcher")
+        if who is not searcher:
+            store.detach_state("scheduler")
+
     log = EventLog(store)
     log.resume()
-    deciding = Deciding(searcher, scheduler, log, max_suggestions=limit, suggestions=len(store.trials))
-    told: list[tuple[Follower, Callable[[Event], None]]] = []
+    deciding = Deciding(
+        searcher,
+        scheduler,
+        log,
+        max_suggestions=limit,
+        suggestions=len(store.trials),
+        on_failure=forget,
+    )
     follower = Follower("searcher", searcher, log)
-    if store.attach_searcher(follower) is not None and callable(getattr(searcher, "add_past_trial", None)):
-        await _tell_past(store, searcher, log, follower.position)
-    told.append((follower, deciding.tell_searcher))
+    told: list[tuple[Follower, Callable[[Event], None]]] = [(follower, deciding.tell_searcher)]
+    has_past = store.attach_searcher(follower) is not None
     if scheduler is not None:
-        follower = Follower("scheduler", scheduler, log)
-        if store.attach_scheduler(follower) is None:
-            follower.begin_here()
-        told.append((follower, deciding.tell_scheduler))
-    await catch_up(log, told)
+        second = Follower("scheduler", scheduler, log)
+        told.append((second, deciding.tell_scheduler))
+        if store.attach_scheduler(second) is None:
+            second.begin_here()
     if any(callable(getattr(each, "get_state", None)) for each in plan.run.callbacks):
         store.attach_state(CALLBACKS, CallbackStates(plan.run.callbacks))
     if requeue is not None:
-        await _requeue(store, deciding, requeue)
+        _requeue(store, deciding, requeue)
+    if has_past and callable(getattr(searcher, "add_past_trial", None)):
+        await _tell_past(store, searcher, log, follower.position)
+    await catch_up(log, told)
     # Before any trial starts: what a restore needs, such as a seed that was drawn, is on the disk.
     await store.flush()
     return deciding
@@ -104,15 +123,17 @@ async def _tell_past(store: ExperimentStore, searcher: Any, log: EventLog, posit
     """Tell the searcher of each trial what its saved state knows: all but the events after it."""
     later_rows: dict[str, set[Any]] = {}
     later_trials, later_ends, failed_before = set(), set(), set()
-    for _, (kind, trial_id, data, failed) in log.since(position):
+    for count, (_, (kind, trial_id, data, failed)) in enumerate(log.since(position), 1):
         if kind == REPORTED:
             later_rows.setdefault(trial_id, set()).add(data.get("training_iteration"))
         elif kind == COMPLETED:
             later_ends.add(trial_id)
         elif kind == ADDED and failed:
             failed_before.add(trial_id)
-        else:
+        elif kind in {ADDED, SUGGESTED}:
             later_trials.add(trial_id)
+        if count % _EVENTS_PER_SLICE == 0:
+            await asyncio.sleep(0)
     async for trial in store.iterate(with_replaced=True):
         trial_id = trial.trial_id
         if trial_id in later_trials:
@@ -128,15 +149,18 @@ async def _tell_past(store: ExperimentStore, searcher: Any, log: EventLog, posit
             raise UserCodeError(f"{name}.add_past_trial({trial_id!r}) failed: {error!r}") from error
 
 
-async def _requeue(store: ExperimentStore, deciding: Deciding, requeue: Mapping[str, bool]) -> None:
-    """Give each trial the status to go on with, and tell what that means to the searcher."""
-    before: dict[str, TrialStatus] = {}
-    async for trial in store.iterate():
-        before[trial.trial_id] = trial.status
+def _requeue(store: ExperimentStore, deciding: Deciding, requeue: Mapping[str, bool]) -> None:
+    """Give each trial the status to go on with, and log what that means to the searcher, in one commit.
+
+    O(all trials) in one step, as `ExperimentStore.requeue` is: a commit between the two would lose the second.
+    """
+    before = {trial.trial_id: trial.status for trial in store.trials}
     store.requeue(**requeue)
-    async for trial in store.iterate():
+    for trial in store.trials:
         was = before.get(trial.trial_id)
         if was is None or (was is TrialStatus.ERROR and trial.status is not was):
-            deciding.added(trial.trial_id, trial.config, had_failed=was is not None)
+            if was is None and DECIDED in trial.metadata:
+                store.update_trial(trial.trial_id, metadata={DECIDED: None})  # of the one that it replaces
+            deciding.note_added(trial.trial_id, trial.config, had_failed=was is not None)
         elif not was.is_finished and trial.status.is_finished:
-            deciding.completed(trial.trial_id, trial.last_result or None, failed=False)
+            deciding.note_completed(trial.trial_id, trial.last_result or None)

@@ -78,9 +78,11 @@ class OptunaSearcher:
         self._storage: Any = None
         self._numbers: dict[str, int] = {}  # of the trials that run, in the study
         self._pruned: dict[str, None] = {}
+        self._has_stopped = False
         self._added: dict[int, str] = {}  # trials that stand in the study a second time, or out of order
         self._count = 0
         self._notes: dict[str, Any] = {}  # of a restored state, while the past is added
+        self._running: dict[str, dict[int, float]] = {}  # likewise, values of trials that had not ended
         self._repeated: dict[str, _Known] = {}  # likewise, trials that have to be placed once more
         self._told_missing = False
 
@@ -107,9 +109,11 @@ class OptunaSearcher:
         self._ready()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Ask the sampler."""
+        """Ask the sampler; `None` after one that goes through a list has come to its end."""
         self._place_repeated()
         study, space = self._ready()
+        if self._has_stopped:
+            return None
         trial = study.ask(space.distributions)
         self._numbers[trial_id] = trial.number
         self._count += 1
@@ -122,7 +126,7 @@ class OptunaSearcher:
         number, value = self._numbers.get(trial_id), self._value(result)
         if number is None or value is None:
             return
-        # Not Trial.report(): that keeps the first value of an iteration, and after a retry the newest counts.
+        # Not Trial.report(): that keeps the first value of an iteration, and here the newest counts.
         self._storage.set_trial_intermediate_value(self._id(number), _step(result), value)
         if self._prunes and trial_id not in self._pruned:
             study, _ = self._ready()
@@ -143,6 +147,16 @@ class OptunaSearcher:
             study.tell(number, value)
         else:
             study.tell(number, state=state)
+
+    def on_trial_rewind(self, trial_id: str, iteration: int) -> None:
+        """Forget what the trial reported after this iteration: it reports that anew."""
+        self._place_repeated()
+        number = self._numbers.get(trial_id)
+        if number is not None:
+            # The storage's own mapping: there is no other way to take a value back, and pruners look at the last one.
+            values = self._storage.get_trial(self._id(number)).intermediate_values
+            for step in [step for step in values if step > iteration]:
+                del values[step]
 
     def on_trial_add(self, trial_id: str, config: Mapping[str, Any]) -> None:
         """A trial that the sampler did not propose is one of the study all the same."""
@@ -165,10 +179,12 @@ class OptunaSearcher:
                     notes[str(trial.number)] = dict(trial.system_attrs)
         return {
             "form": _FORM,
-            "sampler": cloudpickle.dumps(self._sampler),
+            "sampler": cloudpickle.dumps((self._sampler, self._pruner)),
             "study": about,
             "trials": notes,
+            "running": {trial_id: self._values(number) for trial_id, number in self._numbers.items()},
             "pruned": list(self._pruned),
+            "stopped": self._has_stopped,
             "added": [[number, trial_id] for number, trial_id in self._added.items()],
         }
 
@@ -183,7 +199,9 @@ class OptunaSearcher:
         try:
             if state["form"] != _FORM:
                 raise ValueError(f"form {state['form']}")
-            sampler = cloudpickle.loads(state["sampler"])
+            self._sampler, self._pruner = cloudpickle.loads(state["sampler"])
+            self._running = {str(trial_id): dict(values) for trial_id, values in state["running"].items()}
+            self._has_stopped = bool(state["stopped"])
             self._pruned = dict.fromkeys(state["pruned"])
             self._added = {int(number): str(trial_id) for number, trial_id in state["added"]}
             self._notes = dict(state["trials"])
@@ -192,9 +210,8 @@ class OptunaSearcher:
             raise CorruptStateError(
                 f"the stored Optuna sampler cannot be used ({error!r}); use the Optuna version that wrote it"
             ) from error
-        self._sampler = sampler
         study, _ = self._ready()
-        study.sampler = sampler
+        study.sampler, study.pruner = self._sampler, self._pruner
         for key, value in about.items():
             self._storage.set_study_system_attr(self._study_id, key, value)
 
@@ -236,6 +253,8 @@ class OptunaSearcher:
         trial = known.trial
         values = {_step(row): value for row in known.rows if (value := self._value(row)) is not None}
         if not known.ended:
+            # As the state knew them, not as the files have them: some may have been cut off since.
+            values = self._running.pop(trial.trial_id, {})
             self._numbers[trial.trial_id] = self._count
             self._add(trial.config, values, self._states.RUNNING, None)
             return
@@ -295,6 +314,12 @@ class OptunaSearcher:
         except OverflowError:  # an integer beyond every float
             return math.inf if found > 0 else -math.inf
 
+    def _values(self, number: int) -> dict[int, float]:
+        return dict(self._storage.get_trial(self._id(number)).intermediate_values)
+
+    def _stop(self) -> None:
+        self._has_stopped = True
+
     def _id(self, number: int) -> int:
         return int(self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number))
 
@@ -313,6 +338,9 @@ class OptunaSearcher:
                     sampler=self._sampler,
                     pruner=self._pruner,
                 )
+            self._study.stop = (
+                self._stop
+            )  # samplers of a list call it, which Optuna allows in its own loop only
             self._study_id = self._storage.get_study_id_from_name(_STUDY)
         return self._study, self._space
 

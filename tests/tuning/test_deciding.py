@@ -34,6 +34,9 @@ class Searcher:
     def on_trial_add(self, trial_id, config):
         self.told.append(("add", trial_id, config))
 
+    def on_trial_rewind(self, trial_id, iteration):
+        self.told.append(("rewind", trial_id, iteration))
+
     def get_state(self):
         return None
 
@@ -117,7 +120,7 @@ def test_what_was_told_can_be_told_again(caplog):
     asked.suggested("a", asked.suggest("a"))
     asked.reported("a", {"loss": 1})
     asked.completed("a", {"loss": 1}, failed=False)
-    asked.added("b", {"x": 5}, had_failed=True)
+    asked.rewound("a", 3)
     again, also = Searcher({"x": 1}), Scheduler("CONTINUE")
     repeated, _ = deciding(again, also)
     for event in kept.values.values():

@@ -19,7 +19,7 @@ from asynctune import (
     session,
 )
 from asynctune.tuning import driving
-from asynctune.tuning.driving import STOPPED_AT
+from asynctune.tuning.driving import DECIDED
 from tests.tuning import trainables
 from tests.tuning.test_deciding import Searcher
 
@@ -59,7 +59,7 @@ async def stopped(tmp_path, *, at, checkpoint):
             store.report(trial_id, {"loss": 1.0, "training_iteration": iteration})
             if iteration == checkpoint:
                 await store.clone_checkpoint(source, checkpoint, to_trial=trial_id)
-        store.update_trial(trial_id, metadata={STOPPED_AT: at})
+        store.update_trial(trial_id, metadata={DECIDED: ["STOP", at]})
         store.set_metadata("asynctune.progress", {"finished": False})
     return tmp_path / "exp"
 
@@ -85,7 +85,7 @@ async def test_the_decision_to_stop_is_in_the_commit_of_its_row(tmp_path):
     results = await tuner.fit()
     assert results[0].metrics["training_iteration"] == 3
     async with ExperimentStore.open(tmp_path / "exp", mode="read") as store:
-        assert store.trials[0].metadata == {STOPPED_AT: 3}
+        assert store.trials[0].metadata == {DECIDED: ["STOP", 3]}
 
 
 class FailsAtEnds(Searcher):

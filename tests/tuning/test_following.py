@@ -32,6 +32,10 @@ class Log:
     def logged_events(self, start=0):
         yield from [(number, value) for number, value in self.values.items() if number >= start]
 
+    @property
+    def next_event(self):
+        return self.next
+
     def drop_events(self, before):
         self.values = {number: value for number, value in self.values.items() if number >= before}
 
@@ -57,11 +61,37 @@ EVENTS: list[Event] = [
 ]
 
 
+def followers(log):
+    both = Follower("searcher", Counts(), log), Follower("scheduler", Counts(), log)
+    for each in both:
+        each.caught_up()
+    return both
+
+
+async def test_a_state_that_is_captured_while_it_catches_up_knows_what_was_told():
+    kept = Log()
+    log = EventLog(kept)
+    Follower("searcher", Counts(), log)
+    for event in EVENTS:
+        log.append(event)
+    late = Follower("searcher", counts := Counts(), EventLog(kept))
+    captured = []
+
+    def tell(event):
+        captured.append(late.get_state())
+        counts.seen.append(event)
+
+    await catch_up(log, [(late, tell)])
+    assert [each["position"] for each in captured] == [0, 1, 2, 3]
+    assert [len(each["state"]) for each in captured] == [0, 1, 2, 3]
+
+
 async def test_a_restored_one_is_told_what_its_state_does_not_know():
     kept = Log()
     log = EventLog(kept)
     counts = Counts()
     follower = Follower("searcher", counts, log)
+    follower.caught_up()
     states = [follower.get_state()]
     for event in EVENTS:
         log.append(event)
@@ -85,7 +115,7 @@ async def test_a_restored_one_is_told_what_its_state_does_not_know():
 async def test_each_is_told_in_turn_what_it_lacks():
     kept = Log()
     log = EventLog(kept)
-    first, second = Follower("searcher", Counts(), log), Follower("scheduler", Counts(), log)
+    first, second = followers(log)
     log.append(EVENTS[0])
     one = first.get_state()
     log.append(EVENTS[1])
@@ -110,7 +140,7 @@ async def test_each_is_told_in_turn_what_it_lacks():
 def test_only_what_all_saved_states_know_is_dropped():
     kept = Log()
     log = EventLog(kept)
-    first, second = Follower("searcher", Counts(), log), Follower("scheduler", Counts(), log)
+    first, second = followers(log)
     for event in EVENTS:
         log.append(event)
     first.get_state()

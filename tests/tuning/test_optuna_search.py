@@ -67,17 +67,23 @@ SAMPLERS = {
     "unseeded": lambda: optuna.samplers.TPESampler(n_startup_trials=4),
     "random": lambda: optuna.samplers.RandomSampler(seed=1),
     "nsga": lambda: optuna.samplers.NSGAIISampler(seed=1, population_size=4),
+    "brute": lambda: optuna.samplers.BruteForceSampler(seed=1),
     "qmc": lambda: optuna.samplers.QMCSampler(seed=1, scramble=True, warn_independent_sampling=False),
 }
 PRUNERS: dict[str, Any] = {
     "none": None,
     "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=2),
+    "auto": lambda: optuna.pruners.HyperbandPruner(min_resource=1, reduction_factor=2),
     "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=5, reduction_factor=2),
     "halving": optuna.pruners.SuccessiveHalvingPruner,
 }
 
 
-def settings(tmp_path, sampler, pruner, *, space=SPACE, name="exp", samples=12, stop=None):
+COUNTABLE = {"x": quniform(-2, 2, 1), "model": {"lr": choice([1e-3, 1e-2])}, "drop": choice([0.1, 0.2])}
+
+
+def settings(tmp_path, sampler, pruner, *, space=None, name="exp", samples=12, stop=None):
+    space = space or (COUNTABLE if sampler == "brute" else SPACE)
     searcher = OptunaSearcher(
         sampler=SAMPLERS[sampler]() if isinstance(sampler, str) else sampler,
         pruner=PRUNERS[pruner] and PRUNERS[pruner](),
@@ -110,6 +116,8 @@ def looked_at(results):
         ("tpe", "none"),
         ("tpe", "median"),
         ("tpe", "hyperband"),
+        ("tpe", "auto"),
+        ("brute", "none"),
         ("tpe", "halving"),
         ("multivariate", "median"),
         ("unseeded", "none"),
@@ -130,11 +138,11 @@ async def test_interrupted_and_restored_it_proposes_the_same(tmp_path, monkeypat
     if PRUNERS[pruner]:
         assert len({iteration for _, _, iteration, _ in whole}) > 1, "nothing was pruned"
 
-    given = settings(tmp_path, first, pruner)
+    given = settings(tmp_path, first, pruner, space=COUNTABLE if sampler == "brute" else None)
     tuner = Tuner(trainable, **given)
     for _ in range(5):
         await interrupted(tuner, monkeypatch, after=rng.randrange(1, 14), killed=rng.random() < 0.5)
-        given = settings(tmp_path, SAMPLERS[sampler](), pruner)
+        given = settings(tmp_path, sampler, pruner)
         given["run_config"] = RunConfig(verbose=0)
         tuner = await Tuner.restore(tmp_path / "exp", trainable, **given)
     assert looked_at(await tuner.fit()) == whole
@@ -168,6 +176,25 @@ async def closed_at_once(store, drain_timeout_s=None):
     await asyncio.shield(store._closing)
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("kind", ["grid", "brute"])
+async def test_a_sampler_that_comes_to_its_end_ends_the_search(tmp_path, kind):
+    space = {"x": choice([-1.0, 0.0, 1.0]), "model": {"lr": choice([1e-3, 1e-2])}, "drop": 0.1}
+    sampler: optuna.samplers.BaseSampler
+    if kind == "grid":
+        sampler = optuna.samplers.GridSampler({"x": [-1.0, 0.0, 1.0], "model/lr": [1e-3, 1e-2]}, seed=1)
+    else:
+        sampler = optuna.samplers.BruteForceSampler(seed=1)
+    given = settings(tmp_path, sampler, "none", space=space, samples=20)
+    results = await Tuner(trainable, **given).fit()
+    assert (
+        len({(result.config["x"], result.config["model"]["lr"]) for result in results}) == len(results) == 6
+    )
+    given = settings(tmp_path, sampler, "none", space=space, samples=20)
+    given["run_config"] = RunConfig(verbose=0)
+    assert len(await (await Tuner.restore(tmp_path / "exp", trainable, **given)).fit()) == 6
+
+
 async def test_values_are_what_the_space_says(tmp_path):
     results = await Tuner(trainable, **settings(tmp_path, "tpe", "none", samples=20)).fit()
     for result in results:
@@ -193,7 +220,7 @@ async def test_failed_trials_that_run_again_are_learnt_from(tmp_path, flags):
     states = [trial.state.name for trial in made["tune_config"].search_alg._study.trials]
     assert states.count("FAIL") == results.num_errors
     for _ in range(2):
-        made = settings(tmp_path, "tpe", "none", space=None, samples=14)
+        made = settings(tmp_path, "tpe", "none", samples=14)
         made["run_config"] = RunConfig(verbose=0)
         made["param_space"] = {**SPACE, "fails_above": 10}
         tuner = await Tuner.restore(tmp_path / "exp", trainable, **flags, **made)
@@ -217,6 +244,25 @@ async def test_failed_trials_that_run_again_are_learnt_from(tmp_path, flags):
     assert [(trial.state, trial.params, trial.values) for trial in again._study.trials] == [
         (trial.state, trial.params, trial.values) for trial in study.trials
     ]
+
+
+async def test_what_was_cut_off_is_no_value_for_the_pruner(tmp_path):
+    lives = []
+
+    async def failing_late(config):
+        lives.append(1)
+        for iteration in range(1, 5 if len(lives) == 1 else 3):
+            await session.areport({"loss": iteration, "training_iteration": iteration})
+        if len(lives) == 1:
+            raise ValueError("late")
+
+    made = settings(tmp_path, "tpe", "median", samples=1)
+    made["run_config"] = RunConfig(
+        name="exp", local_dir=tmp_path, verbose=0, failure_config=FailureConfig(max_failures=1)
+    )
+    await Tuner(failing_late, **made).fit()
+    [trial] = made["tune_config"].search_alg._study.trials
+    assert trial.intermediate_values == {1: 1.0, 2: 2.0}
 
 
 async def test_a_retry_replaces_what_was_reported_before(tmp_path):
