@@ -70,6 +70,7 @@ class Float(Domain):
     q: float | None = None
 
     def __post_init__(self) -> None:
+        _make_plain(self, "lower", "upper", "q")
         name = f"{'q' * (self.q is not None)}{'log' * self.log}uniform"
         _check_bounds(name, self.lower, self.upper, log=self.log)
         if self.q is not None:
@@ -99,6 +100,7 @@ class Integer(Domain):
     q: int | None = None
 
     def __post_init__(self) -> None:
+        _make_plain(self, "lower", "upper", "q")
         name = f"{'q' * (self.q is not None)}{'log' * self.log}randint"
         for value in (self.lower, self.upper):
             if not isinstance(value, int) or isinstance(value, bool):
@@ -131,6 +133,7 @@ class Normal(Domain):
     q: float | None = None
 
     def __post_init__(self) -> None:
+        _make_plain(self, "mean", "sd", "q")
         _check_number("randn: mean", self.mean)
         _check_number("randn: sd", self.sd)
         if self.sd <= 0:
@@ -281,6 +284,19 @@ def _values(name: str, values: Iterable[Any]) -> tuple[Any, ...]:
     return made
 
 
+def _make_plain(domain: Domain, *names: str) -> None:
+    """Make NumPy's scalars among these attributes Python's: they are stored, and every value is drawn from them."""
+    for name in names:
+        object.__setattr__(domain, name, _plain(getattr(domain, name)))  # frozen, and not made yet
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool) or type(value) in {int, float, str}:
+        return value
+    item = getattr(value, "item", None)
+    return item() if callable(item) and getattr(value, "shape", None) == () else value
+
+
 def _has_function(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(map(_has_function, value.values()))
@@ -312,7 +328,7 @@ def _check_quantum(name: str, q: float, lower: float, upper: float) -> None:
 
 
 def _check_base(base: float) -> None:
-    _check_number("base", base)
+    _check_number("base", _plain(base))
     if base <= 1:
         raise ConfigError(f"base must be above 1, not {base!r}")
 

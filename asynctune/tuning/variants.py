@@ -7,11 +7,12 @@ Domains are found in nested dictionaries and lists. Grids are combined, the firs
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 from asynctune.errors import ConfigError
-from asynctune.tuning.space import Categorical, Domain, Function, Grid
+from asynctune.tuning.space import Categorical, Domain, Function, Grid, grid_search
 
 __all__ = ["Path", "Space", "View", "path_text"]
 
@@ -60,12 +61,16 @@ class Space:
         space: Nested dictionaries and lists of domains and fixed values.
 
     Raises:
-        ConfigError: It is no mapping with text keys.
+        ConfigError: It is no mapping with text keys, or has a domain where none can be drawn.
     """
 
     def __init__(self, space: Mapping[str, Any]) -> None:
         if not isinstance(space, Mapping):
             raise ConfigError(f"param_space must be a mapping of names to values, not {type(space).__name__}")
+        if _is_grid(space):
+            raise ConfigError(
+                'param_space is a grid without a name; name what it is of: {"lr": {"grid_search": [...]}}'
+            )
         self.tree = _normalized(space, ())
         self.domains: dict[Path, Domain] = dict(_find(self.tree, ()))
         self._grids = sorted(
@@ -143,11 +148,17 @@ class Space:
         domain = self.domains[path]
         assert isinstance(domain, Function)
         try:
-            return domain.call(View(made))
+            result = domain.call(View(made))
         except _UnresolvedError:
             raise
         except Exception as error:
             raise ConfigError(f"the sample_from function of {path_text(path)} failed: {error!r}") from error
+        if isinstance(result, Domain):
+            raise ConfigError(
+                f"the sample_from function of {path_text(path)} returned {result!r:.80}, and nothing draws from that; "
+                "let it draw the value itself"
+            )
+        return result
 
 
 def path_text(path: Path) -> str:
@@ -165,22 +176,71 @@ def _seen(value: Any) -> Any:
     return value
 
 
+def _is_grid(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {_GRID_KEY}
+
+
 def _normalized(value: Any, path: Path) -> Any:
     """Plain dicts and lists, with grids in Ray Tune's form made `Grid`."""
-    if len(path) > _MAX_DEPTH:
-        raise ConfigError(f"param_space is nested more than {_MAX_DEPTH} deep at {path_text(path)}")
+    _check_depth(path, len(path))
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise ConfigError(
                     f"param_space has the key {key!r} at {path_text(path) or 'its top'}; keys are text"
                 )
-        if set(value) == {_GRID_KEY} and isinstance(value[_GRID_KEY], Sequence):
-            return Grid(tuple(value[_GRID_KEY]))
+        if _is_grid(value):
+            return _made_grid(value, path, len(path))
         return {key: _normalized(each, (*path, key)) for key, each in value.items()}
     if isinstance(value, list):
         return [_normalized(each, (*path, index)) for index, each in enumerate(value)]
+    return _chosen(value, path, len(path))
+
+
+def _chosen(value: Any, path: Path, depth: int) -> Any:
+    """Likewise of what may be chosen at `path`, where keys are any."""
+    _check_depth(path, depth)
+    if isinstance(value, Categorical):
+        return Categorical(tuple(_chosen(each, path, depth + 1) for each in value.categories))
+    if isinstance(value, Grid):
+        return Grid(tuple(_chosen(each, path, depth + 1) for each in value.values))
+    if _is_grid(value):
+        return _made_grid(value, path, depth)
+    if isinstance(value, Mapping):
+        return {key: _chosen(each, path, depth + 1) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_chosen(each, path, depth + 1) for each in value]
+    if isinstance(value, tuple | AbstractSet):
+        _refuse_domains(value, path, depth)
     return value
+
+
+def _made_grid(value: Mapping[str, Any], path: Path, depth: int) -> Any:
+    try:
+        made = grid_search(value[_GRID_KEY])
+    except ConfigError as error:
+        raise ConfigError(f"{path_text(path)}: {error}") from None
+    return _chosen(made, path, depth + 1)
+
+
+def _refuse_domains(value: Any, path: Path, depth: int) -> None:
+    """Nothing is drawn in tuples and sets: they cannot be filled."""
+    _check_depth(path, depth)
+    if isinstance(value, Domain) or _is_grid(value):
+        raise ConfigError(
+            f"param_space has something to draw in a tuple or a set, at {path_text(path)}; use a list there"
+        )
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple | AbstractSet):
+        return
+    for each in value:
+        _refuse_domains(each, path, depth + 1)
+
+
+def _check_depth(path: Path, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise ConfigError(f"param_space is nested more than {_MAX_DEPTH} deep at {path_text(path)}")
 
 
 def _find(value: Any, path: Path) -> Iterator[tuple[Path, Domain]]:

@@ -84,6 +84,34 @@ def test_choices_and_grids():
     assert set(draw(grid_search([1, 2]))) == {1, 2}
 
 
+def test_bounds_of_numpy():
+    numpy = pytest.importorskip("numpy")
+    found = (
+        randint(numpy.int64(1), 5),
+        qrandint(0, numpy.uint8(4), numpy.int32(2)),
+        uniform(numpy.float32(0.5), numpy.array(1.5)),
+        qloguniform(numpy.float64(0.5), 2, numpy.float64(0.5), base=numpy.int64(2)),
+        qrandn(numpy.int64(0), numpy.float16(1), numpy.float32(0.5)),
+    )
+    assert found == (
+        randint(1, 5),
+        qrandint(0, 4, 2),
+        uniform(0.5, 1.5),
+        qloguniform(0.5, 2, 0.5),
+        qrandn(0, 1, 0.5),
+    )
+    for domain in found:
+        assert {type(value) for value in vars(domain).values()} <= {int, float, bool, type(None)}
+        assert type(domain.sample(random.Random(1))) in {int, float}
+    for made in (
+        lambda: randint(numpy.float32(1), 5),
+        lambda: randint(numpy.bool_(0), 5),
+        lambda: uniform(numpy.zeros(1), 1),
+    ):
+        with pytest.raises(ConfigError, match=r"whole numbers|finite number"):
+            made()
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [

@@ -43,18 +43,12 @@ DOMAINS = (
     grid_search([choice([1, 2]), {"y": grid_search([3, 4])}]),
 )
 
+plain = st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.text(), st.binary())
 values = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(-(2**63), 2**64 - 1),
-        st.text(),
-        st.binary(),
-        st.sampled_from(DOMAINS),
-    ),
+    st.one_of(plain, st.sampled_from(DOMAINS)),
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
-        st.tuples(inner, inner),
+        st.tuples(plain, st.tuples(plain)),
         st.dictionaries(
             st.one_of(st.text(max_size=3), st.sampled_from(["__domain__", "items", "kind"])),
             inner,

@@ -72,6 +72,77 @@ def test_a_choice_between_spaces_draws_within_the_chosen_one():
     assert all(0.5 <= each["momentum"] <= 0.9 for each in found if each["name"] == "sgd")
 
 
+@pytest.mark.parametrize("values", [[], "abc", {"a": 1}, 3], ids=map(str, range(4)))
+def test_both_forms_of_a_grid_refuse_the_same(values):
+    with pytest.raises(ConfigError) as refused:
+        grid_search(values)
+    for space in (
+        {"a": {"b": {"grid_search": values}}},
+        {"a": {"b": choice([{"c": {"grid_search": values}}])}},
+    ):
+        with pytest.raises(ConfigError) as again:
+            Space(space)
+        assert str(again.value) == f"a/b: {refused.value}"
+
+
+def test_a_grid_in_a_choice_is_drawn_from():
+    space = Space(
+        {
+            "a": choice([{"x": {"grid_search": [1, {"grid_search": [2]}]}}]),
+            "b": grid_search([[{"grid_search": [3]}]]),
+        }
+    )
+    found = [space.config(random.Random(seed), 0) for seed in range(20)]
+    assert {each["a"]["x"] for each in found} == {1, 2}
+    assert {each["b"][0] for each in found} == {3}
+
+
+@pytest.mark.parametrize("values", [[1, 2], 3], ids=str)
+def test_a_grid_without_a_name_is_refused(values):
+    with pytest.raises(ConfigError, match="a grid without a name"):
+        Space({"grid_search": values})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        (uniform(0, 1), 2),
+        ([{"x": (grid_search([1]),)}],),
+        {uniform(0, 1)},
+        frozenset({sample_from(int)}),
+        ({"grid_search": [1]},),
+        choice([1, {"x": [(uniform(0, 1),)]}]),
+        {"grid_search": [(uniform(0, 1),)]},
+    ],
+    ids=["tuple", "deep", "set", "frozenset", "grid", "chosen", "of-a-grid"],
+)
+def test_a_domain_where_nothing_is_drawn_is_refused_with_its_place(value):
+    with pytest.raises(ConfigError, match=r"in a tuple or a set, at a/0; use a list"):
+        Space({"a": [value]})
+
+
+def test_tuples_and_sets_of_values_stay_as_they_are():
+    assert Space({"a": ({1: 2}, [{3}])}).config(random.Random(1)) == {"a": ({1: 2}, [{3}])}
+
+
+def endless():
+    made: list = []
+    made.append((made,))
+    return made
+
+
+@pytest.mark.parametrize("make", [endless, lambda: (endless(),)], ids=["list", "tuple"])
+def test_what_is_nested_without_end_is_refused(make):
+    with pytest.raises(ConfigError, match="nested more than 64 deep at a"):
+        Space({"a": make()})
+
+
+def test_a_function_that_returns_a_domain_is_named():
+    space = Space({"deep": {"a": sample_from(lambda: uniform(0, 1))}})
+    with pytest.raises(ConfigError, match=r"deep/a returned Float\(.*draw the value itself"):
+        space.config(random.Random(1))
+
+
 @pytest.mark.parametrize("space", [[1], {1: 2}, {"a": {2: 3}}], ids=["list", "key", "deep"])
 def test_what_is_no_space_is_refused(space):
     with pytest.raises(ConfigError, match="param_space"):
