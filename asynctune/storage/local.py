@@ -19,8 +19,9 @@ from asynctune.files import LocalFiles
 from asynctune.storage.base import Body
 from asynctune.storage.checks import check_condition, check_part, check_parts, closed
 from asynctune.storage.keys import MAX_KEY_BYTES, check_key, check_prefix
-from asynctune.storage.local_files import STAGING, ObjectFiles, disk_errors
+from asynctune.storage.local_files import STAGING, ObjectFiles
 from asynctune.storage.local_listing import list_entries
+from asynctune.storage.local_lock import disk_errors
 from asynctune.storage.local_parts import PartFiles
 from asynctune.storage.streams import CHUNK_BYTES, check_range, check_source, open_body, range_of, read_whole
 from asynctune.storage.threads import Stop, Threads

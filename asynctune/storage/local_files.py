@@ -20,17 +20,17 @@ import errno
 import os
 import random
 import stat
-import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection
+from contextlib import suppress
 from typing import Final
 
 import google_crc32c
 
 from asynctune.clock import Clock
 from asynctune.errors import StorageError
-from asynctune.files import LocalFiles, is_disk_full
+from asynctune.files import LocalFiles
 from asynctune.storage.checks import no_object
+from asynctune.storage.local_lock import ObjectLock, disk_errors, same_file
 from asynctune.storage.streams import source_chunks
 from asynctune.storage.threads import Stop
 from asynctune.storage.values import (
@@ -44,27 +44,13 @@ from asynctune.storage.values import (
     Stored,
 )
 
-__all__ = ["STAGING", "ObjectFiles", "disk_errors", "info_of"]
+__all__ = ["STAGING", "ObjectFiles", "info_of"]
 
 STAGING: Final = ".asynctune-storage"
 """Directory below the root for what is no object yet. No key has this name in it, and no listing shows it."""
 
 _SYNC_BYTES: Final = 8 << 20
-_LOCK_WAIT_S: Final = 30.0
 _LEFTOVER_S: Final = 24 * 3600.0
-_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL})
-_PASSING: Final = frozenset(
-    {errno.EINTR, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
-)
-_HINTS: Final = {
-    errno.EACCES: "check the permissions of the directory",
-    errno.EPERM: "check the permissions of the directory",
-    errno.EROFS: "it is mounted read-only",
-    errno.ENAMETOOLONG: "use shorter names, or a directory nearer to the root",
-    errno.ENOTDIR: "in a directory no key can go on where another ends",
-    errno.EISDIR: "in a directory no key can end where another goes on",
-    errno.EXDEV: "the whole storage must be on one filesystem",
-}
 # By how much a time has to differ to be seen as another: some filesystems keep microseconds, seconds, or two of them.
 _STEPS_NS: Final = (1, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000)
 
@@ -92,6 +78,7 @@ class ObjectFiles:
         self.files = files
         self.staging = f"{root.rstrip('/')}/{STAGING}"
         self._clock = clock
+        self._lock = ObjectLock(files, clock)
         self._random = random.SystemRandom()
         self._swept = False
 
@@ -212,7 +199,7 @@ class ObjectFiles:
                     return self._stored(temp, target, linked=True)
                 if isinstance(condition, OnlyCreate):
                     return self._conflict(target)
-            with self._locked(target, stop, needed=isinstance(condition, IfVersion)) as held:
+            with self._lock.held(target, stop, needed=isinstance(condition, IfVersion)) as held:
                 if held is None:
                     if isinstance(condition, IfVersion):
                         return self._conflict(target)
@@ -231,7 +218,7 @@ class ObjectFiles:
         for key in keys:
             stop.check()
             target = self.path(key)
-            with disk_errors("delete", key), self._locked(target, stop, needed=False) as held:
+            with disk_errors("delete", key), self._lock.held(target, stop, needed=False) as held:
                 if held is not None:
                     self.files.unlink(target)
                     parents.add(os.path.dirname(target))
@@ -246,7 +233,7 @@ class ObjectFiles:
             except FileExistsError:
                 # A network filesystem may have done it, and lost the reply.
                 mine, there = self.files.stat(temp), self._stat(target)
-                return there is not None and (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+                return there is not None and same_file(mine, there)
             except FileNotFoundError:
                 self.make_dirs(os.path.dirname(target))
                 self.files.stat(temp)  # if it is this that is missing, raise
@@ -265,64 +252,6 @@ class ObjectFiles:
         if found is not None and stat.S_ISDIR(found.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
         return Conflict(None if found is None else _version(found))
-
-    @contextmanager
-    def _locked(self, target: str, stop: Stop, *, needed: bool) -> Iterator[os.stat_result | None]:
-        """Hold the lock of the file that has this name: its stat; `None` if there is none.
-
-        Where the filesystem has no locks, and the lock is not `needed`, go on without.
-        """
-        give_up = self._clock.monotonic() + _LOCK_WAIT_S
-        pause = 0.0005
-        while True:
-            try:
-                fd = self.files.open_update(target)
-            except (FileNotFoundError, NotADirectoryError):
-                yield None
-                return
-            try:
-                with self._lock(fd, target, needed) as locked:
-                    held, there = os.fstat(fd), self._stat(target)
-                    same = there is not None and (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)
-                    if locked and same:
-                        yield held
-                        return
-            finally:
-                self.files.close(fd)
-            stop.check()
-            if not locked:
-                if self._clock.monotonic() >= give_up:
-                    raise StorageError(
-                        f"{target} is locked by another process for {_LOCK_WAIT_S:.0f} s",
-                        operation="put",
-                        key=target,
-                        retryable=True,
-                        hint="look for a process that was stopped while it wrote there",
-                    )
-                time.sleep(pause)
-                pause = min(2 * pause, 0.02)
-
-    @contextmanager
-    def _lock(self, fd: int, target: str, needed: bool) -> Iterator[bool]:
-        try:
-            locked = self.files.lock(fd)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            if needed:
-                raise StorageError(
-                    f"the filesystem of {target} has no working locks, so no object can be replaced conditionally",
-                    operation="put",
-                    key=target,
-                    hint="mount it with locks, or use another place",
-                ) from error
-            yield True
-            return
-        try:
-            yield locked
-        finally:
-            if locked:
-                self.files.unlock(fd)
 
     def _make_later(self, temp: str, held: os.stat_result) -> None:
         """See to it that the file's time is after the other's, as far as the filesystem can tell them apart."""
@@ -379,21 +308,3 @@ class ObjectFiles:
             directory = os.path.dirname(directory)
         with suppress(FileNotFoundError):
             self.files.sync_dir(directory)
-
-
-@contextmanager
-def disk_errors(operation: str, key: str | None) -> Iterator[None]:
-    """Turn an `OSError` of the block into a `StorageError`."""
-    try:
-        yield
-    except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else key
-        full = is_disk_full(error)
-        hint = "free some space" if full else _HINTS.get(error.errno or 0, "")
-        raise StorageError(
-            f"{operation}: {where}: {error.strerror or error}",
-            operation=operation,
-            key=key,
-            retryable=full or error.errno in _PASSING,
-            hint=hint,
-        ) from error

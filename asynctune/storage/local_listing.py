@@ -9,7 +9,8 @@ from typing import Final
 from asynctune.breathing import breathe
 from asynctune.errors import ConfigError
 from asynctune.storage.keys import check_key
-from asynctune.storage.local_files import STAGING, ObjectFiles, disk_errors, info_of
+from asynctune.storage.local_files import STAGING, ObjectFiles, info_of
+from asynctune.storage.local_lock import disk_errors
 from asynctune.storage.values import Directory, ObjectInfo
 
 __all__ = ["list_entries"]

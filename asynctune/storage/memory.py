@@ -206,7 +206,7 @@ class MemoryStorage:
         await asyncio.sleep(0)
         upload = Upload(
             key=key,
-            upload_id=self._bucket.number(),
+            upload_id=f"upload-{self._bucket.number()}",
             size_bytes=size_bytes,
             part_bytes=part_bytes,
             condition=condition,

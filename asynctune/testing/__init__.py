@@ -1,8 +1,8 @@
-"""For people who test code against asynctune, or write a searcher, a scheduler or a runner of their own.
+"""For people who test code against asynctune, or write a searcher, a scheduler, a runner or a storage of their own.
 
-Time moved by hand, a disk that fails when told to, and suites that say whether an implementation keeps its promises
-(`SearcherTests`, `TrialSchedulerTests`, `TrialRunnerTests`; these need pytest, the others do not). Nothing in asynctune
-imports this package.
+Time moved by hand, a disk and a storage that fail when told to, and suites that say whether an implementation keeps
+its promises (`SearcherTests`, `TrialSchedulerTests`, `TrialRunnerTests`, `ObjectStorageTests`; these need pytest, the
+others do not). Nothing in asynctune imports this package.
 """
 
 from __future__ import annotations
@@ -11,31 +11,43 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 from asynctune.testing.clock import ManualClock
+from asynctune.testing.faulty_storage import FaultyStorage
 from asynctune.testing.files import CHANGES, LOOKS, Fault, FaultyFiles, Operation
+from asynctune.testing.storage_faults import StorageCall, StorageFault
 
 if TYPE_CHECKING:
     from asynctune.testing.runners import ReportLog, TrialRunnerTests
     from asynctune.testing.schedulers import TrialSchedulerTests
     from asynctune.testing.searchers import SearcherTests
+    from asynctune.testing.storage import ObjectStorageTests
 
 __all__ = [
     "CHANGES",
     "LOOKS",
     "Fault",
     "FaultyFiles",
+    "FaultyStorage",
     "ManualClock",
+    "ObjectStorageTests",
     "Operation",
     "ReportLog",
     "SearcherTests",
+    "StorageCall",
+    "StorageFault",
     "TrialRunnerTests",
     "TrialSchedulerTests",
 ]
 
 _SUITES: Final = {
+    "ObjectStorageTests": "asynctune.testing.storage",
     "ReportLog": "asynctune.testing.runners",
     "SearcherTests": "asynctune.testing.searchers",
     "TrialRunnerTests": "asynctune.testing.runners",
     "TrialSchedulerTests": "asynctune.testing.schedulers",
+}
+
+_PARTS: Final = {
+    "asynctune.testing.storage": ("asynctune.testing.storage_scenes", "asynctune.testing.storage_uploads"),
 }
 
 
@@ -45,9 +57,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(msg)
     import pytest  # noqa: PLC0415 - only the suites need it
 
-    if _SUITES[name] not in _rewritten:
-        _rewritten.add(_SUITES[name])
-        pytest.register_assert_rewrite(_SUITES[name])  # a failure shows what was compared
+    for module in (_SUITES[name], *_PARTS.get(_SUITES[name], ())):
+        if module not in _rewritten:
+            _rewritten.add(module)
+            pytest.register_assert_rewrite(module)  # a failure shows what was compared
     return getattr(importlib.import_module(_SUITES[name]), name)
 
 
