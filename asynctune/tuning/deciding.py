@@ -123,12 +123,14 @@ class Deciding:
         Raises:
             UserCodeError: One of them raised, or the scheduler decided something that there is not.
         """
-        if self._logs_results:
-            self._log.append((REPORTED, trial_id, dict(result), False))
-        self._call(self._searcher.on_trial_result, trial_id, result)
+        if not self._logs_results:
+            return CONTINUE
+        self._log.append((REPORTED, trial_id, dict(result), False))
+        # Each its own copy: what one of them does to it is nobody else's business.
+        self._call(self._searcher.on_trial_result, trial_id, _copied(result))
         if self._scheduler is None:
             return CONTINUE
-        decision = self._call(self._scheduler.on_trial_result, trial_id, result)
+        decision = self._call(self._scheduler.on_trial_result, trial_id, _copied(result))
         if decision not in _DECISIONS:
             problem = f"returned {decision!r:.80}; there are {', '.join(_DECISIONS)}"
             raise self._nonsense(self._scheduler, "on_trial_result", problem)
@@ -194,12 +196,22 @@ class Deciding:
         except Exception as error:
             # Its state may be half changed: the last one that was saved counts, with what was logged since.
             self._on_failure(getattr(method, "__self__", None))
+            if isinstance(error, ConfigError):  # it says what is wrong, and whose it is
+                raise UserCodeError(f"{error}; {_REMEDY}") from error
             owner = type(getattr(method, "__self__", method)).__name__
             name = getattr(method, "__name__", "call")
             raise UserCodeError(f"{owner}.{name}({args[0]!r:.60}) failed: {error!r}; {_REMEDY}") from error
 
     def _nonsense(self, who: Any, method: str, problem: str) -> UserCodeError:
         return UserCodeError(f"{type(who).__name__}.{method}() {problem}; {_REMEDY}")
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_copied(each) for each in value]
+    return value
 
 
 def _checksum(config: Any) -> int:

@@ -22,25 +22,20 @@ from asynctune.errors import (
 )
 from asynctune.protocols import CONTINUE, PAUSE, STOP, Decision, TrialReport, TrialRunner
 from asynctune.store.store import ExperimentStore
-from asynctune.trial import Trial, TrialStatus
+from asynctune.trial import TrialStatus
 from asynctune.tuning.callbacks import Callbacks
 from asynctune.tuning.checkpointing import commit_checkpoint, task_of
 from asynctune.tuning.deciding import Deciding
+from asynctune.tuning.endings import AllStopped, Interrupted, first_of
 from asynctune.tuning.stopping import StopRule
+from asynctune.tuning.waiting import DECIDED, Rests, Waiting, decided
 
-__all__ = ["DECIDED", "Driver", "Interrupted"]
+__all__ = ["Driver"]
 
 logger = logging.getLogger("asynctune")
 
-DECIDED: Final = "asynctune.decided"
-"""Key of a trial's metadata: `[decision, iteration]` once it is to stop or to pause, should it not get as far."""
-
 _TRIALS_PER_SLICE: Final = 20
 _STOP_ALL_GRACE_S: Final = 60.0
-
-
-class Interrupted(Exception):  # noqa: N818 - it ends a run on request, which is no error
-    """The experiment was asked to stop before it was finished; it can be restored."""
 
 
 class Watching(Protocol):
@@ -59,6 +54,7 @@ class _Run:
     decided: tuple[Decision, int] | None = None  # before, of one that did not get as far
     has_ended: bool = False  # and its end is being told
     is_cancelled: bool = False
+    has_reported: bool = False
     waits: bool = False  # to be started again
     task: asyncio.Task[None] | None = None
 
@@ -103,16 +99,15 @@ class Driver:
         self._trial_prefix = trial_prefix
         self._watching = watching
         self._time_budget_s = time_budget_s
-        self._waiting: dict[str, bool] = {}  # PENDING and PAUSED (True), in the order they came
-        self._pending = 0  # of those
-        self._owed: dict[
-            str, None
-        ] = {}  # PENDING, and decided upon: for the scheduler they have stopped or paused
+        self._waiting = Waiting()
+        self._rests = Rests()
         self._running: dict[str, _Run] = {}
         self._changed = asyncio.Event()
         self._exhausted = False
         self._ending: BaseException | None = None  # why nothing more is started
         self._hurries = False
+        self._over = asyncio.Event()
+        self._told_of_loss = False
 
     def interrupt(self) -> None:
         """End all trials soon; `run` raises `Interrupted` then, unless it was at its end already."""
@@ -134,41 +129,53 @@ class Driver:
         over: asyncio.TimerHandle | None = None
         if self._time_budget_s is not None:
             loop = asyncio.get_running_loop()
-            over = loop.call_later(self._time_budget_s, self._end, _AllStopped(TrialStatus.TERMINATED))
+            over = loop.call_later(self._time_budget_s, self._end, AllStopped(TrialStatus.TERMINATED))
         try:
             async with asyncio.TaskGroup() as tasks:
-                while self._ending is None:
-                    await self._start_trials(tasks)
-                    if not self._running:
-                        break
-                    await self._changed.wait()
-                    self._changed.clear()
-                if self._stops_all:
-                    await self._let_stop()
-                for run in self._running.values():
-                    if run.task is not None and not run.has_ended:
-                        run.is_cancelled = True
-                        run.task.cancel()
+                try:
+                    await self._run_all(tasks)
+                finally:
+                    # also where this task is cancelled: its trials are, and may not report on
+                    for run in self._running.values():
+                        if run.task is not None and not run.has_ended:
+                            run.is_cancelled = True
+                            run.task.cancel()
         except* AsynctuneError as group:
-            self._end(_first(group))
+            self._end(first_of(group))
         finally:
             if over is not None:
                 over.cancel()
         await self._callbacks.tell("on_experiment_end", self._store.trials)
         ending = self._ending
-        if isinstance(ending, _AllStopped):
+        if isinstance(ending, AllStopped):
             return ending.status is TrialStatus.TERMINATED
         if ending is not None:
             raise ending
-        return not self._waiting and not self._owed
+        return not self._waiting
+
+    async def _run_all(self, tasks: asyncio.TaskGroup) -> None:
+        while self._ending is None:
+            await self._start_trials(tasks)
+            if not self._running:
+                break
+            await self._changed.wait()
+            self._changed.clear()
+        if self._stops_all:
+            await self._let_stop()
 
     @property
     def _stops_all(self) -> bool:
         """Whether every trial has done enough."""
-        return isinstance(self._ending, _AllStopped) and self._ending.status is TrialStatus.TERMINATED
+        return isinstance(self._ending, AllStopped) and self._ending.status is TrialStatus.TERMINATED
 
     async def _let_stop(self) -> None:
         """Wait for each trial to stop at its next report, with what it does then; for a while."""
+        if self._running:
+            logger.warning(
+                "the experiment is at its end; %d trials stop at their next report, within %g s",
+                len(self._running),
+                _STOP_ALL_GRACE_S,
+            )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STOP_ALL_GRACE_S):
                 while self._running and not self._hurries:
@@ -180,17 +187,15 @@ class Driver:
     async def _find_waiting(self) -> None:
         for number, trial in enumerate(self._store.trials):
             if trial.status in {TrialStatus.PENDING, TrialStatus.PAUSED}:
-                self._wait(trial)
+                self._waiting.add(trial)
             if number % _TRIALS_PER_SLICE == 0:
                 await asyncio.sleep(0)
 
     async def _start_trials(self, tasks: asyncio.TaskGroup) -> None:
         while self._ending is None and len(self._running) < self._limit:
-            trial_id = next(iter(self._owed), None)
-            if trial_id is None and self._waiting:
-                trial_id = self._deciding.choose(self._waiting)
+            trial_id = self._waiting.take(self._deciding.choose)
             # a scheduler that starts no PENDING one waits for something, and needs no more of them
-            if trial_id is None and (self._pending or not self._suggest()):
+            if trial_id is None and (self._waiting.has_pending or not self._suggest()):
                 if not self._running and self._waiting:
                     logger.warning(
                         "%d trials are paused or pending, and the scheduler starts none of them; "
@@ -199,10 +204,6 @@ class Driver:
                     )
                 return
             if trial_id is not None:
-                if trial_id in self._owed:
-                    del self._owed[trial_id]
-                else:
-                    self._pending -= not self._waiting.pop(trial_id)
                 run = self._running[trial_id] = _Run()
                 run.task = tasks.create_task(self._run_trial(trial_id, run))
             await asyncio.sleep(0)
@@ -222,17 +223,9 @@ class Driver:
         except ConfigError as error:
             raise UserCodeError(f"the searcher proposed a config that cannot be stored: {error}") from error
         self._deciding.suggested(trial_id, config)
-        self._wait(self._store.get_trial(trial_id))
+        self._waiting.add(self._store.get_trial(trial_id))
         self._watching.changed(trial_id)
         return True
-
-    def _wait(self, trial: Trial) -> None:
-        is_paused = trial.status is TrialStatus.PAUSED
-        if not is_paused and _decided(trial) is not None:
-            self._owed[trial.trial_id] = None
-        else:
-            self._waiting[trial.trial_id] = is_paused
-            self._pending += not is_paused
 
     # -- one trial -----------------------------------------------------------------------------------------
 
@@ -243,20 +236,29 @@ class Driver:
             raise
         except BaseException as error:
             self._end(error)  # before anything else is started
-            raise
+            if not isinstance(
+                error, SystemExit | KeyboardInterrupt
+            ):  # from a task these would end the event loop
+                raise
         finally:
             del self._running[trial_id]
             if run.waits:
-                self._wait(self._store.get_trial(trial_id))
+                self._waiting.add(self._store.get_trial(trial_id))
             self._watching.changed(trial_id)
             self._changed.set()
 
     async def _start(self, trial_id: str, run: _Run) -> None:
         store = self._store
         trial = store.get_trial(trial_id)
-        run.decided = _decided(trial)
+        run.decided = decided(trial)
         if trial.status is TrialStatus.PAUSED:
-            store.rewind(trial_id)
+            if store.rewind(trial_id) and not trial.checkpoints and not self._told_of_loss:
+                self._told_of_loss = True
+                logger.warning(
+                    "trial %s was paused and has no checkpoint, so it starts over; one that can be paused has to "
+                    "report checkpoints",
+                    trial_id,
+                )
             if run.decided is not None:
                 store.update_trial(trial_id, metadata={DECIDED: None})
                 run.decided = None
@@ -291,6 +293,8 @@ class Driver:
 
     async def _on_report(self, trial_id: str, run: _Run, report: TrialReport) -> Decision:
         """Take a report; what the trial did wrong is raised to it, everything else ends the experiment."""
+        if run.is_cancelled:
+            raise asyncio.CancelledError  # it has swallowed that once
         if run.has_ended:
             raise ConfigError(
                 f"trial {trial_id} has ended, and takes no more reports; await what it starts in it"
@@ -300,6 +304,7 @@ class Driver:
             if report.metrics is not None:
                 # In one step, so that one commit holds the row and what the searcher has to know of it.
                 self._store.report(trial_id, report.metrics)
+                run.has_reported = True
                 result = self._store.get_trial(trial_id).last_result
                 decision = self._decide(trial_id, run, result)
                 if run.decision == CONTINUE:  # one that reports on meanwhile has been told otherwise
@@ -312,7 +317,7 @@ class Driver:
                 await self._tell("on_trial_result", trial_id, result)
         except ConfigError:
             raise
-        except AsynctuneError as error:
+        except (AsynctuneError, SystemExit, KeyboardInterrupt) as error:
             self._end(error)
             await asyncio.Event().wait()  # until this task is cancelled with all others
         await asyncio.sleep(0)  # a trial that awaits nothing else must not keep the loop to itself
@@ -323,7 +328,7 @@ class Driver:
         if self._stop.should_stop(trial_id, result):
             decision = STOP
         if self._stop.should_stop_all():
-            self._end(_AllStopped(TrialStatus.TERMINATED))
+            self._end(AllStopped(TrialStatus.TERMINATED))
         iteration = int(result["training_iteration"])
         if self._stops_all:
             decision = STOP
@@ -352,6 +357,7 @@ class Driver:
         if limit < 0 or failures <= limit:
             self._store.set_status(trial_id, TrialStatus.PENDING, error=str(error))
             await self._tell("on_trial_error", trial_id)
+            await self._rest(trial_id, run)
             run.waits = True
             return
         self._store.set_status(trial_id, TrialStatus.ERROR, error=str(error))
@@ -361,7 +367,14 @@ class Driver:
         if self._failures.fail_fast == "raise":
             self._end(error)
         elif self._failures.fail_fast:
-            self._end(_AllStopped(TrialStatus.PENDING))
+            self._end(AllStopped(TrialStatus.PENDING))
+
+    async def _rest(self, trial_id: str, run: _Run) -> None:
+        rest_s = self._rests.after_failure(trial_id, has_reported=run.has_reported)
+        if rest_s:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(rest_s):
+                    await self._over.wait()
 
     async def _tell(self, event: str, trial_id: str, *args: Any) -> None:
         if self._callbacks.listens(event):
@@ -370,24 +383,5 @@ class Driver:
     def _end(self, why: BaseException) -> None:
         if self._ending is None:
             self._ending = why
+            self._over.set()
             self._changed.set()
-
-
-class _AllStopped(Exception):  # noqa: N818 - it is no error
-    """Nothing more is to be started, and what runs gets this status; what has run is the result."""
-
-    def __init__(self, status: TrialStatus) -> None:
-        super().__init__(status)
-        self.status = status
-
-
-def _decided(trial: Trial) -> tuple[Decision, int] | None:
-    found = trial.metadata.get(DECIDED)
-    return None if found is None else (found[0], int(found[1]))
-
-
-def _first(group: BaseExceptionGroup[AsynctuneError]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
-from asynctune.errors import CorruptStateError
+from asynctune.errors import AsynctuneError, CorruptStateError, UserCodeError
 
 __all__ = [
     "ADDED",
@@ -118,6 +118,11 @@ class Follower:
         log.join(name)
 
     @property
+    def state_of(self) -> str:
+        """Whose state this is, for messages."""
+        return type(self._wrapped).__name__
+
+    @property
     def position(self) -> int:
         """How far in the log its state is."""
         return self._log.next if self._behind is None else self._behind
@@ -149,7 +154,15 @@ class Follower:
                 f"the stored state of the {self._name} was not written by a Tuner; open the experiment with "
                 "ExperimentStore instead"
             )
-        self._wrapped.set_state(value["state"])
+        try:
+            self._wrapped.set_state(value["state"])
+        except AsynctuneError:
+            raise
+        except Exception as error:
+            raise UserCodeError(
+                f"the {self._name} {self.state_of}.set_state() failed: {error!r}; nothing was changed: correct it, and "
+                "restore again"
+            ) from error
         self._saved = value
         self._behind = value["position"]
 

@@ -17,7 +17,6 @@ from asynctune.trial import TrialStatus
 from asynctune.tuning.basic import BasicSearcher
 from asynctune.tuning.callback_states import CallbackStates
 from asynctune.tuning.deciding import Deciding
-from asynctune.tuning.driving import DECIDED
 from asynctune.tuning.following import (
     ADDED,
     COMPLETED,
@@ -30,6 +29,7 @@ from asynctune.tuning.following import (
 )
 from asynctune.tuning.settings import Plan
 from asynctune.tuning.variants import Space
+from asynctune.tuning.waiting import DECIDED
 
 __all__ = ["CALLBACKS", "join", "searcher_of"]
 

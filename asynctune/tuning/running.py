@@ -23,7 +23,8 @@ from asynctune.store.stats import StoreStats
 from asynctune.store.store import ExperimentStore
 from asynctune.trainable import TrainableKind, kind_of, trainable_name
 from asynctune.tuning.callbacks import Callbacks
-from asynctune.tuning.driving import Driver, Interrupted
+from asynctune.tuning.driving import Driver
+from asynctune.tuning.endings import Interrupted
 from asynctune.tuning.joining import join, searcher_of
 from asynctune.tuning.progress import Progress
 from asynctune.tuning.result_grid import ResultGrid

@@ -19,7 +19,7 @@ from asynctune import (
     session,
 )
 from asynctune.tuning import driving
-from asynctune.tuning.driving import DECIDED
+from asynctune.tuning.waiting import DECIDED
 from tests.tuning import trainables
 from tests.tuning.test_deciding import Searcher
 
