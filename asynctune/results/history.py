@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 async def read_history(
-    path: str | os.PathLike[str], *, files: LocalFiles | None = None
+    path: str | os.PathLike[str], *, has_rows: bool = False, files: LocalFiles | None = None
 ) -> list[dict[str, Any]]:
     """The rows of a trial in the order of its present timeline.
 
@@ -27,6 +28,7 @@ async def read_history(
 
     Args:
         path: The trial's directory, or its result.json.
+        has_rows: Whether the trial is known to have rows, so that a file that is not there has been lost.
         files: The file operations.
 
     Returns:
@@ -34,18 +36,21 @@ async def read_history(
         that are not rows are left out, with a warning in the log.
 
     Raises:
-        OSError: The file cannot be read.
+        OSError: The file cannot be read, or is not there and should be.
     """
-    return await asyncio.to_thread(_read, os.fspath(path), files or LocalFiles())
+    return await asyncio.to_thread(_read, os.fspath(path), files or LocalFiles(), has_rows)
 
 
-def _read(path: str, files: LocalFiles) -> list[dict[str, Any]]:
+def _read(path: str, files: LocalFiles, has_rows: bool) -> list[dict[str, Any]]:
     if os.path.isdir(path):
         path = os.path.join(path, RESULT_FILE)
     try:
         data = files.read(path)
-    except FileNotFoundError:
-        return []
+    except FileNotFoundError as error:
+        if not has_rows:
+            return []
+        reason = "it was moved or removed, or its experiment runs and has not written it yet"
+        raise FileNotFoundError(errno.ENOENT, f"{reason}, a second after the first result", path) from error
     rows = []
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:

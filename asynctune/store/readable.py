@@ -30,7 +30,6 @@ from asynctune.trial import Checkpoint, Trial
 
 __all__ = ["ReadableStore"]
 
-
 _TRIALS_PER_SLICE = 20  # one with checkpoints takes up to 100 µs
 
 
@@ -198,10 +197,12 @@ class ReadableStore:
             StorageError: They cannot be read.
         """
         name = self._table.given(trial_id)[0]
+        # those of a commit to come are in no file yet
+        has_rows = self._table.run(trial_id).num_results > 0 and not self.stats().dirty_keys
         if self._engine is not None:
             await self._engine.projections.written()
         try:
-            return await read_history(os.path.join(self._path, name))
+            return await read_history(os.path.join(self._path, name), has_rows=has_rows)
         except OSError as error:
             raise StorageError(
                 f"cannot read the results of trial {trial_id}: {error}", operation="read", key=error.filename

@@ -72,10 +72,10 @@ class Result:
         """Every result row of the trial, oldest first.
 
         Raises:
-            StorageError: They cannot be read.
+            StorageError: They cannot be read, or are not where they were.
         """
         try:
-            return await read_history(self.path)
+            return await read_history(self.path, has_rows=bool(self.metrics))
         except OSError as error:
             raise StorageError(
                 f"the results of trial {self.trial_id} cannot be read: {error}",
@@ -103,14 +103,14 @@ class ResultGrid(Sequence[Result]):
         self._mode = mode
 
     @classmethod
-    async def load(cls, location: str | os.PathLike[str], storage_options: Any = None) -> ResultGrid:
+    async def load(cls, path_or_uri: str | os.PathLike[str], storage_options: Any = None) -> ResultGrid:
         """The results of an experiment by its directory or URI; nothing but its state is read.
 
         Raises:
             ExperimentNotFoundError: There is none.
             CorruptStateError: It cannot be read.
         """
-        async with ExperimentStore.open(location, mode="read", storage_options=storage_options) as store:
+        async with ExperimentStore.open(path_or_uri, mode="read", storage_options=storage_options) as store:
             return await cls.of(store)
 
     @classmethod

@@ -47,6 +47,12 @@ async def test_no_rows_yet(tmp_path, name):
     assert await read_history(tmp_path / name) == []
 
 
+@pytest.mark.parametrize("name", ["", "nothing", "nothing/result.json"])
+async def test_rows_that_should_be_there_and_are_not(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=f"moved or removed.*{name}"):
+        await read_history(tmp_path / name, has_rows=True)
+
+
 async def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
     (tmp_path / "result.json").mkdir()
     with pytest.raises(OSError, match=r"result\.json"):

@@ -63,6 +63,20 @@ async def test_the_history_of_a_trial_has_all_committed_rows(location):
         assert [row["loss"] for row in await reader.history(trial_id)] == [0, 1, 2]
 
 
+async def test_a_history_that_is_not_where_it_was_is_an_error_and_not_empty(location):
+    async with ExperimentStore.open(location) as store:
+        trial_id = store.add_trial({}).trial_id
+        store.set_status(trial_id, "RUNNING")
+        store.report(trial_id, {"loss": 1})
+        assert await store.history(trial_id) == [], "not committed yet"
+        await store.flush()
+    (location / trial_id / "result.json").unlink()
+    for mode in ("resume", "read"):
+        async with ExperimentStore.open(location, mode) as store:
+            with pytest.raises(StorageError, match=r"cannot read the results .* moved or removed"):
+                await store.history(trial_id)
+
+
 async def test_a_history_that_cannot_be_read_is_said_to(location):
     async with ExperimentStore.open(location) as store:
         trial_id = store.add_trial({}).trial_id

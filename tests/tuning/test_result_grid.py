@@ -275,6 +275,15 @@ async def test_a_history_that_cannot_be_read(tmp_path):
         await found[0].history()
 
 
+@pytest.mark.parametrize("gone", ["exp", "trial", "file"])
+async def test_a_history_that_is_not_where_it_was(tmp_path, gone):
+    found = await run(tmp_path, space={"x": 1})
+    trial = found[0].path
+    {"exp": trial.parent, "trial": trial, "file": trial / "result.json"}[gone].rename(tmp_path / "moved")
+    with pytest.raises(StorageError, match=r"results of trial .* cannot be read.*moved or removed"):
+        await found[0].history()
+
+
 def stamps(path):
     return {each: (each.stat().st_mtime_ns, each.stat().st_size) for each in path.rglob("*")}
 
@@ -307,7 +316,7 @@ async def test_of_an_experiment_that_runs(tmp_path):
 
 async def test_where_there_is_none(tmp_path):
     with pytest.raises(ExperimentNotFoundError):
-        await ResultGrid.load(tmp_path / "nothing")
+        await ResultGrid.load(path_or_uri=tmp_path / "nothing", storage_options=None)
 
 
 async def test_the_table_of_an_experiment(tmp_path, blockbuster):
