@@ -380,9 +380,16 @@ class ObjectStorageTests(TransferTests):
         await storage.put("a", b"1")
         await storage.aclose()
         await storage.aclose()
-        for call in (storage.head("a"), storage.read("a"), storage.put("a", b"2"), entries(storage)):
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: storage.head("a"),
+            lambda: storage.read("a"),
+            lambda: storage.put("a", b"2"),
+            lambda: storage.delete(["a"]),
+            lambda: entries(storage),
+        ]
+        for call in calls:
             with pytest.raises(StorageError):
-                await call
+                await call()
 
     def _needs_conditions(self, storage: ObjectStorage) -> None:
         if not storage.supports_conditions:
