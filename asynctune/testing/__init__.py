@@ -8,6 +8,7 @@ others do not). Nothing in asynctune imports this package.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from asynctune.testing.clock import ManualClock
@@ -58,14 +59,10 @@ def __getattr__(name: str) -> Any:
     import pytest  # noqa: PLC0415 - only the suites need it
 
     for module in (_SUITES[name], *_PARTS.get(_SUITES[name], ())):
-        if module not in _rewritten:
-            _rewritten.add(module)
+        if module not in sys.modules:
             pytest.register_assert_rewrite(module)  # a failure shows what was compared
     return getattr(importlib.import_module(_SUITES[name]), name)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-_rewritten: Final[set[str]] = set()

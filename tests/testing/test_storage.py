@@ -16,6 +16,10 @@ from asynctune.testing import FaultyStorage, ObjectStorageTests
 ALWAYS = Always()
 
 
+def as_utf16(entry):
+    return (entry.key if isinstance(entry, ObjectInfo) else entry.name).encode("utf-16-be")
+
+
 class Careless(FaultyStorage):
     """Ignores conditions."""
 
@@ -59,14 +63,8 @@ class Unsorted(MemoryStorage):
     """Lists as UTF-16 sorts."""
 
     async def list_objects(self, prefix="", *, delimiter=None, start_after=None):
-        found = [
-            entry
-            async for entry in super().list_objects(prefix, delimiter=delimiter, start_after=start_after)
-        ]
-        for entry in sorted(
-            found,
-            key=lambda each: getattr(each, "key", None or getattr(each, "name", "")).encode("utf-16-be"),
-        ):
+        listing = super().list_objects(prefix, delimiter=delimiter, start_after=start_after)
+        for entry in sorted([entry async for entry in listing], key=as_utf16):
             yield entry
 
 
