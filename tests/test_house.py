@@ -25,6 +25,7 @@ PURE: Final = {
     "asynctune.state.codec",
     "asynctune.state.pacing",
     "asynctune.state.stored",
+    "asynctune.tracebacks",
     "asynctune.trial",
 }
 # Imported when used, never by `import asynctune`.

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
+from asynctune.tracebacks import error_line as line_of
+
 __all__ = [
     "DASH",
     "ago",
@@ -35,7 +37,6 @@ _SIGNIFICANT: Final = 4
 _SMALLEST_PLAIN: Final = -4  # powers of ten between which a number needs no exponent
 _SMALLEST_POWER: Final = 7
 _KIB: Final = 1024
-_TRACEBACK: Final = "Traceback (most recent call last)"
 _MAX_DEPTH: Final = 8
 _SURROGATES: Final = range(0xDC80, 0xDD00)  # how Python keeps the bytes of a name that is not UTF-8
 
@@ -147,15 +148,7 @@ def count(number: int, noun: str) -> str:
 
 def error_line(error: str | None) -> str:
     """The one line of an error that says most: its first; of a traceback, the exception's name."""
-    lines = [line.rstrip() for line in (error or "").splitlines() if any(map(str.isalnum, line))]
-    if not lines:
-        return printable((error or "").strip())
-    starts = [index for index, line in enumerate(lines) if _TRACEBACK in line]
-    if not starts:
-        return printable(lines[0].strip())
-    after = lines[starts[-1] + 1 :]
-    named = next((line for line in after if not line.startswith(" ")), lines[-1])  # frames are indented
-    return printable(named.strip(" |"))
+    return printable(line_of(error))
 
 
 def flatten(values: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -39,6 +39,8 @@ _ORDER: Final = ("RUNNING", "PAUSED", "PENDING", "TERMINATED", "ERROR")
 _GAP: Final = 2
 _WIDEST: Final = 24  # of a column that is not the last
 _LEAST: Final = 8  # of the last
+_LESS_TOLD: Final = (3, 2)
+"""Columns (time, iteration) that a narrow terminal does without, so that there is room for the metric."""
 _LINES_AROUND: Final = 6
 _ROWS: Final = 12
 _NOT_THE_USERS: Final = frozenset(
@@ -67,6 +69,7 @@ class View:
         best: The trial that is best by its last result, or `None`.
         running: Those that run, the newest last.
         others: Some others, the newest last.
+        is_finished: Whether no more trials come, whatever `total` says.
     """
 
     name: str
@@ -77,6 +80,7 @@ class View:
     best: Trial | None
     running: Sequence[Trial]
     others: Sequence[Trial]
+    is_finished: bool = False
 
 
 def picture(view: View, width: int, height: int) -> Group:
@@ -104,9 +108,14 @@ def count_line(view: View) -> str:
         if count := view.counts.get(status, 0):
             word = "errors" if status is TrialStatus.ERROR and count > 1 else status.lower()
             parts.append(f"{count} {word}")
-    if view.total is not None and (left := view.total - sum(view.counts.values())) > 0:
+    nothing = "no trials: nothing was proposed" if view.is_finished else "no trials yet"
+    if (
+        not view.is_finished
+        and view.total is not None
+        and (left := view.total - sum(view.counts.values())) > 0
+    ):
         parts.append(f"{left} to come")
-    return f"{plain(view.name)} after {duration(view.seconds)}: {', '.join(parts) or 'no trials yet'}"
+    return f"{plain(view.name)} after {duration(view.seconds)}: {', '.join(parts) or nothing}"
 
 
 def best_line(view: View) -> str:
@@ -133,6 +142,10 @@ def _table(view: View, trials: Sequence[Trial], width: int) -> list[Text]:
     ]
     heads[-1] = _fitted_end(heads[-1], widths[-1])
     right = [False, False, True, True, view.metric is not None]
+    for column in _LESS_TOLD:
+        if sum(widths) + _GAP * (len(widths) - 1) > width:
+            for line in (heads, widths, right, *rows):
+                del line[column]
     taken = sum(widths) + _GAP * len(widths)
     last = max(0, width - taken) if width - taken >= _LEAST else 0
     made = [_line([*heads, "config" if last else ""], widths, right, None)]
@@ -183,7 +196,7 @@ def duration(seconds: float) -> str:
     """For people: `7 s`, `12 min 05 s`, `3 h 07 min`, `2 d 04 h`."""
     if not seconds < _VERY_LONG:
         return "very long"
-    whole = max(0, int(seconds))
+    whole = int(max(0, seconds))
     if whole < _MINUTE:
         return f"{whole} s"
     if whole < _HOUR:

@@ -7,6 +7,7 @@ trials that run, and the newest few others, are shown one by one.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Final, TextIO
 from rich.console import RenderableType
 
 from asynctune.metrics import find_number
+from asynctune.tracebacks import error_line
 from asynctune.trial import Trial, TrialStatus
 from asynctune.tuning.picture import View, best_line, count_line, metrics_text, picture, plain
 from asynctune.tuning.screen import Screen
@@ -27,6 +29,8 @@ _OTHERS_KEPT: Final = 12
 _FIRST_LINE_AFTER_S: Final = 5.0
 _LINE_EVERY_S: Final = 60.0
 _LINE_PER_ELAPSED: Final = 0.1
+_RANKED_PER_TRIAL: Final = 4
+_RANKED_AT_LEAST: Final = 64
 
 
 class Progress:
@@ -41,7 +45,7 @@ class Progress:
         total: How many trials there will be, where that is known.
         verbose: 0: nothing; 1: the picture, or a line now and then, what fails, and what came out; 2: also a line
             for each result.
-        stream: Where to; standard error by default.
+        stream: Where to; by default standard error, which a service may not have: then nothing is told.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class Progress:
         self._running: dict[str, Trial] = {}
         self._others: dict[str, Trial] = {}
         self._values: dict[str, float] = {}  # to be as small as can be
+        self._ranked: list[tuple[float, str]] = []  # a heap of them, and of values that do not count any more
+        self._is_finished = False
         self._best: Trial | None = None
         self._first_error: str | None = None
         self._began = self._said_at = time.monotonic()
@@ -92,6 +98,10 @@ class Progress:
         """`stop`, and return when it is written, or nobody reads it. Again: does nothing."""
         self.stop()
         await asyncio.to_thread(self._screen.wait)
+
+    def finished(self) -> None:
+        """The experiment is at its end: nothing more is to come, whatever was expected."""
+        self._is_finished = True
 
     def line(self, text: str) -> None:
         """Say something that stays."""
@@ -152,18 +162,25 @@ class Progress:
         if value is None or value != value:  # noqa: PLR0124 - NaN, also for an integer beyond every float
             self._values.pop(trial.trial_id, None)
         else:
-            self._values[trial.trial_id] = self._sign * _as_float(value)
-        best_id = None if self._best is None else self._best.trial_id
-        mine = self._values.get(trial.trial_id, math.inf)
-        if trial.trial_id == best_id:
-            if not self._values:
-                self._best = None
-            elif (best := min(self._values, key=self._values.__getitem__)) != best_id:
-                self._best = self._look(best)
-            else:
-                self._best = trial
-        elif trial.trial_id in self._values and (best_id is None or mine < self._values[best_id]):
+            self._rank(trial.trial_id, self._sign * _as_float(value))
+        # A trial that reports a worse value leaves the better one in the heap, until that comes up.
+        while self._ranked and self._values.get(self._ranked[0][1]) != self._ranked[0][0]:
+            heapq.heappop(self._ranked)
+        if not self._ranked:
+            self._best = None
+        elif (best_id := self._ranked[0][1]) == trial.trial_id:
             self._best = trial
+        elif self._best is None or best_id != self._best.trial_id:
+            self._best = self._look(best_id)
+
+    def _rank(self, trial_id: str, value: float) -> None:
+        if self._values.get(trial_id) == value:
+            return
+        self._values[trial_id] = value
+        heapq.heappush(self._ranked, (value, trial_id))
+        if len(self._ranked) > _RANKED_PER_TRIAL * len(self._values) + _RANKED_AT_LEAST:
+            self._ranked = [(value, trial_id) for trial_id, value in self._values.items()]
+            heapq.heapify(self._ranked)
 
     # -- what is told --------------------------------------------------------------------------------------
 
@@ -181,6 +198,7 @@ class Progress:
             seconds=time.monotonic() - self._began,
             counts=dict(self._counts),
             total=self._total,
+            is_finished=self._is_finished,
             best=self._best,
             running=list(self._running.values()),
             others=list(self._others.values()),
@@ -211,9 +229,7 @@ class Progress:
 
 
 def _reason(trial: Trial) -> str:
-    """The last line of its traceback."""
-    lines = (trial.error or "").strip().splitlines()
-    return plain(lines[-1]) if lines else "for no reason that was told"
+    return plain(error_line(trial.error)) or "for no reason that was told"
 
 
 def _as_float(value: float) -> float:

@@ -33,28 +33,35 @@ class Screen:
     """Where progress is shown.
 
     Args:
-        stream: A terminal, or anything else that takes text.
+        stream: A terminal, or anything else that takes text; `None`, or one that is closed: nothing is shown.
         draw: Gives the picture for so many columns and lines; called in another thread. It is only used on a
             terminal.
     """
 
-    def __init__(self, stream: TextIO, draw: Draw) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None, draw: Draw) -> None:
+        self._stream = None if stream is None or stream.closed else stream
         self._draw = draw
         # Not rich's own answer: colors may be forced where a picture cannot be drawn.
-        self.is_terminal: Final = stream.isatty() and not Console(file=stream).is_dumb_terminal
+        self.is_terminal: Final = (
+            self._stream is not None
+            and self._stream.isatty()
+            and not Console(file=self._stream).is_dumb_terminal
+        )
         self._waiting: queue.SimpleQueue[Callable[[], str] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
     def open(self) -> None:
         """Begin."""
+        if self._stream is None:
+            return
         self._thread = threading.Thread(target=self._run, name="asynctune progress", daemon=True)
         self._thread.start()
 
     def line(self, text: str | Callable[[], str]) -> None:
         """Write a line, soon; a function is called for it in another thread."""
-        self._waiting.put(text if callable(text) else lambda: text)
+        if self._stream is not None:
+            self._waiting.put(text if callable(text) else lambda: text)
 
     def close(self, lines: Sequence[str] = ()) -> None:
         """Take the picture away, write these lines, and end, soon. Again: does nothing."""
@@ -85,6 +92,7 @@ class Screen:
             logger.exception("the progress cannot be shown; the experiment goes on")
 
     def _show_lines(self) -> None:
+        assert self._stream is not None
         while (line := self._waiting.get()) is not None:
             self._stream.write(line() + "\n")
             self._stream.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 
@@ -112,6 +113,41 @@ def test_a_long_metric_leaves_room():
     assert lines[2] == "a      running     1   1 s           0.5  lr=0.1"
 
 
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (
+            50,
+            [
+                "trial         status   iter         time      loss",
+                "fa27ba_00012  running   120  20 min 05 s  0.123457",
+            ],
+        ),
+        (
+            49,
+            [
+                "trial         status   iter      loss  config",
+                "fa27ba_00012  running   120  0.123457  lr=0.1",
+            ],
+        ),
+        (40, ["trial         status   iter      loss", "fa27ba_00012  running   120  0.123457"]),
+        (32, ["trial         status       loss", "fa27ba_00012  running  0.123457"]),
+    ],
+    ids=str,
+)
+def test_the_metric_is_the_last_to_go(width, lines):
+    shown = trial("fa27ba_00012", row={"training_iteration": 120, "time_total_s": 1205, "loss": 0.1234567})
+    assert drawn(view([shown]), width)[1:] == lines
+
+
+def test_the_end_of_a_search_is_no_beginning():
+    def end(**settings):
+        return count_line(dataclasses.replace(view(total=3, **settings), is_finished=True)).partition(": ")[2]
+
+    assert end() == "no trials: nothing was proposed"
+    assert end(counts={TrialStatus.TERMINATED: 2}) == "2 terminated"
+
+
 texts = st.text(max_size=60)
 anything = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts, st.just(10**400))
 trials = st.lists(
@@ -159,6 +195,7 @@ def test_no_line_is_wider_than_the_terminal_or_obeyed_by_it(running, others, wid
         (3600, "1 h 00 min"),
         (86400 + 3600 * 5, "1 d 05 h"),
         (math.inf, "very long"),
+        (-math.inf, "0 s"),
         (10**400, "very long"),
     ],
 )

@@ -8,6 +8,8 @@ import math
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asynctune.tuning.progress import Progress
 from tests.tuning.trials import Trials, trial
@@ -66,10 +68,19 @@ def test_the_end_is_summed_up(clock):
     assert told.stop() == told.stop(), "again does nothing"
 
 
+FAILED = """Traceback (most recent call last):
+  File "x.py", line 3, in train
+    raise ValueError(...)
+ValueError: [red]no[/red]\x1b[2J
+  of many lines:
+see the notes
+"""
+
+
 def test_what_failed_is_told_at_once_and_how_to_go_on_in_the_end(clock):
     told = Told(location="/data/it's")
     told.put("a", "RUNNING")
-    told.put("a", "ERROR", error="Traceback:\n  File x\nValueError: [red]no[/red]\x1b[2J")
+    told.put("a", "ERROR", error=FAILED)
     told.put("b", "ERROR", error="")
     call = 'Tuner.restore("/data/it\'s", resume_errored=True)'
     to_go_on = f"to go on with what failed: {call}, or restart_errored=True to start it over"
@@ -111,6 +122,69 @@ def test_the_best_is_the_best_by_its_last_result(clock):
         told.put(each, "RUNNING", row(3, loss=math.nan))
     assert told.progress._summary() == "exp after 0 s: 3 running"
     told.stop()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("abcdefgh"),
+            st.one_of(st.none(), st.integers(-3, 3), st.sampled_from([math.nan, math.inf])),
+        ),
+        max_size=300,
+    ),
+    st.sampled_from(["min", "max"]),
+)
+def test_the_best_is_that_of_all_values_at_any_time(reports, mode):
+    told = Told(mode=mode, verbose=1)
+    last: dict[str, float] = {}
+    for number, (trial_id, value) in enumerate(reports):
+        last[trial_id] = math.nan if value is None else value
+        told.put(trial_id, "RUNNING", row(number, **({} if value is None else {"loss": value})))
+        known = sorted((trial_id, value) for trial_id, value in last.items() if not math.isnan(value))
+        best = told.progress._view().best
+        if not known:
+            assert best is None
+            continue
+        expected = (min if mode == "min" else max)(known, key=lambda each: each[1])
+        assert best is not None
+        assert (best.trial_id, best.last_result["loss"]) == expected
+    assert len(told.progress._ranked) <= 4 * 8 + 64
+    told.stop()
+
+
+def test_the_best_one_may_report_without_looking_at_all_others():
+    class Watched(dict):
+        """Notices who goes through all of it."""
+
+        walks = 0
+
+        def __iter__(self):
+            self.walks += 1
+            return super().__iter__()
+
+        def items(self):
+            self.walks += 1
+            return super().items()
+
+    told = Told()
+    values = told.progress._values = Watched()
+    for number in range(500):
+        told.put(f"{number:03}", "RUNNING", row(1, loss=number + 1000))
+    for iteration in range(2, 500):
+        told.put("000", "RUNNING", row(iteration, loss=1000 - iteration))
+    assert values.walks <= 1
+    told.stop()
+
+
+def test_a_finished_search_says_what_it_has_and_expects_nothing(clock):
+    told = Told(total=3)
+    told.progress.finished()
+    assert told.stop() == ["exp after 0 s: no trials: nothing was proposed"]
+    told = Told(total=3)
+    told.put("a", "TERMINATED")
+    assert told.progress._summary() == "exp after 0 s: 1 terminated, 2 to come"
+    told.progress.finished()
+    assert told.stop() == ["exp after 0 s: 1 terminated"]
 
 
 def test_trials_of_before_are_counted_and_not_told_of(clock):

@@ -62,6 +62,37 @@ def test_where_nobody_reads_nothing_breaks(make, caplog):
     assert not caplog.records
 
 
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("make", [lambda: None, closed], ids=["none", "closed"])
+def test_where_there_is_no_stream_nothing_is_shown(make):
+    screen = Screen(make(), nothing)
+    assert not screen.is_terminal
+    screen.open()
+    for _ in range(10):
+        screen.line("lost")
+    screen.close(["lost too"])
+    screen.wait()
+    assert screen._waiting.empty(), "what nobody takes is not kept"
+
+
+@pytest.mark.parametrize("verbose", [0, 1, 2])
+def test_a_service_without_standard_error(tmp_path, verbose):
+    process = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", PROGRAM, str(tmp_path), str(verbose)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout
+    assert process.stdout.count("done with") == 18
+
+
 def test_a_pipe_that_nobody_reads_holds_up_nobody():
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as stream:
