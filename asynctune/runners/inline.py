@@ -1,7 +1,8 @@
 """Owns running trials as coroutines on the driver's own event loop; for trainables that await, not compute.
 
-A trial is the task that awaits `run_trial`; whoever cancels that cancels the trial. A checkpoint stays with
-its trial until the store has committed it, so nothing is staged here.
+Each trial is a task of its own, so that a cancellation by the caller of `run_trial` is told from what the trial does
+to itself (`asyncio.timeout`, a task group that failed). Whoever cancels the caller cancels the trial. A checkpoint
+stays with its trial until the store has committed it, so nothing is staged here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from asynctune.session import areport, bind
 from asynctune.trainable import TrainableKind, kind_of, trainable_name
 from asynctune.trial import Checkpoint
 
-__all__ = ["InlineRunner", "drive"]
+__all__ = ["InlineRunner", "drive", "in_use"]
 
 logger = logging.getLogger("asynctune")
 
@@ -55,6 +56,7 @@ class InlineRunner:
         self._capacity = max_concurrent
         self._stop_grace_s = stop_grace_s
         self._trainable: Any = None
+        self._in_use = False
 
     @property
     def capacity(self) -> int:
@@ -65,8 +67,11 @@ class InlineRunner:
         """Take the trainable.
 
         Raises:
-            ConfigError: It is no coroutine function, or output is to go to files, which all trials share here.
+            ConfigError: It is no coroutine function, or output is to go to files, which all trials share here; or it
+                was started and not closed since.
         """
+        if self._in_use:
+            raise ConfigError(in_use(self))
         if kind_of(trainable) is not TrainableKind.COROUTINE:
             raise ConfigError(
                 f"the inline runner awaits coroutine functions, and {trainable_name(trainable)} is none: it would "
@@ -75,34 +80,39 @@ class InlineRunner:
         if options.get("log_to_file"):
             raise ConfigError("log_to_file needs a process for each trial; use ProcessRunner()")
         self._trainable = trainable
+        self._in_use = True
 
     async def run_trial(self, task: TrialTask, report: Report) -> None:
-        """Run the trial in the calling task.
+        """Run the trial; cancelling the caller cancels it, and waits for its end.
 
         Raises:
-            TrialFailedError: The trial raised. `SystemExit` is that too; `KeyboardInterrupt` is not, it passes.
+            TrialFailedError: The trial raised, whatever it was: who interrupts the driver at the keyboard sends it a
+                signal.
         """
         here = _InlineTrial(task, report, self._stop_grace_s)
-        try:
-            with bind(here):
-                await drive(self._trainable, task)
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        except asyncio.CancelledError as error:
-            if here.is_cancelled_from_outside():
-                raise
-            if not here.ignored:
+        trial = asyncio.create_task(here.run(self._trainable, task), name=f"asynctune-trial-{task.trial_id}")
+        cancelled: asyncio.CancelledError | None = None
+        while not trial.done():
+            try:
+                await asyncio.wait([trial])
+            except asyncio.CancelledError as error:
+                cancelled = error
+                here.is_cancelled = True
+                trial.cancel()
+        ended_by = asyncio.CancelledError() if trial.cancelled() else trial.result()
+        if isinstance(ended_by, asyncio.CancelledError):
+            if cancelled is None and not here.ignored:
                 raise TrialFailedError(
                     "the trial was cancelled by its own doing: something that it awaited had been cancelled"
-                ) from error
-        except BaseException as error:
-            if not is_interruption(error):
-                raise failure_of(error) from error
-        finally:
-            here.over()
+                ) from ended_by
+        elif ended_by is not None and not is_interruption(ended_by):
+            raise failure_of(ended_by) from ended_by
+        if cancelled is not None:  # also when the trial made nothing of it
+            raise cancelled
 
     async def aclose(self) -> None:
         """Nothing runs any more when the callers of `run_trial` have ended."""
+        self._in_use = False
 
 
 class _InlineTrial:
@@ -110,6 +120,7 @@ class _InlineTrial:
 
     Attributes:
         ignored: How often it was cancelled because it did not stop as it was told.
+        is_cancelled: Nobody wants anything of it any more.
     """
 
     def __init__(self, task: TrialTask, report: Report, stop_grace_s: float) -> None:
@@ -118,15 +129,28 @@ class _InlineTrial:
         self.trial_dir = task.trial_dir
         self.checkpoint = task.checkpoint
         self.ignored = 0
-        self._told = 0
+        self.is_cancelled = False
+        self._refused = 0
         self._report = report
         self._stop_grace_s = stop_grace_s
         self._decision: Decision = CONTINUE
         self._impatience: asyncio.TimerHandle | None = None
-        running = asyncio.current_task()
-        assert running is not None
-        self._running = running
-        self._cancels = running.cancelling()
+        self._running: asyncio.Task[Any] | None = None
+        self._has_ended = False
+
+    async def run(self, trainable: Any, task: TrialTask) -> BaseException | None:
+        """Run it; what it raised, of which the event loop must see nothing: some of that would end the loop."""
+        self._running = asyncio.current_task()
+        try:
+            with bind(self):
+                await drive(trainable, task)
+        except BaseException as error:  # noqa: BLE001 - the caller tells failures from ends
+            return error
+        finally:
+            self._has_ended = True
+            if self._impatience is not None:
+                self._impatience.cancel()
+        return None
 
     def report(self, _metrics: Mapping[str, Any], _checkpoint: Checkpoint | None) -> Decision:
         raise ConfigError(
@@ -134,25 +158,23 @@ class _InlineTrial:
         )
 
     async def areport(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> Decision:
-        if self._decision != CONTINUE:  # one that reports again after it was told to stop is told so again
-            self._told += 1  # one that does so without end must not keep the loop to itself
-            await asyncio.sleep(0 if self._told < _PATIENT_REPORTS else _BETWEEN_REPORTS_S)
+        if self._has_ended:  # a task that it left behind, perhaps while the same trial runs again
+            raise ConfigError(
+                f"trial {self.trial_id} has ended, and takes no more reports; await what it starts in it"
+            )
+        if self.is_cancelled or self._decision != CONTINUE:  # one that swallowed it is told again
+            self._refused += 1  # one that does so without end must not keep the loop to itself
+            await asyncio.sleep(0 if self._refused < _PATIENT_REPORTS else _BETWEEN_REPORTS_S)
+            if self.is_cancelled:
+                raise asyncio.CancelledError
             return self._decision
         decision = await self._report(TrialReport(metrics=metrics, checkpoint=checkpoint))
         # Of two reports at the same time one may have been told to stop meanwhile.
         if decision != CONTINUE and self._decision == CONTINUE:
             self._decision = decision
-            self._wait_for_the_end()
+            if not self._has_ended:
+                self._wait_for_the_end()
         return self._decision
-
-    def is_cancelled_from_outside(self) -> bool:
-        return self._running.cancelling() > self._cancels + self.ignored
-
-    def over(self) -> None:
-        if self._impatience is not None:
-            self._impatience.cancel()
-        for _ in range(self.ignored):
-            self._running.uncancel()  # nobody outside wanted it
 
     def _wait_for_the_end(self) -> None:
         loop = asyncio.get_running_loop()
@@ -167,8 +189,17 @@ class _InlineTrial:
             self._stop_grace_s,
         )
         self.ignored += 1
+        assert self._running is not None
         self._running.cancel()
         self._wait_for_the_end()
+
+
+def in_use(runner: object) -> str:
+    """Why a runner cannot be started."""
+    return (
+        f"this {type(runner).__name__} is in use: it was started, and not closed since; make a runner for each Tuner "
+        "that runs at the same time"
+    )
 
 
 async def drive(trainable: Any, task: TrialTask) -> None:

@@ -22,6 +22,7 @@ from asynctune.errors import ConfigError, TrialFailedError
 from asynctune.protocols import CONTINUE, Decision, TrialReport, TrialTask
 from asynctune.runners.connection import Connection, WorkerLostError, end_process
 from asynctune.runners.frames import MAX_FRAME_BYTES, frame
+from asynctune.runners.inline import in_use
 
 __all__ = ["ProcessRunner"]
 
@@ -74,6 +75,7 @@ class ProcessRunner:
         self._hello: bytes | None = None
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
+        self._in_use = False
         self._closed = False
 
     @property
@@ -85,8 +87,20 @@ class ProcessRunner:
         """Pack the trainable for the workers.
 
         Raises:
-            ConfigError: It cannot be packed: it holds something that belongs to this process, or is too large.
+            ConfigError: It cannot be packed: it holds something that belongs to this process, or is too large; or the
+                runner was started and not closed since.
         """
+        if self._in_use:
+            raise ConfigError(in_use(self))
+        self._in_use = True
+        try:
+            self._hello = await self._pack(trainable, options)
+        except BaseException:
+            self._in_use = False
+            raise
+        self._closed = False
+
+    async def _pack(self, trainable: Any, options: Mapping[str, Any]) -> bytes:
         if not sys.executable:
             raise ConfigError("there is no Python interpreter to run workers with: sys.executable is empty")
         hello = {
@@ -100,8 +114,7 @@ class ProcessRunner:
             "checkpoint_frequency": int(options.get("checkpoint_frequency", 0)),
             "checkpoint_at_end": bool(options.get("checkpoint_at_end", False)),
         }
-        self._hello = await asyncio.to_thread(_hello, hello, trainable)
-        self._closed = False
+        return await asyncio.to_thread(_hello, hello, trainable)
 
     async def run_trial(self, task: TrialTask, report: Report) -> None:
         """Run the trial in a worker; cancelling the caller kills that.
@@ -124,9 +137,12 @@ class ProcessRunner:
         """End all workers: idle ones let go of their `Trainable` object first. Again: does nothing."""
         self._closed = True
         idle, self._idle = self._idle, []
-        async with asyncio.TaskGroup() as tasks:
-            for worker in list(self._all):
-                tasks.create_task(self._end(worker, politely=worker in idle))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for worker in list(self._all):
+                    tasks.create_task(self._end(worker, politely=worker in idle))
+        finally:
+            self._in_use = False
 
     # -- one trial -----------------------------------------------------------------------------------------
 

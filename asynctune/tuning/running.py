@@ -52,6 +52,7 @@ class ExperimentRun:
         self._requeue = requeue
         self._driver: Driver | None = None
         self._progress: Progress | None = None
+        self._runner: TrialRunner | None = None  # started, and not closed yet
         self._store: ExperimentStore | None = None
         self.results: ResultGrid | None = None
         """As of the end, also of one that failed; `None` where they could not be read."""
@@ -71,6 +72,9 @@ class ExperimentRun:
         callbacks = Callbacks(plan.run.callbacks, self._say)
         runner = plan.runner or _runner_for(plan)
         with stopping_on_signals(self._on_signal) as seen:
+            # before it is this run's to close: one that is refused is in use by another Tuner
+            await runner.start(plan.trainable, _options(plan))
+            self._runner = runner
             try:
                 await runner.start(plan.trainable, _options(plan))
                 async with await self._open() as store:
@@ -85,7 +89,7 @@ class ExperimentRun:
             except Interrupted:
                 self._leave(seen)
             finally:
-                await runner.aclose()
+                await self._close_runner()
         assert self.results is not None
         return self.results
 
@@ -172,7 +176,14 @@ class ExperimentRun:
                 store.set_metadata(PROGRESS_KEY, {"finished": True})
         finally:
             await progress.aclose()
-            await runner.aclose()  # before the store is: what a worker staged last is the store's to sweep
+            # before the store is: what a worker staged last is the store's to sweep
+            await self._close_runner()
+
+    async def _close_runner(self) -> None:
+        """Once: another Tuner may have started it since."""
+        if self._runner is not None:
+            await self._runner.aclose()
+            self._runner = None
 
     def _progress_of(self, store: ExperimentStore) -> Progress:
         tune, space = self._plan.tune, self._plan.space

@@ -40,14 +40,12 @@ async def test_what_would_end_the_driver_is_a_failure_of_the_trial(tmp_path, wha
     assert not running.cancelling()
 
 
-async def test_an_interrupt_at_the_keyboard_is_none(tmp_path):
-    async def interrupted(config):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit])
+async def test_so_is_what_other_trials_would_end_with(tmp_path, kind):
+    async def raises(config):
+        raise kind("its own")
 
-    runner = InlineRunner()
-    await runner.start(interrupted, {})
-    with pytest.raises(KeyboardInterrupt):
-        await runner.run_trial(task(tmp_path), Reports())
+    assert f"{kind.__name__}: its own" in await failure(InlineRunner(), raises, task(tmp_path))
 
 
 async def test_tasks_of_a_trial_that_is_stopped_are_no_failure(tmp_path):
@@ -145,6 +143,143 @@ async def test_a_trial_may_have_timeouts_of_its_own(tmp_path):
     await runner.start(patient, {})
     await runner.run_trial(task(tmp_path), reports)
     assert len(reports.got) == 2
+
+
+async def test_a_runner_is_one_drivers_at_a_time():
+    runner = InlineRunner()
+    with pytest.raises(ConfigError, match="awaits coroutine functions"):
+        await runner.start(trials.pid, {})
+    await runner.start(trials.acleans_up, {})
+    with pytest.raises(ConfigError, match=r"this InlineRunner is in use: .* a runner for each Tuner"):
+        await runner.start(trials.acleans_up, {})
+    await runner.aclose()
+    await runner.start(trials.acleans_up, {})
+
+
+async def test_what_a_trial_left_behind_reports_to_nobody(tmp_path):
+    """Not for the trial, which has ended, and not for its next start."""
+    go_on = asyncio.Event()
+    said = []
+
+    async def late():
+        await go_on.wait()
+        try:
+            await session.areport({"ghost": 1})
+        except ConfigError as error:
+            said.append(str(error))
+
+    left: list[asyncio.Task[None]] = []
+
+    async def leaves(config):
+        if not left:
+            left.append(asyncio.create_task(late()))
+            raise ValueError("first")
+        go_on.set()
+        await left[0]
+        await session.areport({"loss": 1})
+
+    runner, reports = InlineRunner(), Reports()
+    await runner.start(leaves, {})
+    with pytest.raises(TrialFailedError, match="first"):
+        await runner.run_trial(task(tmp_path), reports)
+    await runner.run_trial(task(tmp_path), reports)
+    assert reports.metrics == [{"loss": 1}]
+    assert said == ["trial t1 has ended, and takes no more reports; await what it starts in it"]
+
+
+async def test_a_report_that_outlives_its_trial_cancels_nobody(tmp_path):
+    """The answer to a task that a trial left behind tells a trial to stop that is no more."""
+    answered = asyncio.Event()
+    left = []
+
+    async def report(_):
+        await answered.wait()
+        return "STOP"
+
+    async def leaves(config):
+        left.append(asyncio.create_task(session.areport({"loss": 1})))
+        await asyncio.sleep(0)
+
+    runner = InlineRunner(stop_grace_s=0.001)
+    await runner.start(leaves, {})
+    timers = []
+    await runner.run_trial(task(tmp_path), report)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio.get_running_loop(), "call_later", lambda *args, **_: timers.append(args))
+        answered.set()
+        with pytest.raises(session.TrialInterrupted):
+            await left[0]
+    assert timers == []
+
+
+async def test_one_that_swallows_its_cancellation_reports_nothing_more(tmp_path):
+    reports = Reports()
+    raised: list[type[BaseException]] = []
+
+    async def swallows(config):
+        while len(raised) < 3:
+            try:
+                await session.areport({"loss": 1})
+            except BaseException as error:  # noqa: BLE001
+                raised.append(type(error))
+
+    runner = InlineRunner()
+    await runner.start(swallows, {})
+    running = asyncio.create_task(runner.run_trial(task(tmp_path), reports))
+    while not reports.got:  # noqa: ASYNC110 - it reports at each turn of the loop
+        await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert raised == [asyncio.CancelledError] * 3
+    assert len(reports.got) <= 2, "at most the one that was under way"
+
+
+async def test_a_trial_may_report_in_a_block_that_has_timed_out(tmp_path):
+    """A cancellation of its own is nobody else's."""
+
+    async def patient(config):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    await session.areport({"timed out": True})
+
+    runner, reports = InlineRunner(), Reports()
+    await runner.start(patient, {})
+    await runner.run_trial(task(tmp_path), reports)
+    assert len(reports.got) == 1
+
+
+async def test_of_two_reports_at_the_same_time_the_first_decision_holds(tmp_path):
+    both, first = asyncio.Barrier(2), asyncio.Event()
+    told = []
+
+    async def report(each):
+        await both.wait()
+        if each.metrics["n"] == 0:
+            first.set()
+            return "STOP"
+        await first.wait()
+        await asyncio.sleep(0)
+        return each.metrics["answer"]
+
+    async def reports(n, answer):
+        try:
+            await session.areport({"n": n, "answer": answer})
+        except session.TrialInterrupted as error:
+            told.append(error.decision)
+
+    async def at_once(config):
+        await asyncio.gather(*(reports(n, config["answer"]) for n in range(2)))
+
+    runner = InlineRunner()
+    await runner.start(at_once, {})
+    for trial_id, answer in (("t1", "PAUSE"), ("t2", "CONTINUE")):
+        first.clear()
+        await runner.run_trial(task(tmp_path, trial_id, answer=answer), report)
+    assert told == ["STOP"] * 4
 
 
 async def test_each_of_many_trials_has_its_own_session(tmp_path):

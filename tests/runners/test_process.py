@@ -289,6 +289,21 @@ async def test_a_closed_runner_can_be_started_again(start, tmp_path):
     assert len({each["pid"] for each in reports.metrics}) == 1
 
 
+async def test_a_runner_is_one_drivers_at_a_time(start, tmp_path):
+    runner = await start(trials.pid)
+    with pytest.raises(ConfigError, match=r"this ProcessRunner is in use: .* a runner for each Tuner"):
+        await runner.start(trials.leaves, {})
+    await runner.run_trial(task(tmp_path), Reports())  # of the trainable that it was started with
+
+
+async def test_a_start_that_failed_does_not_count(start):
+    runner = ProcessRunner(1)
+    with open("/dev/null") as file, pytest.raises(ConfigError, match="cannot be sent"):
+        await runner.start(file.read, {})
+    await runner.start(trials.pid, {})
+    await runner.aclose()
+
+
 async def test_a_config_that_is_too_large_fails_its_trial_alone(start, tmp_path, monkeypatch):
     monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 10_000)
     runner = await start(trials.pid)
