@@ -76,7 +76,6 @@ class ExperimentRun:
             await runner.start(plan.trainable, _options(plan))
             self._runner = runner
             try:
-                await runner.start(plan.trainable, _options(plan))
                 async with await self._open() as store:
                     self._store = store
                     try:
