@@ -151,6 +151,13 @@ async def test_what_does_not_is_an_error(chunks):
     assert len(b"".join(seen)) < 4
 
 
+@pytest.mark.parametrize("chunks", [[], [b"b"], [b"bc", b"d"]], ids=repr)
+async def test_the_length_is_checked_where_no_checksum_can_be(chunks):
+    with pytest.raises(StorageError, match="get of 'k'") as caught:
+        await received(arriving(*chunks), info(b"abcd"), start=1, length=2)
+    assert caught.value.retryable
+
+
 async def test_the_checksum_is_that_of_the_whole_object():
     wrong = info(b"abcd", crc32c=1)
     assert await received(arriving(b"bc"), wrong, start=1, length=2) == b"bc"
