@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from asynctune.errors import AsynctuneError, ExperimentExistsError, StorageError
 from asynctune.packing import pack
@@ -21,20 +21,22 @@ from asynctune.runners.inline import InlineRunner
 from asynctune.runners.process import ProcessRunner
 from asynctune.store.stats import StoreStats
 from asynctune.store.store import ExperimentStore
-from asynctune.trainable import TrainableKind, kind_of, trainable_name
+from asynctune.trainable import TrainableKind, kind_of
 from asynctune.tuning.callbacks import Callbacks
 from asynctune.tuning.driving import Driver
 from asynctune.tuning.endings import Interrupted
 from asynctune.tuning.joining import join, searcher_of
 from asynctune.tuning.progress import Progress
 from asynctune.tuning.result_grid import ResultGrid
-from asynctune.tuning.settings import PROGRESS_KEY, SETTINGS_KEY, Plan, settings_of
+from asynctune.tuning.settings import PROGRESS_KEY, SETTINGS_KEY, Plan, directory_name, settings_of
 from asynctune.tuning.signals import StopSignal, stopping_on_signals
 from asynctune.tuning.stopping import StopRule
 
 __all__ = ["ExperimentRun", "is_unbegun"]
 
 logger = logging.getLogger("asynctune")
+
+_SLOW_CLOSE_S: Final = 5.0
 
 
 class ExperimentRun:
@@ -71,6 +73,7 @@ class ExperimentRun:
         search = searcher_of(plan)
         callbacks = Callbacks(plan.run.callbacks, self._say)
         runner = plan.runner or _runner_for(plan)
+        slow: asyncio.TimerHandle | None = None
         with stopping_on_signals(self._on_signal) as seen:
             # before it is this run's to close: one that is refused is in use by another Tuner
             await runner.start(plan.trainable, _options(plan))
@@ -85,12 +88,21 @@ class ExperimentRun:
                     except BaseException:
                         await self._save_results(store)
                         raise
+                    finally:
+                        slow = asyncio.get_running_loop().call_later(_SLOW_CLOSE_S, self._say_slow_close)
             except Interrupted:
                 self._leave(seen)
             finally:
+                if slow is not None:
+                    slow.cancel()
                 await self._close_runner()
         assert self.results is not None
         return self.results
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it came as far as an experiment."""
+        return self._store is not None
 
     def stats(self) -> StoreStats | None:
         """Of the store, now or as it was closed; `None` before it is open."""
@@ -162,7 +174,7 @@ class ExperimentRun:
                 failures=run.failure_config,
                 callbacks=callbacks,
                 limit=runner.capacity if limit is None else min(limit, runner.capacity),
-                trial_prefix=trainable_name(self._plan.trainable),
+                trial_prefix=directory_name(self._plan.trainable),
                 watching=progress,
                 time_budget_s=tune.time_budget_s,
             )
@@ -217,6 +229,13 @@ class ExperimentRun:
             # on the way out of something worse, which must not be hidden
             logger.warning("the results cannot be read: %s", error)
 
+    def _say_slow_close(self) -> None:
+        logger.warning(
+            "%s is being closed, and what is not on the disk yet is waited for: is it full, or slow? Two signals end "
+            "the process at once; what was acknowledged is safe",
+            self._path,
+        )
+
     def _leave(self, seen: StopSignal) -> None:
         message = f"stopped; to go on: Tuner.restore({str(self._path)!r})"
         print(message, file=sys.stderr)  # noqa: T201 - how to go on
@@ -245,8 +264,12 @@ def _runner_for(plan: Plan) -> TrialRunner:
 
 def is_unbegun(store: ExperimentStore) -> bool:
     """Whether nothing is in an experiment that was read, and its maker is gone: a Tuner records its settings first."""
-    writer = store.writer_info
+    writer = store.writer_info  # none of one that was closed: whoever made that had begun it
     has_something = (
-        len(store.trials) or store.metadata or store.saved_state("searcher") or store.saved_state("scheduler")
+        len(store.trials)
+        or store.metadata
+        or store.saved_state("searcher")
+        or store.saved_state("scheduler")
+        or any(True for _ in store.logged_events())
     )
-    return not has_something and (writer is None or writer["alive"] is False)
+    return not has_something and writer is not None and writer["alive"] is False

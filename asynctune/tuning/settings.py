@@ -5,6 +5,9 @@ Values are stored as msgpack; a searcher, a scheduler, a function cannot be with
 
 from __future__ import annotations
 
+import logging
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, TypeVar
@@ -16,7 +19,17 @@ from asynctune.tuning.basic import BasicSearcher
 from asynctune.tuning.stored_space import functions_of, stored, unstored
 from asynctune.tuning.variants import Space, path_text
 
-__all__ = ["PROGRESS_KEY", "SETTINGS_KEY", "Plan", "given_again", "settings_of", "with_checkpoint_config"]
+__all__ = [
+    "PROGRESS_KEY",
+    "SETTINGS_KEY",
+    "Plan",
+    "directory_name",
+    "given_again",
+    "settings_of",
+    "with_checkpoint_config",
+]
+
+logger = logging.getLogger("asynctune")
 
 SETTINGS_KEY: Final = "asynctune.tuner"
 """Key of the metadata that holds them."""
@@ -25,6 +38,7 @@ PROGRESS_KEY: Final = "asynctune.progress"
 """Key of the metadata that says whether the experiment is finished."""
 
 _FORM: Final = 1
+_MAX_NAME: Final = 80
 _DEFAULT_CHECKPOINTS: Final = CheckpointConfig()
 
 
@@ -45,6 +59,11 @@ class Plan:
     tune: TuneConfig
     run: RunConfig
     runner: Any = None
+
+
+def directory_name(trainable: Any) -> str:
+    """What names of the trainable's directories begin with."""
+    return re.sub(r"[^\w.-]+", "_", trainable_name(trainable)).strip("._-")[:_MAX_NAME] or "trial"
 
 
 def settings_of(plan: Plan) -> dict[str, Any]:
@@ -110,15 +129,13 @@ def given_again(
     """
     settings = _checked(settings)
     missing = []
+    if trainable is None and settings["import"] is not None:
+        trainable = import_trainable(settings["import"])
     if trainable is None:
-        if settings["import"] is not None:
-            trainable = import_trainable(settings["import"])
-        else:
-            missing.append(f"the trainable {settings['trainable']} (it cannot be imported by name)")
-    elif (given_now := _described(trainable)) != (made_with := f"{settings['kind']} {settings['trainable']}"):
+        missing.append(f"the trainable {settings['trainable']} (it cannot be imported by name)")
+    elif (there := _described(trainable)) != (made_with := f"{settings['kind']} {settings['trainable']}"):
         raise ConfigError(
-            f"the experiment was made with the {made_with}, and the {given_now} was given; its checkpoints belong to "
-            "the former"
+            f"the experiment was made with the {made_with}, and this is the {there}, which its checkpoints are not of"
         )
     _check_same(
         "searcher", settings["searcher"] or BasicSearcher.__name__, tune_config and tune_config.search_alg
@@ -134,11 +151,15 @@ def given_again(
         ("tune_config=TuneConfig(search_alg=...)", settings["searcher"], tune.search_alg),
         ("tune_config=TuneConfig(scheduler=...)", settings["scheduler"], tune.scheduler),
         ("run_config=RunConfig(stop=...)", settings["stop_function"], run.stop),
-        ("run_config=RunConfig(callbacks=...)", ", ".join(settings["callbacks"]), run.callbacks),
         ("runner=...", settings["runner"], runner),
     ):
         if name and not given:
             missing.append(f"{name}, as {what}")
+    absent = ", ".join((Counter(settings["callbacks"]) - Counter(map(_name, run.callbacks))).elements())
+    if absent and not run.callbacks:
+        missing.append(f"{absent}, as run_config=RunConfig(callbacks=...)")
+    elif absent:
+        logger.warning("callbacks of before that were not given again: %s", absent)
     if settings["functions"] and space is None:
         missing.append(f"param_space=..., for the functions of {', '.join(settings['functions'])}")
     if missing and complete:
@@ -173,8 +194,15 @@ _C = TypeVar("_C", TuneConfig, RunConfig)
 
 def _filled(given: _C, stored: _C, default: _C) -> _C:
     """What was given, and in the place of defaults what was stored: a config given for one field drops no other."""
-    names = [field.name for field in fields(given)]
-    kept = {name: getattr(stored, name) for name in names if getattr(given, name) == getattr(default, name)}
+    kept = {}
+    for field in fields(given):
+        value, before = getattr(given, field.name), getattr(stored, field.name)
+        if value == getattr(default, field.name) and before != value:
+            kept[field.name] = before
+    if kept:
+        logger.info(
+            "kept as it was stored: %s", ", ".join(f"{name}={value!r}" for name, value in kept.items())
+        )
     return replace(given, **kept)
 
 

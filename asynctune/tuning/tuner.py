@@ -9,6 +9,7 @@ import asyncio
 import datetime as dt
 import logging
 import os
+import secrets
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,14 @@ from asynctune.store.store import ExperimentStore
 from asynctune.trainable import TrainableKind, check_trainable, import_trainable, trainable_name
 from asynctune.tuning.result_grid import ResultGrid
 from asynctune.tuning.running import ExperimentRun, is_unbegun
-from asynctune.tuning.settings import PROGRESS_KEY, SETTINGS_KEY, Plan, given_again, with_checkpoint_config
+from asynctune.tuning.settings import (
+    PROGRESS_KEY,
+    SETTINGS_KEY,
+    Plan,
+    directory_name,
+    given_again,
+    with_checkpoint_config,
+)
 from asynctune.tuning.variants import Space
 
 __all__ = ["Tuner"]
@@ -64,6 +72,7 @@ class Tuner:
         run_config: RunConfig | None = None,
         runner: TrialRunner | None = None,
     ) -> None:
+        _check_types(tune_config, run_config, runner)
         tune = tune_config or TuneConfig()
         run = run_config or RunConfig()
         if param_space is None and tune.search_alg is None:
@@ -72,7 +81,9 @@ class Tuner:
         plan = Plan(trainable=trainable, space=space, tune=tune, run=run, runner=runner)
         _check(plan)
         directory = result_dir(run.local_dir)
-        name = run.name or f"{trainable_name(trainable)}_{dt.datetime.now():%Y-%m-%d_%H-%M-%S}"  # noqa: DTZ005
+        # with something drawn: two may be made in one second
+        made = f"{dt.datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"  # noqa: DTZ005
+        name = run.name or f"{directory_name(trainable)}_{made}"
         if os.sep in name or name in {".", ".."} or "\0" in name:
             raise ConfigError(f"name={name!r} cannot be a directory's; use local_dir for where it is made")
         self._begin(plan, Path(directory, name))
@@ -112,11 +123,21 @@ class Tuner:
                 f"this Tuner has run; go on with its experiment: Tuner.restore({str(self._path)!r})"
             )
         requeue = None if self._resumed is None else self._resumed.requeue
-        self._run = ExperimentRun(self._plan, self._path, requeue)
-        return await self._run.to_its_end()
+        run = self._run = ExperimentRun(self._plan, self._path, requeue)
+        try:
+            return await run.to_its_end()
+        finally:
+            if not run.has_begun:
+                self._run = None
 
     def run(self) -> ResultGrid:
         """`fit` for scripts without an event loop; SIGINT ends them with exit code 130."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise ConfigError("tuner.run() starts an event loop, and one runs here: await tuner.fit()")
         try:
             return asyncio.run(self.fit())
         except KeyboardInterrupt as stopped:
@@ -180,6 +201,7 @@ class Tuner:
             CorruptStateError: It cannot be read.
             ConfigError: Something was not given again, or the trainable is another one.
         """
+        _check_types(tune_config, run_config, runner)
         location = await asyncio.to_thread(_absolute, path_or_uri)
         async with ExperimentStore.open(
             location, mode="read", local_dir=local_dir, storage_options=storage_options
@@ -189,6 +211,7 @@ class Tuner:
                     f"the experiment at {location} was never begun: its creation was cut short before anything was "
                     "recorded; make it with Tuner(...) and the same name"
                 )
+            path = store.location
             results = await ResultGrid.of(store)
             finished = bool((store.metadata.get(PROGRESS_KEY) or {}).get("finished"))
             errored = results.num_errors > 0 and (resume_errored or restart_errored)
@@ -204,8 +227,8 @@ class Tuner:
                 complete=not nothing_to_run,
             )
             plan = with_checkpoint_config(plan, store.checkpoint_config)
-        if plan.run.name not in (None, Path(location).name):
-            raise ConfigError(f"the experiment is called {Path(location).name}, not {plan.run.name!r}")
+        if plan.run.name not in (None, path.name):
+            raise ConfigError(f"the experiment is called {path.name}, not {plan.run.name!r}")
         if plan.trainable is not None:
             logger.info("restored %s with the trainable %s", location, trainable_name(plan.trainable))
         if not nothing_to_run:
@@ -213,7 +236,7 @@ class Tuner:
         made = cls.__new__(cls)
         made._begin(  # noqa: SLF001 - its own class
             plan,
-            Path(location),
+            path,
             _Resumed(
                 requeue={
                     "resume_unfinished": resume_unfinished,
@@ -225,6 +248,22 @@ class Tuner:
             ),
         )
         return made
+
+
+def _check_types(tune_config: Any, run_config: Any, runner: Any) -> None:
+    for name, value, kind in (
+        ("tune_config", tune_config, TuneConfig),
+        ("run_config", run_config, RunConfig),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise ConfigError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+    if isinstance(runner, type):
+        raise ConfigError(f"runner must be an object, not a class; use {runner.__name__}()")
+    missing = [name for name in ("start", "run_trial", "aclose", "capacity") if not hasattr(runner, name)]
+    if runner is not None and missing:
+        raise ConfigError(
+            f"runner must be a TrialRunner; {type(runner).__name__} has no {', '.join(missing)}"
+        )
 
 
 def _check(plan: Plan) -> None:

@@ -178,7 +178,7 @@ async def test_another_trainable_is_refused(tmp_path):
         """Likewise."""
 
     with pytest.raises(
-        ConfigError, match=r"made with the coroutine coroutine, and the function coroutine was given"
+        ConfigError, match="made with the coroutine coroutine, and this is the function coroutine"
     ):
         await Tuner.restore(path, coroutine)
     searcher = await asyncio.to_thread(OptunaSearcher, {})  # which imports Optuna

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from asynctune import (
     ConfigError,
     ExperimentExistsError,
     FailureConfig,
+    InlineRunner,
     ResultGrid,
     RunConfig,
     StorageError,
@@ -408,3 +411,131 @@ async def test_a_uri_and_a_staging_directory_are_refused_clearly(tmp_path):
     await tuner(tmp_path, space={"x": 1}).fit()
     with pytest.raises(ConfigError, match="local_dir"):
         await Tuner.restore(tmp_path / "exp", local_dir=tmp_path)
+
+
+async def test_what_is_given_has_to_be_of_its_kind(tmp_path):
+    mistakes: list[tuple[dict[str, Any], str]] = [
+        ({"tune_config": {"metric": "loss"}}, "tune_config must be a TuneConfig, not dict"),
+        ({"run_config": {}}, "run_config must be a RunConfig, not dict"),
+        ({"runner": 5}, "int has no start, run_trial, aclose, capacity"),
+        ({"runner": InlineRunner}, r"use InlineRunner\(\)"),
+    ]
+    for wrong, text in mistakes:
+        with pytest.raises(ConfigError, match=text):
+            Tuner(trainables.coroutine, **wrong)
+        with pytest.raises(ConfigError, match=text):
+            await Tuner.restore(tmp_path, **wrong)
+
+
+async def test_a_tuner_in_a_running_loop_is_awaited(tmp_path):
+    with pytest.raises(ConfigError, match=r"await tuner\.fit\(\)"):
+        tuner(tmp_path).run()
+
+
+async def test_after_a_start_that_came_to_nothing_it_may_be_tried_again(tmp_path):
+    (tmp_path / "there").write_text("")
+    made = tuner(tmp_path / "there")
+    with pytest.raises(StorageError):
+        await made.fit()
+    (tmp_path / "there").unlink()
+    assert len(await made.fit()) == 4
+
+
+def test_tuners_without_a_name_do_not_meet(tmp_path):
+    names = {
+        Tuner(trainables.coroutine, run_config=RunConfig(local_dir=tmp_path)).location.name for _ in range(10)
+    }
+    assert len(names) == 10
+
+
+async def test_odd_names_of_trainables_are_made_directories(tmp_path):
+    async def odd(config):
+        await session.areport({"loss": 1})
+
+    odd.__name__ = f"<näme of {'x' * 300}/..>"
+    [result] = await tuner(tmp_path, odd, {}).fit()
+    assert result.path.parent == tmp_path / "exp"
+    assert result.path.name.startswith("näme_of_xxx")
+    [result] = await tuner(tmp_path, lambda config: trainables.coroutine({"x": 1}), {}, name="lambda").fit()
+    assert result.path.name.startswith("lambda_")
+
+
+class Vandal(Bad):
+    """A searcher and scheduler that does what it likes with results."""
+
+    def suggest(self, trial_id):
+        return {"x": 1}
+
+    def on_trial_result(self, trial_id, result):
+        result["training_iteration"] = 1000
+        result["nested"]["loss"] = -1
+        del result["loss"]
+        return "CONTINUE"
+
+    def choose_trial_to_run(self, trial_ids):
+        return trial_ids[0]
+
+
+async def test_what_one_does_to_a_result_is_nobody_elses_business(tmp_path):
+    async def nested(config):
+        for _ in range(5):
+            await session.areport({"loss": 1, "nested": {"loss": 2}})
+
+    vandal = Vandal(None)
+    heard = Listening()
+    config = TuneConfig(search_alg=vandal, scheduler=vandal, num_samples=1, metric="loss", mode="min")
+    made = tuner(tmp_path, nested, tune=config, stop={"training_iteration": 3}, callbacks=[heard])
+    [result] = await made.fit()
+    assert result.metrics["training_iteration"] == 3
+    assert result.metrics["nested"] == {"loss": 2}
+
+
+@pytest.mark.parametrize("trainable", ["coroutine", "function"])
+async def test_a_callback_that_exits_ends_the_run_and_nothing_is_lost(tmp_path, trainable):
+    class Exits:
+        def on_trial_result(self, trial, result):
+            raise SystemExit(7)
+
+    space = {"x": grid_search([1, 2])}
+    made = tuner(tmp_path, getattr(trainables, trainable), space, callbacks=[Exits()])
+    with pytest.raises(SystemExit) as left:
+        await made.fit()
+    assert left.value.code == 7
+    assert {result.status for result in made.get_results()} == {TrialStatus.PENDING}
+    assert (await ResultGrid.load(tmp_path / "exp"))[0].error is None
+
+
+async def test_failures_at_once_are_tried_again_ever_later(tmp_path, monkeypatch):
+    lives = []
+
+    async def hopeless(config):
+        lives.append(asyncio.get_running_loop().time())
+        raise ValueError("at once")
+
+    made = tuner(tmp_path, hopeless, {}, failure_config=FailureConfig(max_failures=5))
+    results = await made.fit()
+    assert results.num_errors == 1
+    rests = [later - earlier for earlier, later in itertools.pairwise(lives)]
+    assert all(rest > 0.05 * 2**number for number, rest in enumerate(rests[1:]))
+
+
+async def test_a_trial_that_swallows_its_cancellation_reports_no_more(tmp_path):
+    swallowed = asyncio.Event()
+
+    async def stubborn(config):
+        while True:
+            try:
+                await session.areport({"loss": 1})
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                if swallowed.is_set():
+                    raise
+                swallowed.set()
+
+    task = asyncio.create_task((made := tuner(tmp_path, stubborn, {})).fit())
+    await asyncio.sleep(0.3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert swallowed.is_set()
+    assert made.get_results()[0].status is TrialStatus.PENDING
