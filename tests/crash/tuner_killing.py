@@ -30,7 +30,7 @@ MOST: Final = 2.5
 
 _KILLS_EACH: Final = 12
 """Of one experiment: each loses a few iterations of those trials that run, so that the bound can be kept."""
-_SIGNALS: Final = (signal.SIGKILL,) * 4 + (signal.SIGTERM, signal.SIGINT)
+_SIGNALS: Final = (signal.SIGKILL,) * 8 + (signal.SIGTERM, signal.SIGINT)
 _ENDS: Final = {
     signal.SIGKILL: {-signal.SIGKILL},
     signal.SIGTERM: {-signal.SIGTERM, 128 + signal.SIGTERM},
@@ -57,6 +57,11 @@ class Tally:
     worked: int = 0
 
     @property
+    def killed(self) -> int:
+        """How often by SIGKILL."""
+        return self.kills[signal.SIGKILL.name]
+
+    @property
     def ratio(self) -> float:
         """Of what was worked to the minimum."""
         return self.worked / (self.experiments * MINIMUM)
@@ -72,19 +77,21 @@ class _Seen:
 
 
 async def kill_tuners(directory: Path, rng: random.Random, kills: int, kind: str) -> Tally:
-    """Start Tuners of this kind, end them `kills` times at moments that are drawn, and check what each leaves.
+    """Start Tuners of this kind, kill them `kills` times at moments that are drawn, and check what each leaves.
+
+    Now and then one is ended by another signal, too.
 
     Args:
         directory: Where the experiments are made; a new one when one is finished.
         rng: What is drawn from.
-        kills: How many.
+        kills: How many times by SIGKILL.
         kind: One of `tests.crash.tuning.KINDS`.
     """
     tally = Tally()
-    while tally.kills.total() < kills:
+    while tally.killed < kills:
         home = directory / f"{kind}{tally.experiments}"
         home.mkdir()
-        await _one_experiment(home, rng, min(kills, tally.kills.total() + _KILLS_EACH), kind, tally)
+        await _one_experiment(home, rng, min(kills, tally.killed + _KILLS_EACH), kind, tally)
         tally.experiments += 1
     return tally
 
@@ -105,7 +112,7 @@ async def _one_experiment(home: Path, rng: random.Random, until: int, kind: str,
         )
         try:
             number = None
-            if tally.kills.total() < until:
+            if tally.killed < until:
                 number = await _end(process, work, rng, kind, tally)
             _, errors = await process.communicate()
         finally:
