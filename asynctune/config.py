@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from asynctune.checking import OF_CALLBACKS, OF_SCHEDULERS, OF_SEARCHERS, check_object
 from asynctune.errors import ConfigError
 
 __all__ = [
@@ -230,13 +231,15 @@ class TuneConfig:
         if budget is not None and not (_is_number(budget) and 0 < budget < math.inf):
             msg = f"time_budget_s must be a number of seconds above 0, or None, not {budget!r}"
             raise ConfigError(msg)
-        _check_methods("search_alg", self.search_alg, _SEARCHER)
-        _check_methods("scheduler", self.scheduler, _SCHEDULER)
+        check_object("search_alg", self.search_alg, OF_SEARCHERS)
+        check_object("scheduler", self.scheduler, OF_SCHEDULERS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """How an experiment is run and kept.
+
+    `None` for one of the configs, or for `callbacks`, is the default.
 
     Attributes:
         name: Of the experiment, and of its directory; `None`: the trainable's name and the time.
@@ -270,25 +273,10 @@ class RunConfig:
         if self.name is not None and (not isinstance(self.name, str) or not self.name):
             msg = f"name must be a text, not {self.name!r}"
             raise ConfigError(msg)
-        if isinstance(self.stop, Mapping):
-            for metric, value in self.stop.items():
-                if not isinstance(metric, str) or not isinstance(value, int | float) or value != value:  # noqa: PLR0124
-                    msg = f"stop must have numbers by metric, such as {{'training_iteration': 10}}, not {self.stop!r}"
-                    raise ConfigError(msg)
-        elif self.stop is not None and not callable(self.stop):
-            msg = f"stop must be a mapping of metrics to values, or a function, not {self.stop!r}"
-            raise ConfigError(msg)
-        for name, kind in (
-            ("sync_config", SyncConfig),
-            ("checkpoint_config", CheckpointConfig),
-            ("failure_config", FailureConfig),
-        ):
-            if not isinstance(getattr(self, name), kind):
-                msg = f"{name} must be a {kind.__name__}, not {type(getattr(self, name)).__name__}"
-                raise ConfigError(msg)
-        if isinstance(self.callbacks, str) or not isinstance(self.callbacks, Sequence):
-            msg = f"callbacks must be a list, not {self.callbacks!r}"
-            raise ConfigError(msg)
+        _check_stop(self.stop)
+        if self.local_dir is not None:
+            _check_place("local_dir", self.local_dir)
+        self._check_parts()
         if self.verbose not in (0, 1, 2, 3):  # 3 is the most that scripts for Ray Tune ask for
             msg = f"verbose must be 0, 1, 2 or 3, not {self.verbose!r}"
             raise ConfigError(msg)
@@ -296,21 +284,53 @@ class RunConfig:
             msg = f"log_to_file must be True or False, not {self.log_to_file!r}; the files are stdout and stderr"
             raise ConfigError(msg)
 
+    def _check_parts(self) -> None:
+        if self.callbacks is None:
+            object.__setattr__(self, "callbacks", ())
+        for name, kind in (
+            ("sync_config", SyncConfig),
+            ("checkpoint_config", CheckpointConfig),
+            ("failure_config", FailureConfig),
+        ):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, kind())  # frozen, and being made
+            if not isinstance(getattr(self, name), kind):
+                msg = f"{name} must be a {kind.__name__}, not {type(getattr(self, name)).__name__}"
+                raise ConfigError(msg)
+        if isinstance(self.callbacks, str) or not isinstance(self.callbacks, Sequence):
+            msg = f"callbacks must be a list, not {self.callbacks!r}"
+            raise ConfigError(msg)
+        for callback in self.callbacks:
+            check_object("callback", callback, OF_CALLBACKS)
 
-_SEARCHER: Final = ("suggest", "on_trial_result", "on_trial_complete", "get_state", "set_state")
-_SCHEDULER: Final = ("on_trial_result", "choose_trial_to_run", "get_state", "set_state")
+
+_URI: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def _check_stop(stop: Any) -> None:
+    if isinstance(stop, Mapping):
+        for metric, value in stop.items():
+            if not isinstance(metric, str) or not isinstance(value, int | float) or value != value:  # noqa: PLR0124
+                msg = f"stop must have numbers by metric, such as {{'training_iteration': 10}}, not {stop!r}"
+                raise ConfigError(msg)
+    elif stop is not None and not callable(stop):
+        msg = f"stop must be a mapping of metrics to values, or a function, not {stop!r}"
+        raise ConfigError(msg)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check_methods(name: str, value: Any, methods: Sequence[str]) -> None:
-    if value is None:
-        return
-    missing = [method for method in methods if not callable(getattr(value, method, None))]
-    if missing:
-        msg = f"{name} {type(value).__name__} has no method {', '.join(missing)}"
+def _check_place(name: str, place: Any) -> None:
+    if not isinstance(place, str | os.PathLike) or isinstance(os.fspath(place), bytes):
+        msg = f"{name} must be a directory's path, not {place!r}"
+        raise ConfigError(msg)
+    if _URI.match(text := os.fspath(place)):
+        msg = (
+            f"{name}={_without_credentials(text)!r}: this release keeps experiments on the local disk only; give the "
+            "path of a directory"
+        )
         raise ConfigError(msg)
 
 
@@ -320,9 +340,13 @@ def result_dir(setting: str | os.PathLike[str] | None, environ: Mapping[str, str
     Args:
         setting: As given in `RunConfig.local_dir`; it goes before `TUNE_RESULT_DIR`.
         environ: Environment to read instead of the process's own.
+
+    Raises:
+        ConfigError: It is no path.
     """
     environ = os.environ if environ is None else environ
     chosen = setting if setting is not None else environ.get(RESULT_DIR_VARIABLE) or DEFAULT_RESULT_DIR
+    _check_place("local_dir" if setting is not None else RESULT_DIR_VARIABLE, chosen)
     path = os.path.expanduser(os.fspath(chosen))
     # not abspath, which asks for the working directory even where it is not needed
     return os.path.normpath(path if os.path.isabs(path) else os.path.join(os.getcwd(), path))

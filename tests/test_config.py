@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 
@@ -187,10 +188,11 @@ def test_how_much_is_shown(verbose):
     [
         *(("name", value) for value in ("", 7, b"exp")),
         *(("stop", value) for value in (10, "loss", {"loss": "low"}, {"loss": math.nan}, {1: 2})),
-        *(("sync_config", value) for value in (None, {"storage_options": "hunter2"})),
-        *(("checkpoint_config", value) for value in (None, SyncConfig())),
-        *(("failure_config", value) for value in (None, 3)),
-        *(("callbacks", value) for value in (None, "print", object())),
+        *(("sync_config", value) for value in ({"storage_options": "hunter2"}, SyncConfig)),
+        ("checkpoint_config", SyncConfig()),
+        *(("failure_config", value) for value in (3, False)),
+        *(("callbacks", value) for value in ("print", object(), 0)),
+        *(("local_dir", value) for value in (5, b"runs", ["runs"], False)),
         *(("verbose", value) for value in (-1, 4, None, "2")),
         *(("log_to_file", value) for value in (None, "out.log", ("out.log", "err.log"))),
     ],
@@ -200,6 +202,30 @@ def test_a_setting_of_a_run_that_cannot_work_is_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=f"{name} must be|{name} must have") as refused:
         RunConfig(**{name: value})
     assert "hunter2" not in str(refused.value)
+
+
+def test_none_is_the_default_as_in_scripts_for_ray_tune():
+    names = ("sync_config", "checkpoint_config", "failure_config", "callbacks", "local_dir", "stop", "name")
+    nothing: dict[str, Any] = dict.fromkeys(names)
+    assert RunConfig(**nothing) == RunConfig()
+    assert type(RunConfig(failure_config=None).failure_config) is FailureConfig  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "place", ["s3://me:hunter2@bucket/runs?key=hunter2", "gs://bucket/runs", "file:///runs"]
+)
+def test_experiments_are_made_on_a_disk(place):
+    for refused in (
+        lambda: RunConfig(local_dir=place),
+        lambda: result_dir(place),
+        lambda: result_dir(None, {"TUNE_RESULT_DIR": place}),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"(local_dir|TUNE_RESULT_DIR)='\w+://.*runs': .*the local disk only"
+        ) as said:
+            refused()
+        assert "hunter2" not in str(said.value)
+    assert RunConfig(local_dir="./s3:/runs").local_dir == "./s3:/runs"
 
 
 @pytest.mark.parametrize("count", [0, 3, -1])

@@ -16,6 +16,7 @@ ROOT: Final = Path(__file__).parent.parent
 MODULES: Final = sorted((ROOT / "asynctune").rglob("*.py"))
 MAX_LINES: Final = 400
 PURE: Final = {
+    "asynctune.checking",
     "asynctune.checkpoints.retention",
     "asynctune.config",
     "asynctune.errors",

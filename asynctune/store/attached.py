@@ -28,6 +28,8 @@ class CaptureError(AsynctuneError):
 class AttachedState:
     """The place of one such object in the experiment.
 
+    Messages name the object by its class, or as its attribute `state_of` says: it may stand for one of a user's.
+
     Args:
         name: `searcher`, `scheduler`, or the driver's own word; for messages.
         records: Where it is stored.
@@ -58,12 +60,12 @@ class AttachedState:
         """
         for name in ("get_state", "set_state"):
             if not callable(getattr(value, name, None)):
-                kind = type(value).__name__
+                kind = _kind(value)
                 raise ConfigError(
                     f"the {self._name} {kind} has no method {name}(); the store needs it to keep its state"
                 )
             if inspect.iscoroutinefunction(getattr(value, name)):
-                kind = type(value).__name__
+                kind = _kind(value)
                 raise ConfigError(f"{name}() of the {self._name} {kind} must be a plain method, not async")
         if self._object is not None and self._object is not value:
             msg = f"a {self._name} is attached already; a store keeps the state of one"
@@ -95,7 +97,7 @@ class AttachedState:
             if callable(saved := getattr(self._object, "state_saved", None)):
                 saved()
         except Exception as error:
-            msg = f"the state of the {self._name} {type(self._object).__name__} could not be captured: {error!r}"
+            msg = f"the state of the {self._name} {_kind(self._object)} could not be captured: {error!r}"
             raise CaptureError(msg) from error
         finally:
             ended = self._clock.monotonic()
@@ -107,3 +109,7 @@ class AttachedState:
         text = str(error)
         known, self._told = self._told, text
         return text != known
+
+
+def _kind(value: object) -> str:
+    return str(getattr(value, "state_of", None) or type(value).__name__)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from asynctune.errors import CorruptStateError
+from asynctune.errors import AsynctuneError, CorruptStateError, UserCodeError
 
 __all__ = ["CallbackStates"]
 
@@ -29,16 +29,28 @@ class CallbackStates:
             if callable(getattr(each, "get_state", None)) and callable(getattr(each, "set_state", None))
         ]
         self._others: list[list[Any]] = []  # of callbacks that were not given again: kept, they may be later
+        self._asked: Any = None
+
+    @property
+    def state_of(self) -> str:
+        """Whose state this is, for messages: the one that is asked for it, or all of them."""
+        return ", ".join(map(_kind, self._callbacks if self._asked is None else [self._asked]))
 
     def get_state(self) -> list[list[Any]]:
         """`[class name, state]` of each."""
-        return [[_kind(each), each.get_state()] for each in self._callbacks] + self._others
+        states = []
+        for each in self._callbacks:
+            self._asked = each
+            states.append([_kind(each), each.get_state()])
+        self._asked = None
+        return states + self._others
 
     def set_state(self, states: Any) -> None:
         """Give each its state back.
 
         Raises:
             CorruptStateError: These are no states of callbacks.
+            UserCodeError: One of them failed.
         """
         try:
             pairs = [(str(kind), state) for kind, state in states]
@@ -54,7 +66,19 @@ class CallbackStates:
                 logger.warning("the callback %s has a saved state and was not given again; it is kept", kind)
             else:
                 left.remove(taker)
-                taker.set_state(state)
+                _give(taker, state)
+
+
+def _give(callback: Any, state: Any) -> None:
+    try:
+        callback.set_state(state)
+    except AsynctuneError:
+        raise
+    except Exception as error:
+        raise UserCodeError(
+            f"the callback {_kind(callback)}.set_state() failed: {error!r}; nothing was changed: correct it, and "
+            "restore again"
+        ) from error
 
 
 def _kind(callback: Any) -> str:

@@ -32,7 +32,7 @@ class Callbacks:
         report: Told of a failure: `report(message)`.
 
     Raises:
-        ConfigError: One has none of the methods.
+        ConfigError: One has none of the methods, or is a class.
     """
 
     def __init__(self, callbacks: Sequence[Any], report: Callable[[str], None]) -> None:
@@ -42,6 +42,10 @@ class Callbacks:
         )  # in the order of asking: trials that run at the same time are told of in turn
         self.objects = tuple(callbacks)
         for each in callbacks:
+            if isinstance(each, type):
+                raise ConfigError(
+                    f"a callback must be an object, not the class {each.__name__}; write {each.__name__}(...)"
+                )
             if not any(callable(getattr(each, name, None)) for name in EVENTS):
                 raise ConfigError(f"the callback {each!r} has none of the methods {', '.join(EVENTS)}")
 

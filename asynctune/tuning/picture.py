@@ -144,8 +144,9 @@ def _table(view: View, trials: Sequence[Trial], width: int) -> list[Text]:
     right = [False, False, True, True, view.metric is not None]
     for column in _LESS_TOLD:
         if sum(widths) + _GAP * (len(widths) - 1) > width:
-            for line in (heads, widths, right, *rows):
+            for line in (heads, *rows):
                 del line[column]
+            del widths[column], right[column]
     taken = sum(widths) + _GAP * len(widths)
     last = max(0, width - taken) if width - taken >= _LEAST else 0
     made = [_line([*heads, "config" if last else ""], widths, right, None)]

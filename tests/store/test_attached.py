@@ -105,6 +105,20 @@ async def test_a_failing_get_state_is_told_by_flush_and_everything_else_is_durab
         assert other.given == [1]
 
 
+async def test_one_that_stands_for_another_is_named_as_it_says(location):
+    class Cover(Counter):
+        state_of = "TheirSearcher"
+
+    store = await ExperimentStore.open(location)
+    cover = Cover(object())
+    store.attach_searcher(cover)
+    with pytest.raises(CaptureError, match="the state of the searcher TheirSearcher could not") as caught:
+        await store.flush()
+    assert "Cover" not in str(caught.value)
+    cover.value = 1
+    await store.aclose()
+
+
 async def test_a_state_that_cannot_be_packed_names_the_part(location):
     store = await ExperimentStore.open(location)
     searcher = Counter({"trials": [1, object()]})

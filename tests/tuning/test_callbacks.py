@@ -83,6 +83,11 @@ async def test_what_one_raises_harms_no_other(caplog, event, error):
     assert "Traceback" in caplog.text
 
 
+def test_a_class_is_no_callback():
+    with pytest.raises(ConfigError, match=r"not the class Plain; write Plain\("):
+        Callbacks([Plain], print)
+
+
 async def test_cancelling_the_trial_cancels_the_callback():
     entered = asyncio.Event()
 
