@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 import pytest
 
@@ -10,6 +11,7 @@ from asynctune import (
     CheckpointConfig,
     ExperimentStore,
     FailureConfig,
+    InlineRunner,
     RunConfig,
     TrialFailedError,
     TuneConfig,
@@ -301,3 +303,114 @@ async def test_a_trial_that_makes_something_else_of_its_cancellation_goes_on_lat
     run = RunConfig(name="exp", local_dir=tmp_path, verbose=0, failure_config=FailureConfig(fail_fast=True))
     results = await Tuner(stubborn, param_space={"x": grid_search([0, 1])}, run_config=run).fit()
     assert [result.status for result in results] == ["PENDING", "ERROR"]
+
+
+async def test_a_trial_that_awaits_nothing_else_leaves_the_loop_to_others(tmp_path):
+    turns = 0
+
+    async def counting():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def busy(config):
+        before = turns
+        for _ in range(100):
+            await session.areport({"loss": 1})
+        await session.areport({"turns": turns - before})
+
+    other = asyncio.create_task(counting())
+    run = RunConfig(name="exp", local_dir=tmp_path, verbose=0)
+    results = await Tuner(busy, param_space={}, run_config=run).fit()
+    other.cancel()
+    assert results[0].metrics["turns"] >= 100
+
+
+class Hesitates(Searcher):
+    """Proposes nothing while the first trial runs, and something when that has ended."""
+
+    asked, ended = 0, False
+
+    def suggest(self, trial_id):
+        self.asked += 1
+        return {"x": 1} if self.asked == 1 or self.ended else None
+
+    def on_trial_complete(self, trial_id, result=None, error=False):
+        self.ended = True
+
+
+async def test_a_searcher_that_proposes_nothing_for_now_is_asked_again(tmp_path):
+    tune = TuneConfig(search_alg=Hesitates(), num_samples=3, max_concurrent_trials=2)
+    run = RunConfig(name="exp", local_dir=tmp_path, verbose=0)
+    results = await Tuner(trainables.coroutine, tune_config=tune, run_config=run).fit()
+    assert len(results) == 3
+
+
+async def test_an_end_that_is_told_is_not_cut_off_by_the_end_of_everything(tmp_path):
+    ended = asyncio.Event()
+
+    async def second_waits(config):
+        if config["x"]:
+            await ended.wait()
+        await session.areport({"loss": config["x"]})
+
+    def stop(trial_id, result):
+        if result["loss"]:
+            raise KeyError("a mistake")
+        return False
+
+    slow = Slow(ended)
+    run = RunConfig(name="exp", local_dir=tmp_path, verbose=0, callbacks=[slow], stop=stop)
+    with pytest.raises(UserCodeError, match="a mistake"):
+        await Tuner(second_waits, param_space={"x": grid_search([0, 1])}, run_config=run).fit()
+    assert slow.events[-3:] == ["complete", "told", 2]
+
+
+async def test_a_mistake_in_a_report_fails_its_trial_alone(tmp_path):
+    async def backwards(config):
+        await session.areport({"loss": 1, "training_iteration": 5})
+        await session.areport({"loss": 1, "training_iteration": config["next"]})
+
+    run = RunConfig(name="exp", local_dir=tmp_path, verbose=0)
+    results = await Tuner(backwards, param_space={"next": grid_search([4, 6])}, run_config=run).fit()
+    assert [result.status for result in results] == ["ERROR", "TERMINATED"]
+    assert "iteration 4" in results.errors[0]
+
+
+async def test_until_its_stop_a_trial_that_runs_again_is_not_stopped_for_another_reason(tmp_path):
+    path = await stopped(tmp_path, at=6, checkpoint=2)
+    results = await (
+        await Tuner.restore(path, run_config=RunConfig(verbose=0, stop={"training_iteration": 4}))
+    ).fit()
+    assert results[1].metrics["training_iteration"] == 6
+
+
+async def test_what_is_left_to_be_done_is_not_finished(tmp_path):
+    run = RunConfig(name="exp", local_dir=tmp_path, verbose=0)
+    await Tuner(trainables.coroutine, param_space={"x": 1}, run_config=run).fit()
+
+    def fails(trial_id, result):
+        raise KeyError("a mistake")
+
+    restored = await Tuner.restore(
+        tmp_path / "exp", tune_config=TuneConfig(num_samples=2), run_config=RunConfig(stop=fails)
+    )
+    with pytest.raises(UserCodeError):
+        await restored.fit()
+    async with ExperimentStore.open(tmp_path / "exp", mode="read") as store:
+        assert store.metadata["asynctune.progress"] == {"finished": False}
+
+
+async def test_a_signal_before_the_first_trial_is_obeyed(tmp_path):
+    class Signalled(InlineRunner):
+        async def start(self, trainable, options):
+            await super().start(trainable, options)
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.sleep(0.05)
+
+    run = RunConfig(name="exp", local_dir=tmp_path, verbose=0)
+    tuner = Tuner(trainables.coroutine, param_space={"x": 1}, run_config=run, runner=Signalled())
+    with pytest.raises(KeyboardInterrupt, match="to go on"):
+        await tuner.fit()
+    assert {result.status for result in tuner.get_results()} <= {"PENDING"}

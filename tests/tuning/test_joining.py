@@ -88,13 +88,14 @@ async def test_the_past_is_told_before_anything_else(tmp_path):
     assert searcher.told[12:] == [*past, ["suggest", five], ["result", five, 1], ["complete", five, False]]
 
 
-async def test_what_the_saved_state_does_not_know_is_no_past(tmp_path, monkeypatch):
+@pytest.mark.parametrize("known", [8, 7], ids=["reported", "suggested"])
+async def test_what_the_saved_state_does_not_know_is_no_past(tmp_path, monkeypatch, known):
     monkeypatch.setattr(ExperimentStore, "drop_events", lambda _store, _before: None)
     path = await made(tmp_path)
     async with ExperimentStore.open(path, mode="resume") as store:
-        # as if the state had been saved after the result of the third trial
+        # as if the state had been saved after the proposal or the result of the third trial
         state: Any = store._records.get("searcher")
-        state["state"] = {"position": 8, "state": state["state"]["state"][:8]}
+        state["state"] = {"position": known, "state": state["state"]["state"][:known]}
         store._records.put("searcher", state)
         store.set_metadata("asynctune.progress", {"finished": False})
         events = [event[0] for _, event in store.logged_events()]
@@ -103,13 +104,38 @@ async def test_what_the_saved_state_does_not_know_is_no_past(tmp_path, monkeypat
         )
     _, results, searcher = await rerun(path)
     one, two, three, four = (result.trial_id for result in results)
+    rows = [1] if known == 8 else []
     past = [
         ["past", one, [1], True, True],
         ["past", two, [1], True, False],
-        ["past", three, [1], False, False],
+        ["past", three, rows, False, False],
     ]
     again = [["complete", three, True], ["suggest", four], ["result", four, 1], ["complete", four, False]]
-    assert searcher.told[8:] == past + again
+    if known == 7:
+        again.insert(0, ["result", three, 1])
+    assert searcher.told[known:] == past + again
+
+
+async def test_a_trial_that_was_resumed_after_the_saved_state_had_failed_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(ExperimentStore, "drop_events", lambda _store, _before: None)
+    path = await made(tmp_path)
+    async with ExperimentStore.open(path, mode="read") as store:
+        before = store.saved_state("searcher")
+    _, results, _ = await rerun(path, resume_errored=True)
+    one, two, three, four = (result.trial_id for result in results)
+    async with ExperimentStore.open(path, mode="resume") as store:
+        # as if no state had been saved since
+        assert before is not None
+        store._records.put("searcher", {"seq": before[0], "state": before[1]})
+        store.set_metadata("asynctune.progress", {"finished": False})
+    _, _, searcher = await rerun(path)
+    assert [each for each in searcher.told[12:] if each[0] == "past"] == [
+        ["past", one, [], True, True],
+        ["past", two, [1], True, False],
+        ["past", three, [], True, True],
+        ["past", four, [1], True, False],
+    ]
+    assert [each[:2] for each in searcher.told[16:18]] == [["add", one], ["add", three]]
 
 
 @pytest.mark.parametrize(("flag", "count"), [("resume_errored", 4), ("restart_errored", 4)])
