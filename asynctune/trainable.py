@@ -19,6 +19,7 @@ from asynctune.errors import ConfigError
 __all__ = [
     "Trainable",
     "TrainableKind",
+    "check_checkpointing",
     "check_trainable",
     "import_trainable",
     "importable_name",
@@ -74,11 +75,15 @@ class Trainable:
 
         The returned dict holds msgpack values. A returned path is that of the directory or of a file in it.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__qualname__} has no save_checkpoint(); define it to have checkpoints"
+        )
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Go on from what `save_checkpoint` made: its dict, or the directory (or path) that has a private copy."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__qualname__} has no load_checkpoint(); define it to go on from one"
+        )
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:  # noqa: ARG002 - for those who override it
         """Become a new trial with another config, which spares making a new object.
@@ -142,6 +147,25 @@ def check_trainable(trainable: Any) -> TrainableKind:
     except ValueError:  # a builtin, which does not say how it is called
         pass
     return kind
+
+
+def check_checkpointing(trainable: Any, *, wanted: bool) -> None:
+    """Refuse a class that cannot make the checkpoints that are asked of it.
+
+    Args:
+        trainable: Of any kind.
+        wanted: Whether `checkpoint_frequency` or `checkpoint_at_end` ask for some.
+
+    Raises:
+        ConfigError: It is a class without `save_checkpoint`.
+    """
+    if not wanted or kind_of(trainable) is not TrainableKind.CLASS:
+        return
+    if trainable.save_checkpoint is Trainable.save_checkpoint:
+        raise ConfigError(
+            f"the trainable {trainable.__qualname__} has no save_checkpoint(), so checkpoint_frequency and "
+            "checkpoint_at_end cannot be met; define it, or leave them out"
+        )
 
 
 def trainable_name(trainable: Any) -> str:

@@ -9,6 +9,7 @@ import pytest
 from asynctune import ConfigError, Trainable
 from asynctune.trainable import (
     TrainableKind,
+    check_checkpointing,
     check_trainable,
     import_trainable,
     importable_name,
@@ -100,6 +101,22 @@ def test_what_is_none(trainable, text):
         check_trainable(trainable)
 
 
+class Saves(Good):
+    def save_checkpoint(self, checkpoint_dir):
+        return {}
+
+
+@pytest.mark.parametrize("trainable", [Saves, trainables.function], ids=["saves", "function"])
+def test_checkpoints_that_can_be_asked_of_a_trainable(trainable):
+    check_checkpointing(trainable, wanted=True)
+
+
+def test_checkpoints_that_cannot():
+    check_checkpointing(Good, wanted=False)
+    with pytest.raises(ConfigError, match=r"Good has no save_checkpoint\(\), so checkpoint_frequency"):
+        check_checkpointing(Good, wanted=True)
+
+
 def test_names():
     assert trainable_name(trainables.function) == "function"
     assert trainable_name(functools.partial(two, other=1)) == "two"
@@ -139,3 +156,5 @@ def test_what_a_trainable_is_by_itself():
     for call in (made.save_checkpoint, made.load_checkpoint, lambda _: Trainable().step()):
         with pytest.raises(NotImplementedError):
             call("")
+    with pytest.raises(NotImplementedError, match=r"Good has no save_checkpoint\(\); define it"):
+        made.save_checkpoint("")

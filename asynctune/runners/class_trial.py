@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from asynctune.checkpoints.disk import disk_errors
 from asynctune.checkpoints.staging import STAGED_PREFIX
 from asynctune.errors import ConfigError
 from asynctune.protocols import CONTINUE, PAUSE, Decision, TrialTask
@@ -123,7 +124,8 @@ class ClassTrial:
 
     def _save(self, made: Trainable, task: TrialTask) -> Checkpoint:
         # Beside the trial, so that it can be moved instead of copied; the name is one that a restart sweeps away.
-        directory = tempfile.mkdtemp(prefix=f"{STAGED_PREFIX}saving-", dir=task.trial_dir)
+        with disk_errors("make a checkpoint", task.trial_dir):
+            directory = tempfile.mkdtemp(prefix=f"{STAGED_PREFIX}saving-", dir=task.trial_dir)
         try:
             answer = made.save_checkpoint(directory)
         except BaseException:
@@ -132,22 +134,42 @@ class ClassTrial:
         if isinstance(answer, Mapping):
             shutil.rmtree(directory, ignore_errors=True)
             return Checkpoint.from_dict(dict(answer))
-        path = directory if answer is None else os.path.abspath(os.fspath(answer))
-        if path != directory and not path.startswith(directory + os.sep):
+        try:
+            path = directory if answer is None else _path_of(answer, directory)
+            if path != directory:
+                name = os.path.join(directory, RETURNED_FILE)
+                with disk_errors("make a checkpoint", name), open(name, "w", encoding="utf-8") as file:
+                    file.write(os.path.relpath(path, directory))
+        except ConfigError as error:
             shutil.rmtree(directory, ignore_errors=True)
             raise ConfigError(
-                f"{type(made).__name__}.save_checkpoint() returned {answer!r}, which is not in the directory that "
-                "it was given; write there, and return nothing"
-            )
-        if path != directory:
-            with open(os.path.join(directory, RETURNED_FILE), "w", encoding="utf-8") as file:
-                file.write(os.path.relpath(path, directory))
+                f"{type(made).__name__}.save_checkpoint() returned {answer!r:.200}, {error}"
+            ) from None
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         return Checkpoint.from_directory(directory)
 
 
 def _introduce(made: Trainable, task: TrialTask) -> None:
     made.iteration = task.iteration
     made.trial_id, made.trial_name, made.trial_dir = task.trial_id, task.trial_name, task.trial_dir
+
+
+def _path_of(answer: Any, directory: str) -> str:
+    """The path that a class returned for what it wrote."""
+    is_path = isinstance(answer, str | os.PathLike) and not isinstance(answer, Checkpoint)
+    path = os.fspath(answer) if is_path else None
+    if not isinstance(path, str):
+        raise ConfigError(
+            "which is neither a dict nor a path; write to the directory that it gets, and return nothing"
+        )
+    path = os.path.abspath(path)
+    if path != directory and not path.startswith(directory + os.sep):
+        raise ConfigError("which is not in the directory that it was given; write there, and return nothing")
+    if not os.path.exists(path):
+        raise ConfigError("where nothing is; write to the directory that it gets, and return nothing")
+    return path
 
 
 def _loadable(checkpoint: Checkpoint) -> Any:

@@ -33,8 +33,18 @@ _SIGTERM_PAUSE_S: Final = 1.0
 _MAX_BEAT_S: Final = 1.0
 _ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 
-# With the place of this package last: the driver may have found it where the interpreter alone does not look.
-_BOOT: Final = "import sys; sys.path.append(sys.argv[2]); from asynctune.runners.worker import main; main()"
+# The package is the driver's own, which the interpreter alone may not find, or find another one. Nothing else is looked
+# for beside it before it is looked for elsewhere: a module of the user may have a name of the standard library.
+_BOOT: Final = """\
+import importlib.machinery, importlib.util, sys
+sys.path.append(sys.argv[2])
+found = importlib.machinery.PathFinder.find_spec("asynctune", sys.argv[2:3])
+if found is not None:
+    sys.modules["asynctune"] = importlib.util.module_from_spec(found)
+    found.loader.exec_module(sys.modules["asynctune"])
+from asynctune.runners.worker import main
+main()
+"""
 
 Report = Callable[[TrialReport], Awaitable[Decision]]
 
@@ -49,7 +59,9 @@ class ProcessRunner:
     Args:
         max_concurrent: How many trials run at the same time at most; `None`: one for each CPU.
         hung_after_s: A worker that gives no sign of life for so many seconds, and used no CPU time meanwhile, is
-            killed, and its trial has failed. One that computes is left alone, however long that takes.
+            killed, and its trial has failed. One that computes is left alone, however long that takes. It is the
+            process that is watched: a trial that sleeps, or waits for ever for a lock or an answer from a network, is
+            not noticed, for its process lives.
         stop_grace_s: A trial that was told to stop or to pause, and neither ends nor saves a checkpoint for so many
             seconds, is killed with its worker. It counts as stopped or paused, not as failed.
 
@@ -73,6 +85,8 @@ class ProcessRunner:
         self._hung_after_s = hung_after_s
         self._stop_grace_s = stop_grace_s
         self._hello: bytes | None = None
+        self._was_ready = False  # any worker
+        self._cannot_load: str | None = None
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
         self._in_use = False
@@ -98,6 +112,7 @@ class ProcessRunner:
         except BaseException:
             self._in_use = False
             raise
+        self._was_ready, self._cannot_load = False, None
         self._closed = False
 
     async def _pack(self, trainable: Any, options: Mapping[str, Any]) -> bytes:
@@ -169,7 +184,7 @@ class ProcessRunner:
                         raise TrialFailedError(f"the worker of trial {task.trial_id} said {unknown!r:.80}")
         except WorkerLostError as error:
             if error.signal == signal.SIGTERM:
-                # The end of a whole job goes to all its processes: this one may be asked to stop, too.
+                # Who ends a whole batch of processes asks each of them: this one may be asked to stop, too.
                 await asyncio.sleep(_SIGTERM_PAUSE_S)
             raise TrialFailedError(f"the worker process of trial {task.trial_id} {error}") from error
         except _IgnoredError:
@@ -199,6 +214,8 @@ class ProcessRunner:
             if worker.is_alive:
                 return worker
             await self._end(worker)
+        if self._cannot_load is not None:  # no other worker can, either
+            raise TrialFailedError(self._cannot_load)
         if self._hello is None:
             raise ConfigError("the runner was not started: await runner.start(trainable, options) first")
         worker = await self._spawn()
@@ -209,7 +226,11 @@ class ProcessRunner:
             await worker.send(self._hello)
             answer = await worker.receive()
             if answer.get("kind") != "ready":
-                raise TrialFailedError(f"a worker could not load the trainable:\n{answer.get('error')}")
+                failure = f"a worker could not load the trainable:\n{answer.get('error')}"
+                if not self._was_ready:
+                    self._cannot_load = failure
+                raise TrialFailedError(failure)
+            self._was_ready = True
         except WorkerLostError as error:
             await self._end(worker)
             raise TrialFailedError(f"a worker process {error}, before it was ready") from error
@@ -257,7 +278,11 @@ async def _answer(
 
 
 def _import_path() -> list[str]:
-    return [os.path.abspath(each) for each in sys.path]
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # it was removed: what is relative to it leads nowhere, there as here
+        return list(sys.path)
+    return [os.path.normpath(os.path.join(here, each)) for each in sys.path]
 
 
 async def _undo(spawning: asyncio.Future[subprocess.Popen[bytes]]) -> None:

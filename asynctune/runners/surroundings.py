@@ -35,7 +35,10 @@ class Surroundings:
 
     def __init__(self, *, log_to_file: bool) -> None:
         self._log_to_file = log_to_file
-        self._directory = os.getcwd()
+        try:
+            self._directory: str | None = os.getcwd()
+        except FileNotFoundError:  # the driver's own was removed
+            self._directory = None
         self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
         self._originals = {fd: os.dup(fd) for fd, _ in _OUTPUTS}
         self._streams: dict[str, TextIO | None] = {name: getattr(sys, name) for _, name in _OUTPUTS}
@@ -63,7 +66,8 @@ class Surroundings:
         for fd, original in self._originals.items():
             os.dup2(original, fd)
         self._restore_streams()
-        os.chdir(self._directory)
+        if self._directory is not None:
+            os.chdir(self._directory)
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._handlers.items():
             if handler is not None and signal.getsignal(number) is not handler:

@@ -26,6 +26,7 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from asynctune.checkpoints.disk import disk_errors
 from asynctune.checkpoints.staging import STAGED_PREFIX, stage_for_adoption
 from asynctune.errors import ConfigError
 from asynctune.protocols import CONTINUE, Decision, TrialTask
@@ -33,6 +34,7 @@ from asynctune.runners.class_trial import ClassTrial
 from asynctune.runners.failure import failure_text, is_interruption
 from asynctune.runners.frames import FrameError, frame, receive_frame
 from asynctune.runners.inline import drive
+from asynctune.runners.space import when_there_is_space
 from asynctune.runners.surroundings import Surroundings
 from asynctune.session import TrialInterrupted, bind, report
 from asynctune.trainable import TrainableKind, kind_of
@@ -102,13 +104,23 @@ class _Session:
         self.checkpoint = task.checkpoint
         self._driver = driver
         self._decision: Decision = CONTINUE
+        self._has_ended = False
         self._one_at_a_time = threading.RLock()
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> Decision:
         with self._one_at_a_time:
+            if self._has_ended:
+                raise ConfigError(
+                    f"trial {self.trial_id} has ended, and takes no more reports; join the threads that it starts in it"
+                )
             if self._decision != CONTINUE:  # it was told to stop already, and is told so again
                 return self._decision
             return self.deliver(metrics, checkpoint)
+
+    def end(self) -> None:
+        """From now on nobody can report; returns when a report that is under way in another thread was answered."""
+        with self._one_at_a_time:
+            self._has_ended = True
 
     async def areport(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> Decision:
         return await asyncio.to_thread(self.report, metrics, checkpoint)
@@ -136,16 +148,20 @@ class _Session:
             return self._decision
 
     def _stage(self, checkpoint: Checkpoint, *, move: bool) -> dict[str, Any]:
-        if checkpoint.path is None:
+        directory = checkpoint.path
+        if directory is None:
             # Named so that the next opening sweeps it away if this process is killed.
-            name = f"{STAGED_PREFIX}dict-{os.getpid()}"
-            directory: str | os.PathLike[str] = checkpoint.to_directory(Path(self.trial_dir, name))
-            move = True
-        else:
-            directory = checkpoint.path
-        try:
+            directory, move = Path(self.trial_dir, f"{STAGED_PREFIX}dict-{os.getpid()}"), True
+
+        def stage() -> dict[str, Any]:
+            if checkpoint.path is None:
+                with disk_errors("stage a checkpoint", os.fspath(directory)):
+                    checkpoint.to_directory(directory)
             # No loop runs in this thread: a coroutine's report was handed to another one.
             return asyncio.run(stage_for_adoption(directory, self.trial_dir, move=move)).to_value()
+
+        try:
+            return when_there_is_space(stage)
         finally:
             if move:
                 shutil.rmtree(directory, ignore_errors=True)
@@ -190,6 +206,8 @@ class _Worker:
                         raise
         except BaseException as error:  # noqa: BLE001 - also SystemExit: it ends the trial, not this process
             return {"kind": "failed", "error": failure_text(error)}
+        finally:
+            here.end()
         return {"kind": "ended"}
 
     def _train(self, task: TrialTask, here: _Session) -> None:

@@ -115,9 +115,22 @@ def test_what_save_returned_is_what_load_gets(run, said, tmp_path, returns, load
     assert said("t2")[1] == f"load {loaded}"
 
 
-def test_a_path_elsewhere_is_refused(run, tmp_path):
-    with pytest.raises(ConfigError, match="not in the directory that it was given"):
-        run(ClassTrial(trials.Watched, checkpoint_at_end=True), returns="elsewhere")
+@pytest.mark.parametrize(
+    ("returns", "text"),
+    [
+        ("elsewhere", "'/tmp', which is not in the directory that it was given"),
+        ("nothing there", "where nothing is"),
+        ("number", "3, which is neither a dict nor a path"),
+        ("list", "neither a dict nor a path"),
+        ("bytes", "neither a dict nor a path"),
+        ("checkpoint", "neither a dict nor a path"),
+    ],
+)
+def test_what_save_must_not_return(run, tmp_path, returns, text):
+    driver = Driver()
+    with pytest.raises(ConfigError, match=rf"^Watched\.save_checkpoint\(\) returned .*{text}"):
+        run(ClassTrial(trials.Watched, checkpoint_at_end=True), driver, returns=returns)
+    assert (driver.rows, driver.checkpoints) == ([], [])
     assert [path.name for path in (tmp_path / "t1").iterdir()] == ["said"], "nothing half made is left"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import asynctune
 from asynctune import ConfigError, ProcessRunner, TrialFailedError, session
 from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.runners import frames, process
@@ -98,6 +100,31 @@ async def test_a_killed_worker_is_told_of_by_its_signal(start, tmp_path, name):
     reports = Reports()
     await runner.run_trial(task(tmp_path, iterations=1), reports)  # another worker took its place
     assert len(reports.got) == 1
+
+
+async def test_one_that_was_asked_to_end_leaves_time_for_its_driver_to_be_asked_too(
+    start, tmp_path, monkeypatch
+):
+    """Who ends all processes of a group reaches them one after the other: such a trial has not failed."""
+    runner = await start(trainables.with_directory)
+    real, pausing = asyncio.sleep, asyncio.Event()
+    monkeypatch.setattr(process, "_SIGTERM_PAUSE_S", 1234.5)
+
+    async def sleep(seconds, *args):
+        if seconds == 1234.5:
+            pausing.set()
+            await asyncio.Event().wait()
+        await real(seconds, *args)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    here = task(tmp_path, iterations=3, die_at=2, signal="SIGTERM")
+    running = asyncio.create_task(runner.run_trial(here, Reports()))
+    waiting = asyncio.create_task(pausing.wait())
+    await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
+    assert waiting.done()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
 
 
 async def test_a_worker_that_ends_by_itself(start, tmp_path):
@@ -185,6 +212,16 @@ async def test_a_trial_that_goes_on_for_good_is_killed_and_has_not_failed(start,
     assert len(reports.got) == 1
     assert not lives(reports.metrics[0]["pid"])
     assert f"trial t1 was told to {decision} and did not end for 0.3 s" in caplog.text
+
+
+async def test_what_a_trial_saves_at_its_end_does_not_start_it_over(start, tmp_path, caplog):
+    """The answer to that is that all is well; it has been told to stop nevertheless."""
+    runner = await start(trials.HangsAtItsEnd, stop_grace_s=0.3, checkpoint_at_end=True)
+    reports = Reports({1: "STOP"})
+    await runner.run_trial(task(tmp_path), reports)
+    assert [each.checkpoint is not None for each in reports.got] == [False, True]
+    assert not lives(reports.metrics[0]["pid"])
+    assert "trial t1 was told to STOP and did not end for 0.3 s" in caplog.text
 
 
 async def test_what_a_trial_started_ends_with_its_worker(start, tmp_path):
@@ -324,8 +361,65 @@ async def test_a_trainable_that_workers_cannot_import_is_told_clearly(start, tmp
     exec("def trial(config): pass", vars(module))
     monkeypatch.setitem(sys.modules, "only_here", module)
     runner = await start(module.trial)
-    with pytest.raises(TrialFailedError, match=r"could not load the trainable(.|\n)*only_here"):
-        await runner.run_trial(task(tmp_path), Reports())
+    started, real = [], process._spawn
+
+    def spawn(theirs):
+        started.append(theirs)
+        return real(theirs)
+
+    monkeypatch.setattr(process, "_spawn", spawn)
+    for _ in range(3):
+        with pytest.raises(TrialFailedError, match=r"could not load the trainable(.|\n)*only_here"):
+            await runner.run_trial(task(tmp_path), Reports())
+    assert len(started) == 1, "no other worker could, either"
+    await runner.aclose()
+    await runner.start(trials.pid, {})
+    await runner.run_trial(task(tmp_path), Reports())
+
+
+async def test_one_that_was_loaded_before_is_tried_again(start, tmp_path, monkeypatch):
+    """Somebody may be at work on the file."""
+    module = tmp_path / "changing.py"
+    good = "import os\ndef trial(config):\n    os._exit(3) if config['die'] else None\n"
+    module.write_text(good, "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    runner = await start(importlib.import_module("changing").trial)
+    monkeypatch.delitem(sys.modules, "changing")
+    with pytest.raises(TrialFailedError, match="exit code 3"):
+        await runner.run_trial(task(tmp_path, die=True), Reports())
+    module.write_text("half a line (", "utf-8")
+    with pytest.raises(TrialFailedError, match="SyntaxError"):
+        await runner.run_trial(task(tmp_path, die=False), Reports())
+    module.write_text(good, "utf-8")
+    await runner.run_trial(task(tmp_path, die=False), Reports())
+
+
+async def test_workers_import_the_package_of_their_driver(start, tmp_path, monkeypatch):
+    """Not the one that the interpreter would find first."""
+    other = tmp_path / "elsewhere" / "asynctune"
+    other.mkdir(parents=True)
+    Path(other, "__init__.py").write_text("raise RuntimeError('another copy')", "ascii")
+    monkeypatch.setenv("PYTHONPATH", str(other.parent))
+    runner = await start(trials.arguments)
+    reports = Reports()
+    await runner.run_trial(task(tmp_path), reports)
+    assert reports.metrics[0]["package"] == asynctune.__file__
+    assert reports.metrics[0]["path"] == [os.path.abspath(each) for each in sys.path]
+
+
+async def test_a_working_directory_may_be_gone(start, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    monkeypatch.syspath_prepend("here")
+    gone.rmdir()
+    runner = await start(trials.arguments)
+    reports = Reports()
+    for _ in range(2):
+        await runner.run_trial(task(tmp_path), reports)
+    assert reports.metrics[0]["path"] == reports.metrics[1]["path"] == sys.path
 
 
 @pytest.mark.parametrize(

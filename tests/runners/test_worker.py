@@ -11,7 +11,7 @@ import pytest
 from asynctune import TrialFailedError, session
 from asynctune.checkpoints.staging import StagedCheckpoint
 from tests.runners import trials
-from tests.runners.world import Reports, task
+from tests.runners.world import BareWorker, Reports, lives, task
 
 
 async def failure(runner, task):
@@ -115,6 +115,50 @@ async def test_a_thread_of_an_earlier_trial_cannot_report_for_this_one(start, tm
     await runner.run_trial(task(tmp_path, "t2", first=False), reports)
     (row,) = reports.metrics
     assert "an earlier trial" in row["said"][0]
+
+
+async def test_one_that_knows_whose_it_is_cannot_report_when_that_has_ended(start, tmp_path):
+    runner = await start(trials.leaves_a_thread_with_its_context)
+    reports = Reports()
+    await runner.run_trial(task(tmp_path, first=True), reports)
+    await runner.run_trial(task(tmp_path, "t2", first=False), reports)
+    (row,) = reports.metrics
+    assert row["said"][0].startswith("trial t1 has ended, and takes no more reports")
+
+
+@pytest.fixture
+def bare():
+    """Starts workers whose driver is the test itself."""
+    made = []
+
+    def make(trainable):
+        made.append(BareWorker(trainable))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_a_worker_ends_at_once_when_its_driver_is_gone(bare, tmp_path):
+    """While a trial runs that says nothing, and the process that started it lives on."""
+    worker = bare(trials.blocks)
+    worker.run(tmp_path, how="sleep")
+    assert worker.next()["kind"] == "report"
+    worker.send(kind="answer", decision="CONTINUE")
+    worker.connection.close()
+    assert worker.process.wait(30) == 0
+
+
+def test_a_child_that_a_trial_forked_does_not_hold_the_connection(bare, tmp_path):
+    worker = bare(trials.forks)
+    worker.run(tmp_path)
+    child = worker.next()["metrics"]["child"]
+    worker.send(kind="answer", decision="CONTINUE")
+    assert worker.next() == {"kind": "ended"}
+    worker.send(kind="bye")
+    assert worker.next() is None, "the end of the connection"
+    assert lives(child)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import ctypes
 import multiprocessing
 import os
@@ -149,6 +150,26 @@ def leaves_a_thread(config):
     session.report({"said": list(_said)})
 
 
+def leaves_a_thread_with_its_context(config):
+    """Likewise, but the thread knows whose it is."""
+
+    def run():
+        _late.wait()
+        try:
+            session.report({"from": "the first"})
+        except BaseException as error:  # noqa: BLE001
+            _said.append(str(error))
+        _said.append("done")
+
+    if config["first"]:
+        threading.Thread(target=contextvars.copy_context().run, args=[run], daemon=True).start()
+        return
+    _late.set()
+    while "done" not in _said:
+        time.sleep(0.001)
+    session.report({"said": list(_said)})
+
+
 def forks(config):
     """A child lives on, with everything open; the parent ends as told."""
     child = os.fork()
@@ -267,7 +288,12 @@ def starts_children(config):
 
 
 def arguments(config):
-    return {"argv": sys.argv, "path": sys.path, "main": sys.modules["__main__"].__name__}
+    return {
+        "argv": sys.argv,
+        "path": sys.path,
+        "main": sys.modules["__main__"].__name__,
+        "package": sys.modules["asynctune"].__file__,
+    }
 
 
 def same_directory(config):
@@ -296,14 +322,17 @@ class Watched(Trainable):
         if self.config.get("fail") == "save":
             raise ValueError("save")
         Path(checkpoint_dir, "model").write_text("x", "ascii")
-        match self.config.get("returns"):
-            case "file":
-                return str(Path(checkpoint_dir, "model"))
-            case "directory":
-                return checkpoint_dir
-            case "elsewhere":
-                return "/tmp"
-        return None
+        returned = {
+            "file": str(Path(checkpoint_dir, "model")),
+            "directory": checkpoint_dir,
+            "elsewhere": "/tmp",
+            "nothing there": Path(checkpoint_dir, "no such file"),
+            "number": 3,
+            "list": ["model"],
+            "bytes": os.fsencode(checkpoint_dir),
+            "checkpoint": Checkpoint.from_directory(checkpoint_dir),
+        }
+        return returned.get(self.config.get("returns", ""))
 
     def load_checkpoint(self, checkpoint):
         self._say(f"load {Path(checkpoint).name} {Path(checkpoint).is_file()}")
@@ -326,3 +355,13 @@ class Reused(Watched):
         if new_config.get("fail") == "reset":
             raise ValueError("reset")
         return not new_config.get("refuse")
+
+
+class HangsAtItsEnd(Watched):
+    """Saves when it is told to stop, and never ends then."""
+
+    def step(self):
+        return {"pid": os.getpid()}
+
+    def cleanup(self):
+        threading.Event().wait()

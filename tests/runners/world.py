@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import sys
 from pathlib import Path
 
 from asynctune import TrialReport, TrialTask
+from asynctune.runners.connection import end_process
+from asynctune.runners.frames import frame, receive_frame
+from asynctune.runners.process import _hello, _spawn
 
 
 class Reports:
@@ -46,3 +52,50 @@ async def ends(pid):
     """Return when it does not run any more; the test's own timeout ends the wait."""
     while lives(pid):  # noqa: ASYNC110 - another process sets no event
         await asyncio.sleep(0.01)
+
+
+class BareWorker:
+    """A worker process whose driver is the test itself: what it says is read message by message. Blocking."""
+
+    def __init__(self, trainable, *, beat_s=1000.0):
+        self.connection, theirs = socket.socketpair()
+        self.connection.settimeout(30)
+        self.process = _spawn(theirs)
+        hello = {
+            "kind": "hello",
+            "path": [os.path.abspath(each) for each in sys.path],
+            "argv": [],
+            "beat_s": beat_s,
+            "log_to_file": False,
+            "checkpoint_frequency": 0,
+            "checkpoint_at_end": False,
+        }
+        self.connection.sendall(_hello(hello, trainable))
+        assert self.next()["kind"] == "ready"
+
+    def send(self, **message):
+        self.connection.sendall(frame(message))
+
+    def run(self, directory, trial_id="t1", **config):
+        self.send(
+            kind="run",
+            task={
+                "trial_id": trial_id,
+                "trial_name": trial_id,
+                "trial_dir": str(directory),
+                "config": config,
+                "iteration": 0,
+                "checkpoint": None,
+                "about_checkpoint": {},
+            },
+        )
+
+    def next(self):
+        """What it says but for signs of life; `None` at the end."""
+        while (message := receive_frame(self.connection)) is not None and message["kind"] == "beat":
+            pass
+        return message
+
+    def close(self):
+        self.connection.close()
+        end_process(self.process)
