@@ -233,6 +233,14 @@ class TuneConfig:
             raise ConfigError(msg)
         check_object("search_alg", self.search_alg, OF_SEARCHERS)
         check_object("scheduler", self.scheduler, OF_SCHEDULERS)
+        owner = getattr(self.scheduler, "belongs_to", None)
+        if owner is not None and owner is not self.search_alg:
+            kind = type(owner).__name__
+            msg = (
+                f"the scheduler belongs to another {kind} than search_alg is; give both of the same one: "
+                "search_alg=searcher, scheduler=searcher.scheduler()"
+            )
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,17 +6,17 @@ study lives in memory; it is made again of the experiment's trials: their config
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from asynctune.errors import ConfigError, CorruptStateError, MissingExtraError
+from asynctune.errors import ConfigError, CorruptStateError
 from asynctune.metrics import find_number
 from asynctune.protocols import CONTINUE, STOP, Decision
 from asynctune.trial import Trial
+from asynctune.tuning.optuna_sampler import draw_seeds, import_optuna, pruner_of, quiet, sampler_of
 from asynctune.tuning.optuna_space import OptunaSpace
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class OptunaSearcher:
 
     Args:
         space: A `param_space` of uniform, integer and categorical domains, fixed values, and functions of those.
-        metric: What is tuned.
-        mode: `"min"` or `"max"`.
+        metric: What is tuned, where that is not what `TuneConfig` says: what is shown, and the best result, go by that.
+        mode: `"min"` or `"max"`, likewise.
         sampler: An Optuna sampler for one objective; `None`: TPE, with `seed`.
         pruner: An Optuna pruner, for `scheduler()`; `None`: the median pruner.
         seed: Of the default sampler; `None`: a random one.
@@ -62,17 +62,16 @@ class OptunaSearcher:
         pruner: optuna.pruners.BasePruner | None = None,
         seed: int | None = None,
     ) -> None:
-        self._optuna = _import_optuna()
+        self._optuna = import_optuna()
         if mode not in {None, "min", "max"}:
             raise ConfigError(f"mode must be 'min' or 'max', not {mode!r}")
-        if sampler is not None and seed is not None:
-            raise ConfigError("seed is for the default sampler; give it to your own sampler itself")
         self._states = self._optuna.trial.TrialState
-        self._sampler = sampler or self._optuna.samplers.TPESampler(seed=seed)
-        self._pruner = pruner or self._optuna.pruners.MedianPruner()
+        self._sampler = sampler_of(self._optuna, sampler, seed)
+        self._pruner = pruner_of(self._optuna, pruner)
         self._prunes = False
         self._metric, self._mode = metric, mode
         self._space = None if space is None else OptunaSpace(space, self._optuna.distributions)
+        self._given = metric, mode, self._space
         self._study: Any = None
         self._study_id = 0
         self._storage: Any = None
@@ -99,13 +98,18 @@ class OptunaSearcher:
         """Take from the Tuner what was not given to the searcher itself.
 
         Raises:
-            ConfigError: Something is missing, or cannot be searched by Optuna.
+            ConfigError: Something is missing, cannot be searched by Optuna, or this searcher was another Tuner's.
         """
-        self._metric, self._mode = self._metric or metric, self._mode or mode
-        if self._space is not None and space is not None:
+        if self._count:
+            raise ConfigError(
+                "this OptunaSearcher has searched for another Tuner; make a new one for each of them"
+            )
+        own_metric, own_mode, own_space = self._given
+        self._metric, self._mode = own_metric or metric, own_mode or mode
+        if own_space is not None and space is not None:
             raise ConfigError("both the Tuner and OptunaSearcher have a search space; leave one of them out")
-        if space is not None:
-            self._space = OptunaSpace(space, self._optuna.distributions)
+        self._space = own_space if space is None else OptunaSpace(space, self._optuna.distributions)
+        self._study = None
         self._ready()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
@@ -169,7 +173,7 @@ class OptunaSearcher:
         """The sampler, and what Optuna notes about trials."""
         import cloudpickle  # noqa: PLC0415 - for samplers with functions of the user's
 
-        _draw_seeds(self._sampler)
+        draw_seeds(self._sampler)
         notes: dict[str, Any] = {}
         about: dict[str, Any] = {}
         if self._study is not None:
@@ -330,7 +334,7 @@ class OptunaSearcher:
             raise ConfigError("OptunaSearcher needs TuneConfig(metric=..., mode=...)")
         if self._study is None:
             self._storage = self._optuna.storages.InMemoryStorage()
-            with _quiet(self._optuna.logging):
+            with quiet(self._optuna.logging):
                 self._study = self._optuna.create_study(
                     storage=self._storage,
                     study_name=_STUDY,
@@ -353,6 +357,11 @@ class OptunaScheduler:
 
     def __init__(self, searcher: OptunaSearcher) -> None:
         self._searcher = searcher
+
+    @property
+    def belongs_to(self) -> OptunaSearcher:
+        """The searcher that has to be the same Tuner's."""
+        return self._searcher
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> Decision:  # noqa: ARG002 - the searcher was told
         """`STOP` for one that the pruner gives up."""
@@ -379,33 +388,5 @@ class _Known:
     failed: bool
 
 
-def _import_optuna() -> Any:
-    try:
-        import optuna  # noqa: PLC0415 - the extra, when it is used
-    except ImportError as error:
-        raise MissingExtraError("optuna", "optuna", "OptunaSearcher") from error
-    return optuna
-
-
 def _step(row: Mapping[str, Any]) -> int:
     return int(row.get("training_iteration", 0))
-
-
-def _draw_seeds(sampler: Any) -> None:
-    """Let random states that are seeded when they are used first be seeded now: they are about to be stored."""
-    for part in vars(sampler).values():
-        if type(part).__name__ == "LazyRandomState":
-            _ = part.rng
-        elif type(part).__module__.startswith("optuna.samplers") and hasattr(part, "__dict__"):
-            _draw_seeds(part)
-
-
-@contextlib.contextmanager
-def _quiet(logs: Any) -> Iterator[None]:
-    """Without Optuna's line about a study that it made."""
-    before = logs.get_verbosity()
-    logs.set_verbosity(max(before, logs.WARNING))
-    try:
-        yield
-    finally:
-        logs.set_verbosity(before)

@@ -20,9 +20,9 @@ from asynctune import (
     FailureConfig,
     OptunaSearcher,
     RunConfig,
+    StorageError,
     TuneConfig,
     Tuner,
-    UserCodeError,
     choice,
     loguniform,
     qrandint,
@@ -33,6 +33,7 @@ from asynctune import (
     session,
     uniform,
 )
+from tests.tuning.trials import trial
 
 SPACE = {
     "x": uniform(-2, 2),
@@ -315,13 +316,91 @@ async def test_what_is_missing_is_named(tmp_path):
         OptunaSearcher(sampler=optuna.samplers.RandomSampler(), seed=1)
 
 
-async def test_a_scheduler_of_another_searcher_is_told_of(tmp_path):
-    made = settings(tmp_path, "tpe", "none")
-    made["tune_config"] = TuneConfig(
-        metric="loss", mode="min", search_alg=OptunaSearcher(), scheduler=OptunaSearcher().scheduler()
-    )
-    with pytest.raises(UserCodeError, match="not this Tuner's search_alg"):
+def test_a_scheduler_whose_searcher_searches_nothing_is_told_of():
+    with pytest.raises(ConfigError, match="not this Tuner's search_alg"):
+        OptunaSearcher().scheduler().on_trial_result("t", {"loss": 1})
+
+
+@pytest.mark.parametrize("restored", [False, True], ids=["searched", "restored"])
+async def test_a_searcher_is_for_one_tuner(tmp_path, restored):
+    made = settings(tmp_path, "random", "none", samples=1)
+    await Tuner(trainable, **made).fit()
+    used = made["tune_config"]
+    if restored:
+        used = settings(tmp_path, "random", "none", samples=1)["tune_config"]
+        given = {"param_space": SPACE, "tune_config": used, "run_config": RunConfig(verbose=0)}
+        await (await Tuner.restore(tmp_path / "exp", trainable, **given)).fit()
+    second = {**settings(tmp_path, "random", "none", name="second"), "tune_config": used}
+    with pytest.raises(ConfigError, match="has searched for another Tuner; make a new one"):
+        await Tuner(trainable, **second).fit()
+
+
+async def test_a_tuner_that_could_not_begin_leaves_its_searcher_free(tmp_path):
+    (tmp_path / "file").touch()
+    made = settings(tmp_path / "file", "random", "median", samples=2)
+    with pytest.raises(StorageError):
         await Tuner(trainable, **made).fit()
+    made["run_config"] = RunConfig(name="exp", local_dir=tmp_path, verbose=0)
+    made["param_space"] = {**SPACE, "fixed": 8}
+    assert [each.config["fixed"] for each in await Tuner(trainable, **made).fit()] == [8, 8]
+
+
+def past(trial_id, rows, *, status="TERMINATED"):
+    """What `add_past_trial` is told of an ended trial."""
+    return {
+        "trial": trial(trial_id, status, rows[-1], config={"x": 0.5}),
+        "rows": rows,
+        "ended": status == "TERMINATED",
+        "failed": False,
+    }
+
+
+def rows_of(*losses):
+    return [{"training_iteration": number, "loss": loss} for number, loss in enumerate(losses, 1)]
+
+
+class Hopeless(optuna.pruners.BasePruner):
+    """Gives up at the second value."""
+
+    def prune(self, study, trial):
+        return len(trial.intermediate_values) > 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "prunes", "state", "value"),
+    [
+        ([1.0, math.nan], False, "FAIL", None),
+        ([1.0, 2.0], False, "COMPLETE", 2.0),
+        ([1.0, math.nan], True, "PRUNED", None),
+        ([1.0, 2.0], True, "PRUNED", 2.0),
+    ],
+    ids=["nan", "number", "pruned-nan", "pruned"],
+)
+def test_how_a_trial_ended_is_the_same_to_the_study_afterwards(losses, prunes, state, value):
+    def make():
+        searcher = OptunaSearcher({"x": uniform(0, 1)}, metric="loss", mode="min", pruner=Hopeless())
+        if prunes:
+            searcher.scheduler()
+        return searcher
+
+    first = make()
+    first.suggest("t")
+    for row in rows_of(*losses):
+        first.on_trial_result("t", row)
+    given_up = first.get_state()
+    first.on_trial_complete("t", rows_of(*losses)[-1])
+    afterwards = make()
+    afterwards.set_state(first.get_state())
+    afterwards.add_past_trial(**past("t", rows_of(*losses)))
+    before_its_end = make()
+    before_its_end.set_state(given_up)
+    before_its_end.add_past_trial(**past("t", rows_of(*losses), status="RUNNING"))
+    assert before_its_end.gave_up("t") is prunes
+    before_its_end.on_trial_complete("t", rows_of(*losses)[-1])
+    for searcher in (first, afterwards, before_its_end):
+        [told] = searcher._study.trials
+        assert (told.state.name, told.value) == (state, value)
+        assert repr(told.intermediate_values) == repr(dict(enumerate(losses, 1)))
 
 
 def test_a_state_that_cannot_be_read_is_told_of():
