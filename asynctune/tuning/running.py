@@ -185,6 +185,7 @@ class ExperimentRun:
             progress.start()
             if await self._driver.run():
                 store.set_metadata(PROGRESS_KEY, {"finished": True})
+                progress.finished()
         finally:
             await progress.aclose()
             # before the store is: what a worker staged last is the store's to sweep

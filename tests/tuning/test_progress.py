@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asynctune import BasicSearcher, RunConfig, TuneConfig, Tuner
 from asynctune.tuning.progress import Progress
 from tests.tuning.trials import Trials, trial
 
@@ -185,6 +186,24 @@ def test_a_finished_search_says_what_it_has_and_expects_nothing(clock):
     assert told.progress._summary() == "exp after 0 s: 1 terminated, 2 to come"
     told.progress.finished()
     assert told.stop() == ["exp after 0 s: 1 terminated"]
+
+
+class ProposesNothing(BasicSearcher):
+    """It has come to its end before it begins."""
+
+    def suggest(self, trial_id):
+        return None
+
+
+async def test_a_tuner_whose_searcher_proposes_nothing_says_so(tmp_path, capsys):
+    async def never(config): ...
+
+    await Tuner(
+        never,
+        tune_config=TuneConfig(search_alg=ProposesNothing({}), num_samples=3),
+        run_config=RunConfig(name="exp", local_dir=tmp_path),
+    ).fit()
+    assert capsys.readouterr().err.splitlines()[-2].endswith(": no trials: nothing was proposed")
 
 
 def test_trials_of_before_are_counted_and_not_told_of(clock):
