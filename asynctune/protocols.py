@@ -185,7 +185,7 @@ class TrialRunner(Protocol):
             options: `checkpoint_frequency` (int) and `checkpoint_at_end` (bool) for classes; `log_to_file` (bool).
 
         Raises:
-            ConfigError: It cannot run such a trainable.
+            ConfigError: It cannot run such a trainable, or is in use by another driver. One that raised is not closed.
         """
         ...
 

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from asynctune.errors import StorageError
 from asynctune.files import is_disk_full
 
-__all__ = ["when_there_is_space"]
+__all__ = ["is_for_space", "when_there_is_space"]
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ def when_there_is_space(write: Callable[[], T]) -> T:
         try:
             return write()
         except StorageError as error:
-            if not _is_full(error):
+            if not is_for_space(error):
                 raise
             if not is_told:
                 print(f"the trial waits for space: {error}", file=sys.stderr, flush=True)  # noqa: T201 - its output
@@ -32,7 +32,8 @@ def when_there_is_space(write: Callable[[], T]) -> T:
         time.sleep(_BETWEEN_S)
 
 
-def _is_full(error: BaseException) -> bool:
+def is_for_space(error: BaseException) -> bool:
+    """Whether the disk was full, of an error that tells so by its cause."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and is_disk_full(cause):

@@ -17,16 +17,15 @@ from asynctune.clock import Clock
 from asynctune.config import CheckpointConfig, SyncConfig
 from asynctune.errors import ConfigError, TransitionError
 from asynctune.files import LocalFiles
-from asynctune.protocols import Stateful
 from asynctune.store.opening import Mode
 from asynctune.store.pending import PendingStore, prepare
-from asynctune.store.saving import SavingStore
+from asynctune.store.searching import SearchingStore
 from asynctune.trial import Trial, TrialStatus
 
 __all__ = ["ExperimentStore"]
 
 
-class ExperimentStore(SavingStore):
+class ExperimentStore(SearchingStore):
     """One experiment: its trials, their results and checkpoints, its metadata; durable.
 
     Made by `ExperimentStore.open`. Methods that change something are plain calls: no I/O, safe anywhere on the event
@@ -213,81 +212,6 @@ class ExperimentStore(SavingStore):
             msg = f"a metadata key must be a text of at least one character, not {key!r}"
             raise ConfigError(msg)
         self._records.put(f"meta/{key}", value, f"metadata {key!r}")
-
-    def track_metric(self, metric: str, mode: str) -> None:
-        """Keep minimum, maximum, average and that of the last ten rows of this metric, from now on, for each trial.
-
-        Args:
-            metric: Its name, `"a/b"` for nested ones.
-            mode: `"min"` or `"max"`: which end is best.
-
-        Raises:
-            ConfigError: Another mode, or no name.
-        """
-        engine = self._writable()
-        if not isinstance(metric, str) or not metric.strip("/") or mode not in {"min", "max"}:
-            msg = f"track_metric takes the name of a metric and 'min' or 'max', not {metric!r} and {mode!r}"
-            raise ConfigError(msg)
-        before = engine.experiment.get("tracked") or [None, None, 0]
-        if before[:2] != [metric, mode]:
-            generation = before[2] + (before[0] != metric)
-            engine.experiment["tracked"] = [metric, mode, generation]
-            self._records.put("experiment", engine.experiment)
-            self._table.track(metric, generation)
-
-    def append_event(self, value: Any) -> int:
-        """Add a value of the driver's own to the experiment's log, durable with what is changed beside it.
-
-        Returns:
-            Its number, above those of all values before.
-
-        Raises:
-            ConfigError: It cannot be stored.
-        """
-        return self._writable().log.append(value)
-
-    @property
-    def next_event(self) -> int:
-        """The number that `append_event` gives next."""
-        return self._writable().log.next
-
-    def drop_events(self, before: int) -> None:
-        """Remove those of the log with smaller numbers; the newest one stays."""
-        self._writable().log.drop(before)
-
-    def attach_searcher(self, searcher: Stateful) -> int | None:
-        """Keep a searcher's state with the experiment; a state saved before is given to its `set_state` at once.
-
-        Returns:
-            The seq of the commit whose events that state knows, `None` if there was none.
-
-        Raises:
-            ConfigError: It lacks `get_state` or `set_state`, or another one is attached.
-        """
-        return self._writable().attach("searcher", searcher)
-
-    def attach_scheduler(self, scheduler: Stateful) -> int | None:
-        """Likewise for a scheduler."""
-        return self._writable().attach("scheduler", scheduler)
-
-    def attach_state(self, name: str, value: Stateful) -> int | None:
-        """Likewise for an object of the driver's own, kept under `name`; one for each name.
-
-        Raises:
-            ConfigError: As for a searcher, or the name is not a text.
-        """
-        engine = self._writable()
-        if not isinstance(name, str) or not name:
-            msg = f"the name of a state must be a text of at least one character, not {name!r}"
-            raise ConfigError(msg)
-        return engine.attach(name, value)
-
-    def detach_state(self, name: str) -> None:
-        """Save the state of this object no more, `"searcher"` and `"scheduler"` included; what was saved stays.
-
-        For one that has failed and whose state makes no sense any more. Does nothing where none is attached.
-        """
-        self._writable().attached.pop(name, None)
 
     def requeue(
         self, resume_unfinished: bool = True, resume_errored: bool = False, restart_errored: bool = False

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
+from typing import Final
 
 from asynctune.checkpoints.staging import StagedCheckpoint
-from asynctune.errors import CheckpointNotFoundError
+from asynctune.errors import CheckpointNotFoundError, StorageError
 from asynctune.protocols import TrialReport, TrialTask
+from asynctune.runners.space import is_for_space
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import Checkpoint
 
 __all__ = ["commit_checkpoint", "task_of"]
+
+_BETWEEN_S: Final = 1.0
 
 logger = logging.getLogger("asynctune")
 
@@ -37,7 +42,10 @@ async def task_of(store: ExperimentStore, trial_id: str) -> TrialTask:
 
 
 async def commit_checkpoint(store: ExperimentStore, trial_id: str, report: TrialReport) -> Checkpoint:
-    """Commit what a report brings, as the step of its iteration, or one above all that there are."""
+    """Commit what a report brings, as the step of its iteration, or one above all that there are.
+
+    On a full disk it waits for space, as the store does for its own writes.
+    """
     trial = store.get_trial(trial_id)
     step = int(trial.last_result.get("training_iteration", 0))
     if trial.checkpoints:
@@ -47,4 +55,14 @@ async def commit_checkpoint(store: ExperimentStore, trial_id: str, report: Trial
         what = StagedCheckpoint.from_value(what)
     if isinstance(what, StagedCheckpoint):
         return await store.adopt_checkpoint(trial_id, what, step=step)
-    return await store.save_checkpoint(trial_id, what, step=step, move=report.move)
+    is_told = False
+    while True:
+        try:
+            return await store.save_checkpoint(trial_id, what, step=step, move=report.move)
+        except StorageError as error:
+            if not is_for_space(error):
+                raise
+            if not is_told:
+                logger.warning("trial %s waits for space: %s", trial_id, error)
+                is_told = True
+        await asyncio.sleep(_BETWEEN_S)

@@ -7,10 +7,11 @@ all that a further restore needs is on the disk. What they are asked later is `t
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from asynctune.errors import ConfigError, UserCodeError
+from asynctune.errors import ConfigError, StorageError, UserCodeError
 from asynctune.protocols import Searcher
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import TrialStatus
@@ -32,6 +33,8 @@ from asynctune.tuning.variants import Space
 from asynctune.tuning.waiting import DECIDED
 
 __all__ = ["CALLBACKS", "join", "searcher_of"]
+
+logger = logging.getLogger("asynctune")
 
 _EVENTS_PER_SLICE: Final = 100
 
@@ -139,7 +142,12 @@ async def _tell_past(store: ExperimentStore, searcher: Any, log: EventLog, posit
         if trial_id in later_trials:
             continue
         later = later_rows.get(trial_id, ())
-        rows = [row for row in await store.history(trial_id) if row.get("training_iteration") not in later]
+        try:
+            rows = await store.history(trial_id)
+        except StorageError as error:
+            logger.warning("the searcher is not told the past results of trial %s: %s", trial_id, error)
+            rows = []
+        rows = [row for row in rows if row.get("training_iteration") not in later]
         failed = trial_id in failed_before or trial.status is TrialStatus.ERROR
         ended = trial_id in failed_before or (trial.status.is_finished and trial_id not in later_ends)
         try:

@@ -21,7 +21,13 @@ from asynctune.errors import ConfigError, ExperimentNotFoundError
 from asynctune.protocols import TrialRunner
 from asynctune.store.stats import StoreStats
 from asynctune.store.store import ExperimentStore
-from asynctune.trainable import TrainableKind, check_trainable, import_trainable, trainable_name
+from asynctune.trainable import (
+    TrainableKind,
+    check_checkpointing,
+    check_trainable,
+    import_trainable,
+    trainable_name,
+)
 from asynctune.tuning.result_grid import ResultGrid
 from asynctune.tuning.running import ExperimentRun, is_unbegun
 from asynctune.tuning.settings import (
@@ -270,6 +276,8 @@ def _check(plan: Plan) -> None:
     """Refuse what cannot work together."""
     kind = check_trainable(plan.trainable)
     checkpoints = plan.run.checkpoint_config
+    wanted = bool(checkpoints.checkpoint_frequency or checkpoints.checkpoint_at_end)
+    check_checkpointing(plan.trainable, wanted=wanted)
     if kind is not TrainableKind.CLASS and (
         checkpoints.checkpoint_frequency or checkpoints.checkpoint_at_end
     ):

@@ -193,3 +193,13 @@ async def test_a_state_of_a_bare_store_is_refused(tmp_path):
         store._records.put("searcher", {"seq": 1, "state": [1]})
     with pytest.raises(CorruptStateError, match="not written by a Tuner"):
         await rerun(path, samples=5)
+
+
+async def test_results_that_are_gone_are_said_to_and_end_nothing(tmp_path, caplog):
+    path = await made(tmp_path)
+    for file in path.glob("*/result.json"):
+        file.unlink()
+    _, results, searcher = await rerun(path, samples=5)
+    assert len(results) == 5
+    assert [each[2] for each in searcher.told if each[0] == "past"] == [[]] * 4
+    assert caplog.text.count("the searcher is not told the past results of trial") == 4
