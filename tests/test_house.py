@@ -39,6 +39,7 @@ HEAVY: Final = {
     "click",
     "cloudpickle",
     "concurrent.futures.process",
+    "gcloud",
     "multiprocessing",
     "numpy",
     "optuna",
