@@ -145,9 +145,20 @@ class GcsStorage:
 
     async def read(self, key: str, *, max_bytes: int = 16 << 20) -> ObjectContent:
         """See `ObjectStorage.read`."""
+        name = self._name("read", key)
         return await self._retry.run(
-            lambda: read_whole(self.get(key), max_bytes), operation="read", key=key, size_bytes=max_bytes
+            lambda: read_whole(self._once(key, name), max_bytes),
+            operation="read",
+            key=key,
+            size_bytes=max_bytes,
         )
+
+    @asynccontextmanager
+    async def _once(self, key: str, name: str) -> AsyncGenerator[Body, None]:
+        async with AsyncExitStack() as stack:
+            info, chunks = await self._bucket.open(stack, key, name, (0, None), None)
+            async with open_body(chunks, info) as body:
+                yield body
 
     async def put(
         self, key: str, data: Source, *, condition: Condition = _ALWAYS, crc32c: int | None = None

@@ -85,6 +85,7 @@ class GcsBucket:
         if length == 0 or (version is not None and not is_generation(version)):
             return await self._only_info(key, name, version), _nothing()
         params = {"alt": "media"} | ({} if version is None else {"ifGenerationMatch": version})
+        headers = {"Accept-Encoding": "gzip"}  # objects come as they are stored
         ranged = start > 0 or length is not None
         end = "" if length is None else start + length - 1
         async with AsyncExitStack() as opening:
@@ -95,7 +96,7 @@ class GcsBucket:
                     operation="get",
                     key=key,
                     params=params,
-                    headers={"Range": f"bytes={start}-{end}"} if ranged else {},
+                    headers=headers | ({"Range": f"bytes={start}-{end}"} if ranged else {}),
                 )
             )
             if response.status in (_OK, _PARTIAL):

@@ -41,7 +41,7 @@ def error_of(
     *,
     show: bool = True,
 ) -> StorageError:
-    """The error that a reply stands for.
+    """The error that a reply stands for. After a 401 only another token makes a repetition worth it.
 
     Args:
         operation: As in `StorageError.operation`.
@@ -62,6 +62,7 @@ def error_of(
             text,
             operation=operation,
             key=key,
+            retryable=status == _UNAUTHORIZED,
             hint="check GOOGLE_APPLICATION_CREDENTIALS or storage_options, and the roles on the bucket",
         )
     if status == _MISSING:
@@ -124,7 +125,7 @@ def translated(operation: str, key: str | None) -> Iterator[None]:
         failure = error_of(operation, key, error.status, error.headers or _NO_HEADERS, body or reason)
     except (aiohttp.ClientError, ConnectionError, TimeoutError, aiohttp.http.HttpProcessingError) as error:
         failure = broken(operation, key, error)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         failure = broken(operation, key, error)
     if failure is not None:
         raise failure

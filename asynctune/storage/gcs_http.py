@@ -25,7 +25,6 @@ __all__ = ["GcsHttp", "SentBody", "body_chunks", "parsed", "reply_json", "reply_
 
 T = TypeVar("T")
 
-_UNAUTHORIZED: Final = 401
 _MAX_REPLY_BYTES: Final = 1 << 20
 _STALLED_S: Final = 60.0
 _CONNECT_S: Final = 10.0
@@ -164,7 +163,7 @@ class GcsHttp:
         Raises:
             StorageError: There was no reply; or the body's own error, which comes first.
         """
-        every = {"Accept-Encoding": "gzip", **(headers or {})}  # with it objects come as they are stored
+        every = {"Accept-Encoding": "identity", **(headers or {})}
         if signed and self._signed:
             every["Authorization"] = f"Bearer {await self._credentials.get()}"
         if isinstance(body, SentBody):
@@ -198,13 +197,13 @@ class GcsHttp:
         text = await reply_text(response, operation, key)
         error = error_of(operation, key, response.status, response.headers, text, show=show)
         if isinstance(error, AuthenticationError):
-            self._again(error, response.status)
+            self._again(error)
         return error
 
-    def _again(self, error: AuthenticationError, status: int = _UNAUTHORIZED) -> None:
+    def _again(self, error: AuthenticationError) -> None:
         # A token may have run out, or been withdrawn: one more request, with a new one.
-        if status == _UNAUTHORIZED and error.operation != "sign in" and self._credentials.refused():
-            error.retryable = True
+        if error.retryable:
+            error.retryable = self._credentials.refused()
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -581,7 +581,7 @@ def test_retry_after_may_be_a_date():
     ("status", "kind", "retryable"),
     [
         (400, StorageError, False),
-        (401, AuthenticationError, False),
+        (401, AuthenticationError, True),  # with another token
         (403, AuthenticationError, False),
         (404, NotFoundError, False),
         (408, StorageError, True),
