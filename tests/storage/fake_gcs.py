@@ -81,6 +81,9 @@ class FakeGcs:
         faults: Asked one after the other before each request is served; the first answer is sent instead.
         takes: How many bytes of a chunk of a session are taken at most, in multiples of 256 KiB.
         damage: Damages bodies that are read.
+        flips: So many of the next uploads lose a bit on their way here.
+        ignores: Checksums are not looked at.
+        writes: How many objects were stored.
         page: Greatest number of entries in a page.
     """
 
@@ -93,6 +96,9 @@ class FakeGcs:
         self.faults: list[Fault] = []
         self.takes: int | None = None
         self.damage = False
+        self.flips = 0
+        self.ignores = False
+        self.writes = 0
         self.page = 1000
         self.token: str | None = None
         self._fd = os.memfd_create("fake-gcs")
@@ -149,6 +155,7 @@ class FakeGcs:
         return condition is None or int(condition) == (0 if there is None else there.generation)
 
     def _store(self, name: str, content: Piece) -> dict:
+        self.writes += 1
         self.objects[name] = Stored(content, next(self._numbers), time.time())
         return self._resource(name)
 
@@ -186,13 +193,16 @@ class FakeGcs:
         if metadata is None or not held.endswith(closing):
             return refusal(400, "Malformed multipart body.")
         if rest := held.removesuffix(closing):
+            if self.flips:
+                self.flips -= 1
+                rest = bytes([rest[0] ^ 1]) + rest[1:]
             content.add(rest)
         return self._finish(
             metadata["name"], content, request.query.get("ifGenerationMatch"), metadata.get("crc32c")
         )
 
     def _finish(self, name: str, content: Piece, condition: str | None, crc32c: str | None) -> web.Response:
-        if crc32c is not None and crc32c != text_of(content.crc32c):
+        if not self.ignores and crc32c is not None and crc32c != text_of(content.crc32c):
             return refusal(400, f"Provided CRC32C {crc32c!r} doesn't match calculated CRC32C.")
         if not self._holds(name, condition):
             return refusal(412, "At least one of the pre-conditions you specified did not hold.")

@@ -396,10 +396,24 @@ async def test_an_object_that_is_damaged_on_its_way_is_found_out(fake, storage):
     assert await get(storage, "a") == data
 
 
-async def test_bytes_that_are_damaged_on_their_way_to_the_server_are_sent_again(fake, storage):
-    refused = once(lambda _: refusal(400, "Provided CRC32C doesn't match calculated CRC32C"), method="POST")
-    fake.faults = [refused]
-    assert isinstance(await storage.put("a", b"1"), Stored)
+@pytest.mark.parametrize("ignores", [False, True], ids=["server-checks", "server-does-not"])
+async def test_bytes_that_are_damaged_on_their_way_to_the_server_are_sent_again(fake, storage, ignores):
+    fake.flips, fake.ignores = 1, ignores
+    data = pattern(1000)
+    assert isinstance(await storage.put("a", data, condition=OnlyCreate()), Stored)
+    assert (await storage.read("a")).data == data
+    assert fake.writes == (2 if ignores else 1)
+
+
+async def test_a_completed_object_with_another_checksum_goes_where_the_server_does_not_look(fake, storage):
+    fake.ignores = True
+    data = pattern(2 * PART + 10)
+    upload = await begin(storage, len(data), crc32c=google_crc32c.value(b"something else"))
+    parts = [await storage.put_part(upload, n, data[slice(*span)]) for n, span in enumerate_parts(len(data))]
+    with pytest.raises(StorageError, match="checksum") as caught:
+        await storage.complete_upload(upload, parts)
+    assert not caught.value.retryable
+    assert fake.objects == {}
 
 
 async def test_a_server_that_ignores_ranges_is_told_from_one_that_does_not(fake, storage):
