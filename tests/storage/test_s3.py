@@ -25,6 +25,7 @@ from asynctune.storage.values import (
     Conflict,
     FileRange,
     IfVersion,
+    ObjectInfo,
     OnlyCreate,
     Stored,
     Upload,
@@ -112,6 +113,17 @@ async def test_a_large_file_with_another_checksum_is_not_sent_to_its_end(uri, op
         await storage.put("k", source, crc32c=1)
     assert not caught.value.retryable
     assert await storage.head("k") is None
+    await storage.aclose()
+
+
+async def test_times_of_listings_and_heads_are_the_same(uri, options):
+    storage = await open_storage(uri, options)
+    await storage.put("k", b"1")
+    (listed,) = [entry async for entry in storage.list_objects()]
+    head = await storage.head("k")
+    assert isinstance(listed, ObjectInfo)
+    assert head is not None
+    assert int(listed.modified_at) == int(head.modified_at)
     await storage.aclose()
 
 
