@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import re
 import urllib.request
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +18,7 @@ from botocore.exceptions import ClientError
 
 from asynctune.clock import SystemClock
 from asynctune.errors import AuthenticationError, ConfigError, NotFoundError, StorageError
+from asynctune.storage.crc import crc32c_text
 from asynctune.storage.retry import RetryPolicy
 from asynctune.storage.s3 import S3Storage, open_storage
 from asynctune.storage.s3_client import read_options
@@ -322,3 +327,92 @@ async def test_a_body_that_is_cut_can_be_read_again():
         await anext(chunks)
     assert caught.value.retryable
     assert caught.value.key == "k"
+
+
+# -- what happens to connections ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def raw_server(*replies: bytes) -> AsyncGenerator[tuple[str, list[bytes]], None]:
+    """Answers each request, whole, with the next of these bytes, and ends the connection; keeps the bodies."""
+    bodies: list[bytes] = []
+    left = list(replies)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while left:
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                size = re.search(rb"content-length: (\d+)", head)
+                bodies.append(await reader.readexactly(int(size[1]) if size else 0))
+                reply = left.pop(0)
+                writer.write(reply)
+                await writer.drain()
+                if not reply.endswith(KEPT):
+                    break
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", bodies
+    finally:
+        server.close()
+
+
+KEPT = b'ETag: "v"\r\nContent-Length: 0\r\n\r\n'
+TIMES = b"Last-Modified: Mon, 23 Nov 2026 07:00:00 GMT\r\n"
+
+
+async def opened(endpoint: str) -> S3Storage:
+    options = {"key": "k", "secret": "s", "endpoint_url": endpoint, "region": "us-east-1"}
+    return await open_storage(parse_uri("s3://bucket"), options)
+
+
+async def test_a_body_that_ends_too_early_may_be_read_again():
+    cut = b'HTTP/1.1 200 OK\r\nETag: "v"\r\n' + TIMES + b"Content-Length: 10\r\n\r\n01234"
+    whole = b'HTTP/1.1 200 OK\r\nETag: "v"\r\n' + TIMES + b"Content-Length: 10\r\n\r\n0123456789"
+    async with raw_server(cut, cut, whole) as (endpoint, _):
+        storage = await opened(endpoint)
+        async with storage.get("k") as body:
+            with pytest.raises(StorageError) as caught:
+                _ = [chunk async for chunk in body]
+        assert caught.value.retryable
+        assert (await storage.read("k")).data == b"0123456789"
+        await storage.aclose()
+
+
+async def test_a_damaged_body_is_found_out():
+    checksum = crc32c_text(google_crc32c.value(b"0123456789")).encode()
+    head = b'HTTP/1.1 200 OK\r\nETag: "v"\r\n' + TIMES + b"x-amz-checksum-crc32c: " + checksum
+    head += b"\r\nContent-Length: 10\r\n\r\n"
+    async with raw_server(head + b"0123x56789", head + b"0123456789") as (endpoint, _):
+        storage = await opened(endpoint)
+        assert (await storage.read("k")).data == b"0123456789"
+        await storage.aclose()
+
+
+async def test_an_error_in_a_reply_that_says_ok_is_one():
+    body = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>later</Message></Error>"
+    failed = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    done = b"<CompleteMultipartUploadResult><ETag>&quot;v&quot;</ETag></CompleteMultipartUploadResult>"
+    well = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(done), done)
+    async with raw_server(failed, well) as (endpoint, bodies):
+        storage = await opened(endpoint)
+        assert await storage.complete_upload(*upload_of(OnlyCreate())) == Stored("v")
+        assert len(bodies) == 2
+        await storage.aclose()
+
+
+async def test_a_file_is_sent_from_its_beginning_each_time(tmp_path):
+    data = pattern(3 << 20)
+    source = FileRange(await file_of(tmp_path, data), 0, len(data))
+    stored = b"HTTP/1.1 200 OK\r\n" + KEPT
+    # Nothing at all on a connection that was in use before: aiohttp itself sends such a request again.
+    async with raw_server(stored, b"", b"HTTP/1.1 503 Slow\r\nContent-Length: 0\r\n\r\n", stored) as (
+        endpoint,
+        bodies,
+    ):
+        storage = await opened(endpoint)
+        for _ in range(2):
+            assert await storage.put("k", source) == Stored("v")
+        assert [body == data for body in bodies] == [True] * 4
+        await storage.aclose()
