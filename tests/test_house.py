@@ -26,6 +26,9 @@ PURE: Final = {
     "asynctune.state.codec",
     "asynctune.state.pacing",
     "asynctune.state.stored",
+    "asynctune.storage.base",
+    "asynctune.storage.keys",
+    "asynctune.storage.values",
     "asynctune.tracebacks",
     "asynctune.trial",
 }
