@@ -20,6 +20,10 @@ class Clock(Protocol):
         """Seconds that only go forward, from an arbitrary start."""
         ...
 
+    def busy(self) -> float:
+        """Seconds that the calling thread has computed, from an arbitrary start; waiting is not among them."""
+        ...
+
     def time(self) -> float:
         """Seconds since the Unix epoch, as the wall clock tells them."""
         ...
@@ -43,6 +47,10 @@ class SystemClock:
     def monotonic(self) -> float:
         """`time.monotonic()`."""
         return time.monotonic()
+
+    def busy(self) -> float:
+        """`time.thread_time()`."""
+        return time.thread_time()
 
     def time(self) -> float:
         """`time.time()`."""

@@ -6,9 +6,10 @@ The task around it belongs to the writer. A snapshot that cannot be written cost
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 
 from asynctune.clock import Clock
+from asynctune.files import LocalFiles
 from asynctune.state.journal import Journal
 from asynctune.state.snapshot import Image, write_snapshot
 from asynctune.state.thread import WorkThread
@@ -85,28 +86,35 @@ class Generations:
             OSError, FrameError: The disk refused, or gave back something else; `due` again when the journal doubled.
             FencedError: Another opening owns the experiment.
         """
-        covered, started_at = self.journal_bytes, self._clock.monotonic()
+        covered = self.journal_bytes
         self._threshold = max(2 * covered, _MIN_JOURNAL_BYTES)
         self._most_segments = self._journal.segments + _MAX_SEGMENTS
-        image = await self._journal_thread.run(self._journal.capture)
-        size = await self._thread.run(self._write_image, image)
+        image, captured_s = await self._journal_thread.run(self._capture)
+        size, written_s = await self._thread.run(self._write_image, image)
         self.count += 1
         self.snapshot_bytes = size
         self.journal_bytes -= covered
         self._threshold = max(_MIN_JOURNAL_BYTES, size)
         self._on_disk.append(image.seq)
-        return SnapshotDone(image.seq, size, self._clock.monotonic() - started_at, self.bytes_to_next)
+        return SnapshotDone(image.seq, size, captured_s + written_s, self.bytes_to_next)
 
-    def _write_image(self, image: Image) -> int:
-        journal = self._journal
-        return write_snapshot(
+    def _capture(self) -> tuple[Image, float]:
+        busy = self._clock.busy()
+        return self._journal.capture(), self._clock.busy() - busy
+
+    def _write_image(self, image: Image) -> tuple[int, float]:
+        """Its size, and what it cost: what was computed, and the time inside of the disk's calls."""
+        journal, busy = self._journal, self._clock.busy()
+        files = _TimedFiles(journal.files, self._clock)
+        size = write_snapshot(
             journal.directory,
             image,
             experiment_id=journal.experiment_id,
             claim=journal.claim,
             history=journal.history,
-            files=journal.files,
+            files=cast("LocalFiles", files),
         )
+        return size, self._clock.busy() - busy + files.waited_s
 
     @property
     def droppable(self) -> int | None:
@@ -133,3 +141,24 @@ class Generations:
             await self._thread.run(lambda: None)
         finally:
             self._thread.stop()
+
+
+class _TimedFiles:
+    """File operations, and how long their callers waited in them."""
+
+    def __init__(self, files: LocalFiles, clock: Clock) -> None:
+        self._files = files
+        self._clock = clock
+        self.waited_s = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        operation = getattr(self._files, name)
+
+        def timed(*args: Any, **settings: Any) -> Any:
+            start, busy = self._clock.monotonic(), self._clock.busy()
+            try:
+                return operation(*args, **settings)
+            finally:
+                self.waited_s += max(0.0, self._clock.monotonic() - start - (self._clock.busy() - busy))
+
+        return timed

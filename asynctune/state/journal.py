@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from typing import Any, Final
@@ -54,11 +55,22 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class CommitDone:
-    """An acknowledged commit: when it began and ended (monotonic), bytes added, and a failure that was overcome."""
+    """An acknowledged commit.
+
+    Attributes:
+        seq: Its number.
+        started_at: When it began, monotonic seconds.
+        ended_at: When it was durable, likewise.
+        cost_s: What the thread computed in between, and the time inside of the operating system's calls. Waiting for
+            the interpreter, while the event loop works, is not among it.
+        size_bytes: Added to the journal.
+        overcame: A failure that was overcome.
+    """
 
     seq: int
     started_at: float
     ended_at: float
+    cost_s: float
     size_bytes: int
     overcame: OSError | None
 
@@ -125,6 +137,7 @@ class Journal:
         self._name = ""
         self._acknowledged = False  # anything in the present segment
         self._unused: list[str] = []
+        self._waited_s = 0.0  # for the disk, in the commit under way
 
     # -- commits -------------------------------------------------------------------------------------------
 
@@ -136,20 +149,33 @@ class Journal:
             FencedError: Another opening owns the experiment.
             StorageError: The disk failed twice; this journal must not be used again.
         """
-        started_at = self._clock.monotonic()
+        started_at, busy_before = self._clock.monotonic(), self._clock.busy()
+        self._waited_s = 0.0
         overcame: OSError | None = None
         try:
             if self._fd is None:
-                self.start_segment()
+                with self._waiting():
+                    self.start_segment()
             size, crc = self._append(batch)
         except OSError as error:
             overcame = error
             size, crc = self._append_elsewhere(batch, error)
-        self._check_claim()
+        with self._waiting():
+            self._check_claim()
         self._apply(batch)
         self.seq, self._crc = batch.seq, crc
         self._acknowledged = True
-        return CommitDone(batch.seq, started_at, self._clock.monotonic(), size, overcame)
+        cost_s = self._clock.busy() - busy_before + self._waited_s
+        return CommitDone(batch.seq, started_at, self._clock.monotonic(), cost_s, size, overcame)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """The block waits for the disk, and that counts."""
+        start, busy = self._clock.monotonic(), self._clock.busy()
+        try:
+            yield
+        finally:
+            self._waited_s += max(0.0, self._clock.monotonic() - start - (self._clock.busy() - busy))
 
     def _append(self, batch: Batch) -> tuple[int, int]:
         assert self._fd is not None
@@ -172,20 +198,25 @@ class Journal:
             size += len(frame)
             unwritten += len(frame)
             if not more or unwritten > _WRITE_BYTES:
-                self.files.write_all(self._fd, b"".join(frames))
+                data = b"".join(frames)
+                with self._waiting():
+                    self.files.write_all(self._fd, data)
                 unsynced += unwritten
                 frames, unwritten = [], 0
             if more and unsynced > _SYNC_BYTES:
-                self.files.sync_data(self._fd)
+                with self._waiting():
+                    self.files.sync_data(self._fd)
                 unsynced = 0
-        self.files.sync_data(self._fd)
+        with self._waiting():
+            self.files.sync_data(self._fd)
         return size, crc
 
     def _append_elsewhere(self, batch: Batch, first: OSError) -> tuple[int, int]:
         self._check_claim()
         self._abandon()
         try:
-            self.start_segment()
+            with self._waiting():
+                self.start_segment()
             return self._append(batch)
         except OSError as second:
             self._abandon()

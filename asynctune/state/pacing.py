@@ -53,7 +53,7 @@ class CostBudget:
         counted = cost_s
         self._owed_s += surcharge_s
         self._since_outlier += 1
-        if len(self._recent) >= _RECENT // 2 and cost_s > _OUTLIER * (typical := median(self._recent)):
+        if len(self._recent) >= _RECENT and cost_s > _OUTLIER * (typical := median(self._recent)):
             if self._since_outlier >= _RECENT:
                 counted = typical
                 self._owed_s += min(cost_s - typical, _MAX_OWED_S)

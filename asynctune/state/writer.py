@@ -253,7 +253,7 @@ class StateWriter:
         batch, self._in_flight, self._in_flight_since = self._in_flight, None, None
         assert batch is not None
         assert batch.seq == done.seq
-        cost = done.ended_at - done.started_at
+        cost = done.cost_s
         self._commits += 1
         self._seconds += cost
         self._generations.grew(done.size_bytes)

@@ -64,6 +64,10 @@ class ManualClock:
         """Seconds, moved by hand."""
         return self._monotonic
 
+    def busy(self) -> float:
+        """The same: while a test moves the time, every thread computes."""
+        return self._monotonic
+
     def time(self) -> float:
         """Seconds since the Unix epoch, moved by hand."""
         return self._time

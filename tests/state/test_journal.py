@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from asynctune.errors import FencedError, StorageError
 from asynctune.files import LocalFiles
 from asynctune.state import journal as room
+from asynctune.state.codec import encode_ops
 from asynctune.state.epochs import claim_epoch
 from asynctune.state.journal import Batch, DiskFullError, secure_tail
 from asynctune.state.recovered import apply_ops
@@ -71,7 +72,24 @@ def test_a_new_segment_is_synced_with_its_name_before_anything_depends_on_it(dir
 def test_the_cost_of_a_commit_is_read_from_the_clock(session, files):
     files.call(lambda _operation: session.clock.move(2.0), on="sync_data")
     done = session.commit({"a": b"1"})
-    assert done.ended_at - done.started_at == 2.0
+    assert done.ended_at - done.started_at == done.cost_s == 2.0
+
+
+def test_waiting_for_the_interpreter_costs_nothing_and_waiting_for_the_disk_does(session, files, monkeypatch):
+    computed = 10.0
+
+    def encode(ops):
+        nonlocal computed
+        session.clock.move(2.0)
+        computed += 1.0  # the other second went to the event loop
+        return encode_ops(ops)
+
+    monkeypatch.setattr(session.clock, "busy", lambda: computed)
+    monkeypatch.setattr(room, "encode_ops", encode)
+    files.call(lambda _operation: session.clock.move(3.0), on="sync_data")
+    done = session.commit({"a": b"1"})
+    assert done.ended_at - done.started_at == 5.0
+    assert done.cost_s == 4.0
 
 
 def test_a_commit_of_nothing_but_rows_and_deletions(session, directory):
