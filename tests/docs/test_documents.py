@@ -45,7 +45,11 @@ async def test_a_guide_runs_from_top_to_bottom(name, least, tmp_path, monkeypatc
 
 
 README_EXAMPLES = {
-    "tuner": ("results/first", 16, r"best: \{'lr': 0\.\d+\}, loss \S+, saved in \S+/checkpoint_0000\d\d\S*\n"),
+    "tuner": (
+        "results/first",
+        16,
+        r"best: \{'lr': 0\.\d+\}, loss \S+, saved in \S+/checkpoint_0000\d\d\S*\n",
+    ),
     "store": ("my-experiment", 8, r"best: \{'lr': 0\.\d+\}\n"),
 }
 
