@@ -153,5 +153,5 @@ def _report(settings: Options, counts: dict[str, int], found: dict[str, list[dic
 if __name__ == "__main__":
     run(
         measure,
-        options(__doc__, trials=(5_000,), quick_trials=(1_000,), rounds=5, quick_rounds=2),
+        options(__doc__, trials=(15_000,), quick_trials=(1_000,), rounds=3, quick_rounds=2),
     )

@@ -119,3 +119,35 @@ async def test_closing_waits_for_what_is_under_way(begin, session):
     await each.aclose()
     assert not [name for name in os.listdir(session.directory) if name.startswith(".")]
     assert os.path.exists(f"{session.directory}/snap-0")
+
+
+async def test_waiting_for_the_interpreter_is_no_cost_of_a_snapshot(begin, session, monkeypatch):
+    await asyncio.to_thread(session.commit, {"a": b"1"})
+    each = begin(journal_bytes=3 * MIB)
+    computed = 10.0
+
+    def busy():
+        # each look at it finds a second more on the clock, and a tenth of that computed
+        nonlocal computed
+        session.clock.move(1.0)
+        computed += 0.1
+        return computed
+
+    start = session.clock.monotonic()
+    monkeypatch.setattr(session.clock, "busy", busy)
+    monkeypatch.setattr(room, "_TimedFiles", lambda files, _clock: _Untimed(files))
+    done = await each.write()
+    assert session.clock.monotonic() - start == pytest.approx(4.0)
+    assert done.cost_s == pytest.approx(0.2)
+
+
+class _Untimed:
+    """File operations that took no time."""
+
+    waited_s = 0.0
+
+    def __init__(self, files):
+        self._files = files
+
+    def __getattr__(self, name):
+        return getattr(self._files, name)

@@ -247,3 +247,13 @@ def test_snapshots_are_within_the_five_percent(commits, snapshot_cost, every_byt
     if start is not None and count > 3:
         assert (spent - start[1] - pacing.owed_s) / (now - start[0]) <= TARGET_FRACTION * 1.05
         assert pacing.owed_s <= 101 * max(snapshot_cost, 0.01), "what is owed does not grow without end"
+
+
+@pytest.mark.parametrize(("known", "forgiven"), [(1, False), (8, False), (9, True)])
+def test_the_first_nine_costs_set_the_pace_whatever_they_are(known, forgiven):
+    budget = CostBudget()
+    for _ in range(known):
+        budget.spent(0.0, 0.001)
+    budget.spent(100.0, 1.0)
+    rest = budget.next_start - 100.0
+    assert (rest < 19.0 - 1e-9) is forgiven
