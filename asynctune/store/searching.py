@@ -6,6 +6,7 @@ from typing import Any
 
 from asynctune.errors import ConfigError
 from asynctune.protocols import Stateful
+from asynctune.store.runs import full_result
 from asynctune.store.saving import SavingStore
 
 __all__ = ["SearchingStore"]
@@ -13,6 +14,14 @@ __all__ = ["SearchingStore"]
 
 class SearchingStore(SavingStore):
     """What a searcher and a scheduler need of an experiment. `ExperimentStore` adds trials and the end."""
+
+    def last_result(self, trial_id: str) -> dict[str, Any]:
+        """A trial's last result row, as `Trial.last_result`, without making the trial; empty before the first.
+
+        Raises:
+            TrialNotFoundError: No such trial.
+        """
+        return full_result(self._table.run(trial_id))
 
     def track_metric(self, metric: str, mode: str) -> None:
         """Keep minimum, maximum, average and that of the last ten rows of this metric, from now on, for each trial.

@@ -219,11 +219,12 @@ class Driver:
             self._exhausted = not self._running
             return False
         try:
-            self._store.add_trial(config, trial_id=trial_id, trial_name=f"{self._trial_prefix}_{trial_id}")
+            name = f"{self._trial_prefix}_{trial_id}"
+            trial = self._store.add_trial(config, trial_id=trial_id, trial_name=name)
         except ConfigError as error:
             raise UserCodeError(f"the searcher proposed a config that cannot be stored: {error}") from error
         self._deciding.suggested(trial_id, config)
-        self._waiting.add(self._store.get_trial(trial_id))
+        self._waiting.add(trial)
         self._watching.changed(trial_id)
         return True
 
@@ -236,9 +237,8 @@ class Driver:
             raise
         except BaseException as error:
             self._end(error)  # before anything else is started
-            if not isinstance(
-                error, SystemExit | KeyboardInterrupt
-            ):  # from a task these would end the event loop
+            # from a task these would end the event loop
+            if not isinstance(error, SystemExit | KeyboardInterrupt):
                 raise
         finally:
             del self._running[trial_id]
@@ -305,7 +305,7 @@ class Driver:
                 # In one step, so that one commit holds the row and what the searcher has to know of it.
                 self._store.report(trial_id, report.metrics)
                 run.has_reported = True
-                result = self._store.get_trial(trial_id).last_result
+                result = self._store.last_result(trial_id)
                 decision = self._decide(trial_id, run, result)
                 if run.decision == CONTINUE:  # one that reports on meanwhile has been told otherwise
                     run.decision = decision

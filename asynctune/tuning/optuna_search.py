@@ -1,7 +1,8 @@
 """Owns `OptunaSearcher`: Optuna's samplers and pruners through ask and tell, resumable exactly.
 
-The state that is stored is the sampler, in bytes that only this room reads, and Optuna's own notes on trials. The
-study lives in memory; it is made again of the experiment's trials: their configs, ends and result rows.
+The state that is stored is sampler and pruner, in bytes that only this room reads, Optuna's own notes on trials, and
+the values of those that have not ended. The study lives in memory; it is made again of the experiment's trials: their
+configs, ends and result rows.
 """
 
 from __future__ import annotations

@@ -94,3 +94,14 @@ async def test_trials_that_were_started_over_are_iterated_on_request(location):
         second = store.trials[0].trial_id
         assert [each.trial_id async for each in store.iterate()] == [second]
         assert [each.trial_id async for each in store.iterate(with_replaced=True)] == [first, second]
+
+
+async def test_the_last_result_alone_is_that_of_the_trial(location):
+    async with ExperimentStore.open(location) as store:
+        trial_id = store.add_trial({"x": 1}).trial_id
+        assert store.last_result(trial_id) == {}
+        store.set_status(trial_id, "RUNNING")
+        store.report(trial_id, {"loss": 3, "nested": {"a": [1]}})
+        assert store.last_result(trial_id) == store.get_trial(trial_id).last_result
+        with pytest.raises(TrialNotFoundError):
+            store.last_result("no")
