@@ -138,15 +138,15 @@ async def test_the_first_change_is_committed_at_once(start):
     assert await writing.found() == {"a": b"1"}
 
 
-async def test_after_a_save_of_two_seconds_the_next_starts_38_seconds_later(start):
+async def test_after_a_save_of_two_seconds_the_next_starts_48_seconds_later(start):
     writing = await start()
     writing.takes(2.0)
     writing.writer.put("a", b"1")
     await writing.committed(1)
-    assert writing.writer.stats().interval_s == pytest.approx(38.0)
+    assert writing.writer.stats().interval_s == pytest.approx(48.0)
     assert writing.writer.stats().checkpoint_seconds == pytest.approx(2.0)
     writing.writer.put("a", b"2")
-    await writing.clock.advance(37.99)
+    await writing.clock.advance(47.99)
     assert writing.observer.cuts == [(1, False)]
     await writing.clock.advance(0.02)
     assert writing.observer.cuts == [(1, False), (2, False)]
@@ -311,7 +311,7 @@ async def test_asking_again_keeps_to_the_pace_of_commits(start):
     writing.observer.on_cut = lambda seq, _explicit: float("-inf") if seq == 1 else None
     writing.writer.put("a", b"1")
     await writing.writer.flush()
-    await writing.clock.advance(37.9)
+    await writing.clock.advance(47.9)
     assert writing.observer.cuts == [(1, True)]
     await writing.clock.advance(0.2)
     assert writing.observer.cuts == [(1, True), (2, False)]
