@@ -17,18 +17,21 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
+from asynctune.checkpoints.bucket import Bucket
 from asynctune.checkpoints.committing import Committer, Wanted
 from asynctune.checkpoints.context import Context, Emit
 from asynctune.checkpoints.deletion import Deletions
 from asynctune.checkpoints.disk import DiskThreads, disk_errors, path_text
+from asynctune.checkpoints.reconciling import ReconcileReport
 from asynctune.checkpoints.records import CheckpointRecord, Records, check_step
 from asynctune.checkpoints.restoring import Restorer
 from asynctune.checkpoints.settling import SettleReport, settle
 from asynctune.checkpoints.staging import StagedCheckpoint, Staging
+from asynctune.checkpoints.uploads import UploadLeft, UploadStats
 from asynctune.clock import Clock
 from asynctune.config import CheckpointConfig
 from asynctune.errors import CheckpointNotFoundError, ConfigError, StoreClosedError
@@ -56,6 +59,7 @@ class TrialCheckpoints:
         epoch: Number of this opening.
         scratch_dir: Where `restore` makes private copies; `<experiment>/.asynctune/restored` by default. A
             reader gives a directory of its own, because it writes nothing in the experiment.
+        bucket: Where checkpoints are copied to, and fetched from when they are not on this disk.
     """
 
     def __init__(
@@ -69,8 +73,10 @@ class TrialCheckpoints:
         emit: Emit,
         epoch: int,
         scratch_dir: str | None = None,
+        bucket: Bucket | None = None,
     ) -> None:
         self._threads = DiskThreads()
+        self._bucket = bucket
         self._context = Context(
             experiment_dir=experiment_dir,
             scratch_dir=scratch_dir or os.path.join(experiment_dir, ".asynctune", "restored"),
@@ -106,6 +112,11 @@ class TrialCheckpoints:
     def deletions_pending(self) -> int:
         """How many checkpoints are retired and not deleted yet."""
         return self._deletions.pending
+
+    @property
+    def uploads(self) -> UploadStats:
+        """How the uploads stand; all zero without a bucket."""
+        return UploadStats()
 
     # -- committing ----------------------------------------------------------------------------------
 
@@ -268,6 +279,21 @@ class TrialCheckpoints:
         """
         return self._lease(trial_id, None if step is None else check_step(step))
 
+    async def fetch(self, checkpoint: Checkpoint, to: str | os.PathLike[str] | None = None) -> str:
+        """Absolute path of a directory with the checkpoint's files, brought from the bucket if they are not here.
+
+        Args:
+            checkpoint: A committed one of this experiment.
+            to: A new or empty directory that receives verified copies. `None`: the committed directory itself where
+                it is complete, else one of asynctune's own, to read from until the trial is released or the close.
+
+        Raises:
+            CheckpointNotFoundError: It is neither here nor in the bucket.
+            ConfigError: `to` is not empty.
+            StorageError: The bucket or the disk said no.
+        """
+        raise NotImplementedError
+
     async def make_directory(self, path: str) -> None:
         """Make a trial's directory if it is missing; its name is durable with the first result or checkpoint.
 
@@ -307,18 +333,53 @@ class TrialCheckpoints:
                 being_placed=self._committer.being_placed,
             )
 
-    async def aclose(self) -> None:
-        """Wait for what is under way, let `run` finish what is retired, and remove private copies.
+    async def reconcile(
+        self, trial_ids: Collection[str], *, from_bucket: bool = False, bucket_is_new: bool = False
+    ) -> ReconcileReport:
+        """Begin with the bucket: once at an opening for writing, before `settle`. Uploads begin with this call.
 
-        Call it while `run` still runs and the sink still takes records; calls from now on are a
-        `StoreClosedError`.
+        It looks through the records of all trials and goes on with what an earlier opening left.
+
+        Args:
+            trial_ids: All trials.
+            from_bucket: The state was taken from the bucket, so this disk may lack checkpoints or hold others: each
+                directory is looked at. What is neither here nor complete in the bucket is dropped, loudly.
+            bucket_is_new: The bucket held no experiment: nothing that records say of it is true.
+
+        Raises:
+            StorageError: The disk or the journal refused.
         """
+        del trial_ids, from_bucket, bucket_is_new
+        return ReconcileReport()
+
+    async def drain(self) -> None:
+        """Return when every checkpoint that is pending now is in the bucket, or has been retired meanwhile.
+
+        Raises:
+            UploadError: Some failed; what and why. They stay pending, and are tried again.
+        """
+
+    async def aclose(self, *, drain_timeout_s: float | None = None) -> tuple[UploadLeft, ...]:
+        """Wait for what is under way, let `run` finish uploads and what is retired, and remove private copies.
+
+        Call it while `run` still runs, the sink still takes records and the mirror still works; calls from now on are
+        a `StoreClosedError`.
+
+        Args:
+            drain_timeout_s: Seconds that uploads and deletions in the bucket may take; `None`: as long as they need.
+                What fails meanwhile is tried once.
+
+        Returns:
+            What is not in the bucket; also logged. The next opening goes on with it.
+        """
+        del drain_timeout_s
         self._closing = True
         await self._quiet.wait()
         await self._deletions.close()
         for path in self._restorer.release_all():
             await self._deletions.remove(path)
         self._threads.close()
+        return ()
 
     async def abandon(self) -> None:
         """Wait until what is under way has failed or ended, for a store that cannot go on; nothing is deleted."""

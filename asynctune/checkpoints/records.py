@@ -2,22 +2,24 @@
 
 No I/O: reads and writes go through the `CommitSink`. The record `checkpoint/<trial_id>/<step>` is a map:
 
-================ ===================================================================================
-field            meaning
-================ ===================================================================================
-`v`              1, the form of the record
-`dir`            directory below the experiment, `<trial_name>/checkpoint_000005[-<epoch>.<attempt>]`
-`sha256`         SHA-256 of its `.manifest.json`, 64 hex digits
-`files`          packed map, path of each file: its size in bytes
-`size`           sum of the sizes
-`committed_at`   seconds since the Unix epoch
-`metrics`        the metrics it was saved with
-`mirrored`       whether a complete copy is in the bucket
-`state`          `live`, or `deleting`: retired, its files may be gone already
-`epoch`          number of the opening that committed it
-`attempt`        which start of the trial wrote it
-`timeline`       where the trial's results stood at the save; a map that only the store interprets
-================ ===================================================================================
+================= ===================================================================================
+field             meaning
+================= ===================================================================================
+`v`               1, the form of the record
+`dir`             directory below the experiment, `<trial_name>/checkpoint_000005[-<epoch>.<attempt>]`
+`sha256`          SHA-256 of its `.manifest.json`, 64 hex digits
+`files`           packed map, path of each file: its size in bytes
+`size`            sum of the sizes
+`committed_at`    seconds since the Unix epoch
+`metrics`         the metrics it was saved with
+`mirrored`        whether a complete copy is in the bucket
+`state`           `live`, or `deleting`: retired, its files may be gone already
+`epoch`           number of the opening that committed it
+`attempt`         which start of the trial wrote it
+`timeline`        where the trial's results stood at the save; a map that only the store interprets
+`bucket_deleting` whether its copy in the bucket is being deleted, or gone; only of one that is `deleting`.
+                  Old records have no such field: it is not
+================= ===================================================================================
 
 No record, no checkpoint.
 """
@@ -85,6 +87,7 @@ class CheckpointRecord:
     timeline: Mapping[str, Any] = field(default_factory=dict)
     mirrored: bool = False
     deleting: bool = False
+    bucket_deleting: bool = False
 
     def to_value(self) -> dict[str, Any]:
         """The map that is stored."""
@@ -101,6 +104,7 @@ class CheckpointRecord:
             "epoch": self.epoch,
             "attempt": self.attempt,
             "timeline": dict(self.timeline),
+            "bucket_deleting": self.bucket_deleting,
         }
 
     @classmethod
@@ -175,6 +179,7 @@ def _from_value(trial_id: str, step: int, value: Any) -> CheckpointRecord:
         timeline=value["timeline"],
         mirrored=bool(value["mirrored"]),
         deleting=state == _DELETING,
+        bucket_deleting=bool(value.get("bucket_deleting", False)),
     )
 
 
