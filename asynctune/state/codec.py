@@ -93,6 +93,7 @@ class FrameType(enum.IntEnum):
     CHUNK = 4
     SNAPSHOT_END = 5
     CLAIM = 6
+    CURRENT = 7
 
 
 class FrameError(ValueError):

@@ -39,6 +39,7 @@ __all__ = [
     "is_alive",
     "is_fenced",
     "list_epochs",
+    "new_claim",
     "read_claim",
 ]
 
@@ -228,7 +229,22 @@ def read_claim(directory: str, epoch: int, files: LocalFiles) -> Claim:
     return claim
 
 
-def claim_epoch(directory: str, files: LocalFiles, clock: Clock, at_least: int = 1) -> Claim:
+def new_claim(epoch: int, clock: Clock) -> Claim:
+    """A claim of this process, with a fresh nonce; nobody knows of it yet."""
+    hostname, pid, started = host_info()
+    return Claim(
+        epoch=epoch,
+        nonce=secrets.token_bytes(16),
+        hostname=hostname,
+        pid=pid,
+        started=started,
+        opened_at=clock.time(),
+    )
+
+
+def claim_epoch(
+    directory: str, files: LocalFiles, clock: Clock, at_least: int = 1, *, given: Claim | None = None
+) -> Claim:
     """Claim the next epoch.
 
     Args:
@@ -236,21 +252,23 @@ def claim_epoch(directory: str, files: LocalFiles, clock: Clock, at_least: int =
         files: The disk.
         clock: For the time written into the claim.
         at_least: A number that the new epoch must not be below (state may know of epochs without a file).
+        given: The very claim to make, number and nonce: it was made in the bucket before.
 
     Raises:
-        FencedError: Another opening claimed it in the same moment.
+        FencedError: Another opening claimed it in the same moment, or has a higher number than the one given.
         StorageError: The disk refused.
     """
     epochs = list_epochs(directory, files)
-    hostname, pid, started = host_info()
-    claim = Claim(
-        epoch=max(at_least, epochs[-1] + 1 if epochs else 1),
-        nonce=secrets.token_bytes(16),
-        hostname=hostname,
-        pid=pid,
-        started=started,
-        opened_at=clock.time(),
-    )
+    if given is None:
+        claim = new_claim(max(at_least, epochs[-1] + 1 if epochs else 1), clock)
+    else:
+        claim = given
+        if epochs and epochs[-1] >= claim.epoch:
+            msg = (
+                f"another process claimed the experiment at {os.path.dirname(directory)} as epoch {epochs[-1]}, and "
+                f"this one has epoch {claim.epoch} in the bucket; open it again"
+            )
+            raise FencedError(msg)
     path = epoch_path(directory, claim.epoch)
     temporary = f"{directory}/.claim-{claim.nonce.hex()}"
     frame = encode_frame(FrameType.CLAIM, encode_fields(claim.fields()), epoch=claim.epoch, seq=0, prev=0)
