@@ -1,0 +1,262 @@
+"""Owns the way of one object to a local file: in ranges at once, continued where a body breaks off, checked as a whole.
+
+A range has no checksum of its own. So each is checksummed as it is written, the checksums are joined, and if they are
+not the object's, all is fetched again: nothing tells which bytes are wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from contextlib import AsyncExitStack, closing, suppress
+from functools import partial
+from typing import Final
+
+import google_crc32c
+
+from asynctune.errors import ConditionFailedError, NotFoundError, StorageError
+from asynctune.files import LocalFiles
+from asynctune.storage.carrying import Means, in_parallel
+from asynctune.storage.crc import crc32c_joined
+from asynctune.storage.local_lock import disk_errors
+from asynctune.storage.streams import source_chunks
+from asynctune.storage.threads import Stop
+from asynctune.storage.values import FileRange, ObjectInfo
+
+__all__ = ["receive_file"]
+
+logger = logging.getLogger(__name__)
+
+_MOST_ROUNDS: Final = 3
+_WRITE_BYTES: Final = 1 << 20
+_SYNC_BYTES: Final = 8 << 20
+
+
+async def receive_file(
+    means: Means,
+    key: str,
+    path: str,
+    *,
+    size_bytes: int,
+    crc32c: int | None,
+    sha256: str | None,
+    version: str | None,
+    mode: int,
+) -> None:
+    """See `asynctune.storage.transfer.Transfer.receive`."""
+    receiving = _Receiving(means, key, path, size_bytes, crc32c, version)
+    with disk_errors("get", path):
+        await receiving.run(sha256, mode)
+
+
+class _Receiving:
+    """One object on its way."""
+
+    def __init__(
+        self, means: Means, key: str, path: str, size_bytes: int, crc32c: int | None, version: str | None
+    ) -> None:
+        self._means = means
+        self._storage = means.storage
+        self._key = key
+        self._path = path
+        self._size_bytes = size_bytes
+        self._crc32c = crc32c
+        self._version = version
+        self._kept_crc32c: int | None = None
+        self._made = False
+        self._patience = means.patience()
+
+    async def run(self, sha256: str | None, mode: int) -> None:
+        ranges = self._ranges()
+        if len(ranges) > 1:
+            await self._pin()
+        try:
+            await self._means.threads.run(self._make)
+            await self._fetch_right(ranges, sha256)
+            await self._means.threads.run(self._finish, mode)
+        except BaseException:
+            await self._means.threads.run(self._remove)
+            raise
+
+    async def _fetch_right(self, ranges: list[tuple[int, int]], sha256: str | None) -> None:
+        for number in range(1, _MOST_ROUNDS + 1):
+            wrong = await self._wrong(await self._fetch(ranges), sha256)
+            if wrong is None:
+                return
+            logger.warning("get of %r, for the %d. time: %s", self._key, number, wrong)
+        raise StorageError(
+            f"get of {self._key!r} in {self._storage.location}: {wrong}, {_MOST_ROUNDS} times",
+            operation="get",
+            key=self._key,
+            hint="the object is damaged where it is, or is another one than was stored",
+        )
+
+    def _ranges(self) -> list[tuple[int, int]]:
+        step = self._means.part_bytes
+        return [(at, min(at + step, self._size_bytes)) for at in range(0, self._size_bytes, step)] or [(0, 0)]
+
+    async def _pin(self) -> None:
+        """See which version there is, so that all ranges are of one."""
+        info = await self._patience.run(partial(self._storage.head, self._key), "head", self._key)
+        if info is None:
+            raise NotFoundError(
+                f"get: there is no {self._key!r} in {self._storage.location}", operation="get", key=self._key
+            )
+        self._check(info)
+
+    def _check(self, info: ObjectInfo) -> None:
+        if self._version is None:
+            self._version = info.version
+        elif info.version != self._version:
+            raise ConditionFailedError(
+                f"get of {self._key!r}: it was replaced", operation="get", key=self._key
+            )
+        if info.size_bytes != self._size_bytes:
+            raise StorageError(
+                f"get of {self._key!r}: it has {info.size_bytes} bytes, not {self._size_bytes}",
+                operation="get",
+                key=self._key,
+                hint="it is not the object that was stored",
+            )
+        if info.crc32c is None:
+            return
+        self._kept_crc32c = info.crc32c
+        if self._crc32c not in (None, info.crc32c):
+            raise StorageError(
+                f"get of {self._key!r}: its checksum is {info.crc32c:08x}, not {self._crc32c:08x}",
+                operation="get",
+                key=self._key,
+                hint="it is not the object that was stored",
+            )
+
+    # -- fetching ------------------------------------------------------------------------------------------------
+
+    async def _fetch(self, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Fetch all ranges into their places; checksum and size of each."""
+        found: dict[int, int] = {}
+        await in_parallel(
+            (partial(self._fetch_range, begin, end, found) for begin, end in ranges),
+            min(self._means.parts_at_once, len(ranges)),
+        )
+        return [(found[begin], end - begin) for begin, end in ranges]
+
+    async def _fetch_range(self, begin: int, end: int, found: dict[int, int]) -> None:
+        async with self._means.budget.take(end - begin):
+            self._patience.progressed()
+            piece = _Piece(self._means.files, self._path, begin)
+            try:
+                await self._fill(piece, end)
+            finally:
+                await self._means.threads.run(piece.close)
+        found[begin] = piece.crc32c
+
+    async def _fill(self, piece: _Piece, end: int) -> None:
+        failed = 0
+        while True:
+            began = piece.position
+            try:
+                await self._fetch_rest(piece, end)
+            except StorageError as error:
+                failed = 1 if piece.position > began else failed + 1
+                await self._patience.pause(error, failed)
+            else:
+                return
+
+    async def _fetch_rest(self, piece: _Piece, end: int) -> None:
+        """Fetch from where the piece ends; what came before a failure is kept, and checked with the whole."""
+        whole = piece.position == 0 and end == self._size_bytes
+        opening = self._storage.get(
+            self._key,
+            start=piece.position,
+            length=None if whole else end - piece.position,
+            version=self._version,
+        )
+        waiting: list[bytes] = []
+        async with AsyncExitStack() as stack:
+            body = await self._patience.once(lambda: stack.enter_async_context(opening), "get", self._key)
+            self._check(body.info)
+            chunks = aiter(body)
+            try:
+                while chunk := await self._patience.once(lambda: anext(chunks, b""), "get", self._key):
+                    self._patience.progressed()
+                    waiting.append(chunk)
+                    if sum(map(len, waiting)) >= _WRITE_BYTES:
+                        await self._means.threads.run(piece.write, waiting)
+                        waiting = []
+            except StorageError:
+                await self._means.threads.run(piece.write, waiting)
+                raise
+        await self._means.threads.run(piece.write, waiting)
+
+    # -- the file as a whole ---------------------------------------------------------------------------------------
+
+    async def _wrong(self, found: list[tuple[int, int]], sha256: str | None) -> str | None:
+        """What is wrong with what came; `None`: nothing."""
+        expected = self._kept_crc32c if self._crc32c is None else self._crc32c
+        if expected is not None:
+            crc32c = await self._means.threads.run(crc32c_joined, found)
+            if crc32c != expected:
+                return f"the checksum of what came is {crc32c:08x}, not {expected:08x}"
+        if sha256 is not None and await self._means.threads.run_stoppable(self._sha256) != sha256:
+            return "the SHA-256 of what came is another"
+        return None
+
+    def _sha256(self, stop: Stop) -> str:
+        digest = hashlib.sha256()
+        source = FileRange(self._path, 0, self._size_bytes)
+        with closing(source_chunks(source, operation="get", key=self._key)) as chunks:
+            for chunk in chunks:
+                stop.check()
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def _make(self) -> None:
+        fd = self._means.files.create(self._path)
+        self._made = True
+        self._means.files.close(fd)
+
+    def _finish(self, mode: int) -> None:
+        fd = self._means.files.open_read(self._path)
+        try:
+            self._means.files.set_mode(fd, mode)
+            self._means.files.sync(fd)
+        finally:
+            self._means.files.close(fd)
+
+    def _remove(self) -> None:
+        if self._made:
+            with suppress(OSError):  # the error that led here is the one to report
+                self._means.files.unlink(self._path)
+
+
+class _Piece:
+    """A range of the file, written from its beginning. Every method is for a thread."""
+
+    def __init__(self, files: LocalFiles, path: str, begin: int) -> None:
+        self._files = files
+        self._path = path
+        self._fd: int | None = None
+        self._unsynced = 0
+        self.position = begin
+        self.crc32c = 0
+
+    def write(self, chunks: list[bytes]) -> None:
+        if not chunks:
+            return
+        if self._fd is None:
+            self._fd = self._files.open_update(self._path)
+            os.lseek(self._fd, self.position, os.SEEK_SET)
+        for chunk in chunks:
+            self._files.write_all(self._fd, chunk)
+            self.crc32c = google_crc32c.extend(self.crc32c, chunk)
+            self.position += len(chunk)
+            self._unsynced += len(chunk)
+        if self._unsynced >= _SYNC_BYTES:  # so that syncs of others beside it stay quick
+            self._files.sync_data(self._fd)
+            self._unsynced = 0
+
+    def close(self) -> None:
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            self._files.close(fd)
