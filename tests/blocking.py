@@ -51,7 +51,7 @@ MORE: Final[list[tuple[ModuleType, str]]] = [
 
 # (watched call, "*" for any; file name ending; functions; why). Nothing else may block the loop.
 ALLOWED: Final[list[tuple[str, str, set[str], str]]] = [
-    ("os.path.abspath", "asynctune/store/opening.py", {"local_path"}, "asks for the working directory alone"),
+    ("os.path.abspath", "asynctune/store/finding.py", {"local_path"}, "asks for the working directory alone"),
     ("*", "asynctune/storage/s3_client.py", {"_make"}, "botocore, on a loop of its own in a thread"),
 ]
 

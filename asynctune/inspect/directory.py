@@ -11,7 +11,7 @@ from asynctune.inspect.places import experiments_in
 from asynctune.inspect.reading import Inspection, Query
 from asynctune.inspect.report import ExperimentLine, ExperimentsReport, Mode, Problem
 from asynctune.inspect.text import path_text, printable
-from asynctune.store.opening import local_path
+from asynctune.store.finding import local_path
 from asynctune.store.store import ExperimentStore
 
 __all__ = ["list_experiments"]

@@ -20,7 +20,7 @@ from asynctune.inspect.report import Problem, VerifyReport
 from asynctune.inspect.state_files import StateCheck, check_state
 from asynctune.inspect.text import path_text, printable
 from asynctune.packing import UnpackError, unpack
-from asynctune.store.opening import local_path
+from asynctune.store.finding import local_path
 
 __all__ = ["Progress", "verify"]
 

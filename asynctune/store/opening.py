@@ -1,16 +1,15 @@
-"""Owns the start of a store: finding the experiment, claiming it, reading it back. Blocking, for a thread.
+"""Owns the start of a store on a directory: claiming the experiment, reading it back. Blocking, for a thread.
 
-Decides which mode applies and refuses what would be a silent fresh start; leaves the running to the store.
+Decides which mode applies; the directory itself is found by `store.finding`, the running is left to the store.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import socket
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import Literal, get_args
 
 from asynctune.clock import Clock
 from asynctune.errors import (
@@ -18,9 +17,9 @@ from asynctune.errors import (
     CorruptStateError,
     ExperimentExistsError,
     ExperimentNotFoundError,
-    StorageError,
+    FencedError,
 )
-from asynctune.files import LocalFiles, is_disk_full
+from asynctune.files import LocalFiles
 from asynctune.packing import unpack
 from asynctune.state.codec import FrameError
 from asynctune.state.epochs import (
@@ -29,20 +28,36 @@ from asynctune.state.epochs import (
     claim_epoch,
     is_alive,
     list_epochs,
-    locked_error,
     read_claim,
 )
 from asynctune.state.journal import Journal, secure_tail
 from asynctune.state.lineage import extend_history
 from asynctune.state.recovered import Notice, Recovered
 from asynctune.state.recovery import recover
+from asynctune.store.finding import (
+    STATE_DIR,
+    check_not_lost,
+    lock_experiment,
+    prepare_directory,
+    remove_leftovers,
+    storage_error,
+)
 from asynctune.store.records import Records, check_format
 
-__all__ = ["Mode", "OpenedForReading", "OpenedForWriting", "Opening", "open_for_reading", "open_for_writing"]
+__all__ = [
+    "Found",
+    "Mode",
+    "OpenedForReading",
+    "OpenedForWriting",
+    "Opening",
+    "find",
+    "look",
+    "open_for_reading",
+    "open_for_writing",
+    "take",
+]
 
 Mode = Literal["create", "resume", "read", "auto"]
-
-STATE_DIR: Final = ".asynctune"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +85,15 @@ class Opening:
     tear: str | None = None
     damage: tuple[str, ...] = field(default=())
     previous_closed_at: float | None = None
+
+
+@dataclass(slots=True)
+class Found:
+    """An experiment's directory, locked by this opening. Nothing is claimed yet."""
+
+    path: str
+    state_dir: str
+    lock: HostLock
 
 
 @dataclass(slots=True)
@@ -108,25 +132,6 @@ def check_mode(mode: object) -> None:
         raise ConfigError(msg)
 
 
-def local_path(location: object) -> str:
-    """The absolute path of a location given by a user.
-
-    Raises:
-        ConfigError: Not a path of this machine.
-    """
-    if not isinstance(location, str | os.PathLike):
-        msg = f"location must be a path, not {type(location).__name__}"
-        raise ConfigError(msg)
-    text = os.fsdecode(location)
-    if "\0" in text or not text:
-        msg = f"{text!r} is no path"
-        raise ConfigError(msg)
-    if "://" in text and not text.startswith("file://"):
-        msg = f"{text.partition('://')[0]}:// locations are not supported by this release; give a local directory"
-        raise ConfigError(msg)
-    return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
-
-
 def open_for_writing(path: str, mode: str, files: LocalFiles, clock: Clock) -> OpenedForWriting:
     """Lock, claim and read the experiment at `path`, making it if the mode allows.
 
@@ -136,89 +141,61 @@ def open_for_writing(path: str, mode: str, files: LocalFiles, clock: Clock) -> O
         CorruptStateError, UnsupportedFormatError: It cannot be read.
         StorageError: The disk refused.
     """
-    state_dir = f"{path}/{STATE_DIR}"
+    found = find(path, mode, files)
     try:
-        _prepare(path, state_dir, mode, files)
-        lock = _lock(state_dir, files)
-    except OSError as error:
-        raise _storage_error("open", path, error) from error
-    try:
-        return _open_locked(path, state_dir, mode, files, clock, lock)
-    except OSError as error:
-        lock.release()
-        raise _storage_error("open", path, error) from error
+        return take(found, mode, files, clock)
     except BaseException:
-        lock.release()
+        found.lock.release()
         raise
 
 
-def _prepare(path: str, state_dir: str, mode: str, files: LocalFiles) -> None:
-    """Make the directories, if the mode allows and nothing says that there was an experiment before."""
-    parent = os.path.dirname(path)
-    if not os.path.isdir(parent):
-        msg = (
-            f"there is no directory {parent}: is the disk mounted? Make the directory first, "
-            "asynctune does not, so that a missing disk is never mistaken for a new experiment"
-        )
-        raise ConfigError(msg)
-    if files.exists(path) and not os.path.isdir(path):
-        msg = f"{path} is not a directory; an experiment is one"
-        raise ConfigError(msg)
-    if files.exists(state_dir):
-        return
-    if mode == "resume":
-        msg = f"there is no experiment at {path}; check the path, or open it with mode='create'"
-        raise ExperimentNotFoundError(msg)
-    found = [name for name in files.list_dir(path) if not name.startswith(".")] if files.exists(path) else []
-    if "lost+found" in found:
-        found.remove("lost+found")
-    if found and not files.exists(state_dir):  # looked at again: another opening may have begun meanwhile
-        msg = (
-            f"{path} holds {found[0]!r} but no experiment state ({STATE_DIR}); asynctune starts only in an empty "
-            "directory, so that a lost state is never mistaken for a new experiment. Choose another directory, or "
-            "bring the state back"
-        )
-        raise ConfigError(msg)
-    # Two openings may make it in the same moment: the lock decides between them, not this.
-    if not files.exists(path):
-        with contextlib.suppress(FileExistsError):
-            files.make_dir(path, 0o777 & ~_umask())
-        files.sync_dir(parent)
-    with contextlib.suppress(FileExistsError):
-        files.make_dir(state_dir)
-    files.sync_dir(path)
-
-
-def _umask() -> int:
-    # Linux tells without changing it, which would race with other threads
+def find(path: str, mode: str, files: LocalFiles) -> Found:
+    """Lock the experiment's directory, which is made if the mode allows. Errors: as for `open_for_writing`."""
+    state_dir = f"{path}/{STATE_DIR}"
     try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-            for line in status:
-                if line.startswith("Umask:"):
-                    return int(line.split()[1], 8)
-    except OSError:
-        pass
-    return 0o022
+        prepare_directory(path, state_dir, mode, files)
+        return Found(path, state_dir, lock_experiment(state_dir, files))
+    except OSError as error:
+        raise storage_error("open", path, error) from error
 
 
-def _lock(state_dir: str, files: LocalFiles) -> HostLock:
-    lock = HostLock.acquire(f"{state_dir}/LOCK")
-    if lock is None:
-        raise locked_error(state_dir, files)
-    return lock
+def look(found: Found, files: LocalFiles) -> Recovered:
+    """What the directory holds before anything is claimed, without result rows. Errors: as for `open_for_writing`."""
+    try:
+        return recover(found.state_dir, files)
+    except OSError as error:
+        raise storage_error("open", found.path, error) from error
 
 
-def _open_locked(
-    path: str, state_dir: str, mode: str, files: LocalFiles, clock: Clock, lock: HostLock
+def take(
+    found: Found, mode: str, files: LocalFiles, clock: Clock, made: Claim | None = None
 ) -> OpenedForWriting:
+    """Claim the directory that was found, unless it is claimed already, and read it.
+
+    Args:
+        found: It; its lock stays the caller's to release after an error.
+        mode: As for `open_for_writing`.
+        files: The disk.
+        clock: Time.
+        made: The claim that was made already, for the copy too.
+
+    Errors: as for `open_for_writing`.
+    """
+    try:
+        return _take(found, mode, files, clock, made)
+    except OSError as error:
+        raise storage_error("open", found.path, error) from error
+
+
+def _take(found: Found, mode: str, files: LocalFiles, clock: Clock, made: Claim | None) -> OpenedForWriting:
+    path, state_dir = found.path, found.state_dir
     epochs = list_epochs(state_dir, files)
     if mode == "create" and recover(state_dir, files).seq > 0:
-        msg = f"there is an experiment at {path} already; open it with mode='resume', or choose another directory"
-        raise ExperimentExistsError(msg)
-    claim = claim_epoch(state_dir, files, clock)
+        raise exists_error(path)
+    claim = claim_epoch(state_dir, files, clock) if made is None else made
     # read after the claim: what an older writer still adds is acknowledged to nobody
     began = clock.monotonic()
-    recovered = recover(state_dir, files, rows_after=_projected)
+    recovered = recover(state_dir, files, rows_after=projected_seq)
     recovery_s = clock.monotonic() - began
     resumed = recovered.seq > 0
     check_format(recovered.records, path)
@@ -226,18 +203,24 @@ def _open_locked(
         secure_tail(state_dir, recovered.position.name, files)
     if not resumed:
         _check_really_new(path, state_dir, epochs, mode, files)
-    if recovered.claim is not None and recovered.claim.epoch >= claim.epoch:
-        claim = claim_epoch(state_dir, files, clock, at_least=recovered.claim.epoch + 1)
+    history = recovered.history
+    if recovered.claim != claim:
+        if recovered.claim is not None and recovered.claim.epoch >= claim.epoch:
+            if made is not None:
+                msg = f"another process has written to {path} meanwhile; nothing was changed, open the experiment again"
+                raise FencedError(msg)
+            claim = claim_epoch(state_dir, files, clock, at_least=recovered.claim.epoch + 1)
+        history = extend_history(history, claim.epoch, claim.nonce, recovered.seq)
     experiment_id = recovered.experiment_id or secrets.token_hex(8)
-    _remove_leftovers(state_dir, files)
-    node_ip = _node_ip()
+    remove_leftovers(state_dir, files)
+    address = node_ip()
     records = Records.index(dict(recovered.records))
     journal = Journal(
         state_dir,
         experiment_id=experiment_id,
         claim=claim,
-        node_ip=node_ip,
-        history=extend_history(recovered.history, claim.epoch, claim.nonce, recovered.seq),
+        node_ip=address,
+        history=history,
         records=recovered.records,
         seq=recovered.seq,
         crc=recovered.crc,
@@ -246,37 +229,29 @@ def _open_locked(
     )
     recovered.records = {}
     journal.start_segment()
-    opening = _describe(claim, records, recovered, resumed=resumed)
-    return OpenedForWriting(lock, journal, records, recovered, opening, experiment_id, node_ip, recovery_s)
+    opening = describe(claim, records, recovered, resumed=resumed)
+    return OpenedForWriting(
+        found.lock, journal, records, recovered, opening, experiment_id, address, recovery_s
+    )
+
+
+def exists_error(place: str) -> ExperimentExistsError:
+    """The refusal to create where an experiment is."""
+    return ExperimentExistsError(
+        f"there is an experiment at {place} already; open it with mode='resume', or choose another directory"
+    )
 
 
 def _check_really_new(path: str, state_dir: str, epochs: list[int], mode: str, files: LocalFiles) -> None:
     """No commit was found: the creation was cut short before it acknowledged anything, or the state is lost."""
-    _check_not_lost(path, state_dir, files)
+    check_not_lost(path, state_dir, files)
     if mode == "resume" and not epochs:
         msg = f"there is no experiment at {path}; check the path, or open it with mode='create'"
         raise ExperimentNotFoundError(msg)
 
 
-def _check_not_lost(path: str, state_dir: str, files: LocalFiles) -> None:
-    """Where there are trials, there was a journal: it is begun before the first of them."""
-    trials = [name for name in files.list_dir(path) if not name.startswith(".") and name != "lost+found"]
-    if trials:
-        msg = (
-            f"{state_dir} holds no commit, but {path} holds {trials[0]!r}: the experiment's state is lost. Nothing "
-            "was changed; bring the state back from a backup"
-        )
-        raise CorruptStateError(msg, path=state_dir)
-
-
-def _remove_leftovers(state_dir: str, files: LocalFiles) -> None:
-    """Temporary files of openings that ended in the middle of something; the lock says that none is at work."""
-    for name in files.list_dir(state_dir):
-        if name.startswith((".claim-", ".snap-")):
-            files.unlink(f"{state_dir}/{name}")
-
-
-def _describe(claim: Claim, records: Records, recovered: Recovered, *, resumed: bool) -> Opening:
+def describe(claim: Claim, records: Records, recovered: Recovered, *, resumed: bool) -> Opening:
+    """The opening that `claim` is, by what was found."""
     previous = records.get("opening") or {}
     return Opening(
         epoch=claim.epoch,
@@ -295,12 +270,13 @@ def _first(notices: list[Notice], kind: str) -> str | None:
     return next((n.message for n in notices if n.kind == kind), None)
 
 
-def _projected(records: dict[str, bytes]) -> int:
+def projected_seq(records: dict[str, bytes]) -> int:
+    """The commit up to which the result files are durable."""
     data = records.get("projected")
     return 0 if data is None else int(unpack(data))
 
 
-def _node_ip() -> str:
+def node_ip() -> str:
     """The address other hosts would see; no packet is sent."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -327,7 +303,7 @@ def open_for_reading(path: str, files: LocalFiles) -> OpenedForReading:
         claim, alive, recovered = _read(state_dir, files)
         if recovered.seq == 0:
             try:
-                _check_not_lost(path, state_dir, files)
+                check_not_lost(path, state_dir, files)
             except CorruptStateError:
                 # it may have been begun between the two looks
                 claim, alive, recovered = _read(state_dir, files)
@@ -337,7 +313,7 @@ def open_for_reading(path: str, files: LocalFiles) -> OpenedForReading:
         msg = f"there is no experiment at {path}: no such directory"
         raise ExperimentNotFoundError(msg) from error
     except OSError as error:
-        raise _storage_error("read", path, error) from error
+        raise storage_error("read", path, error) from error
     if recovered.seq == 0 or recovered.claim is None:
         msg = (
             f"the experiment at {path} was never begun: its creation was cut short before anything was saved"
@@ -346,7 +322,7 @@ def open_for_reading(path: str, files: LocalFiles) -> OpenedForReading:
     check_format(recovered.records, path)
     records = Records.index(recovered.records)
     recovered.records = {}
-    opening = _describe(recovered.claim, records, recovered, resumed=True)
+    opening = describe(recovered.claim, records, recovered, resumed=True)
     return OpenedForReading(records, recovered, claim, alive, opening)
 
 
@@ -364,12 +340,3 @@ def newest_claim(state_dir: str, files: LocalFiles) -> Claim | None:
         except (FrameError, FileNotFoundError):
             continue
     return None
-
-
-def _storage_error(operation: str, path: str, error: OSError) -> StorageError:
-    hint = "check that the directory and its files can be read and written by this user"
-    if is_disk_full(error):
-        hint = "free some space; nothing of the experiment was changed"
-    return StorageError(
-        f"cannot {operation} the experiment at {path}: {error}", operation=operation, key=path, hint=hint
-    )

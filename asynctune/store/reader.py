@@ -17,7 +17,8 @@ from asynctune.state.recovered import Position
 from asynctune.state.recovery import follow
 from asynctune.state.segments import Commit
 from asynctune.state.thread import WorkThread
-from asynctune.store.opening import STATE_DIR, OpenedForReading, Opening, newest_claim, open_for_reading
+from asynctune.store.finding import STATE_DIR
+from asynctune.store.opening import OpenedForReading, Opening, newest_claim, open_for_reading
 from asynctune.store.trials import TrialTable
 
 __all__ = ["Reader"]

@@ -1,0 +1,167 @@
+"""Owns what the arguments of `ExperimentStore.open` say of where an experiment is, and where its copy. No I/O.
+
+A *place* is a directory of this machine, its copy in a bucket (or in another directory), or both. The copy is at
+`<upload_dir>/<name of the directory>`. A location that is a URI names the copy itself; it is staged in a directory
+below `local_dir` when it is opened for writing, and nowhere when it is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from asynctune.config import SyncConfig, result_dir
+from asynctune.errors import ConfigError
+from asynctune.storage.uri import StorageURI, parse_uri
+from asynctune.store.finding import local_path
+
+__all__ = ["Place", "Remote", "copy_of", "is_uri", "place_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """The copy of an experiment.
+
+    Attributes:
+        uri: Where it is: `<upload_dir>/<name>`.
+        sync: How it is kept.
+        options: Credentials and endpoint; never stored, never shown.
+    """
+
+    uri: StorageURI
+    sync: SyncConfig
+    options: Mapping[str, Any] = field(repr=False, default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where an experiment is.
+
+    Attributes:
+        path: Its directory on this machine, absolute; empty for a copy that is only read.
+        remote: Its copy; `None`: there is none, or (`remembers`) the experiment itself knows.
+        remembers: No `sync_config` was given: the copy stays where the experiment was made to have it.
+        options: `storage_options`, for that case.
+        by_uri: It was named by the URI of its copy.
+        makes_parent: The directory above `path` is asynctune's own, and made if it is missing.
+    """
+
+    path: str
+    remote: Remote | None = None
+    remembers: bool = False
+    options: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    by_uri: bool = False
+    makes_parent: bool = False
+
+    @property
+    def shown(self) -> str:
+        """For messages and `location`."""
+        return str(self.remote.uri) if self.by_uri and self.remote is not None else self.path
+
+
+def is_uri(location: object) -> bool:
+    """Whether a location names a copy in a bucket, and no directory."""
+    return isinstance(location, str) and "://" in location and not location.lower().startswith("file://")
+
+
+def place_of(
+    location: str | os.PathLike[str],
+    mode: str,
+    *,
+    local_dir: str | os.PathLike[str] | None,
+    sync_config: SyncConfig | None,
+    storage_options: Mapping[str, Any] | None,
+) -> Place:
+    """Where the experiment is that these arguments mean.
+
+    Raises:
+        ConfigError: They contradict each other, or cannot be.
+    """
+    options = dict(storage_options or {})
+    if is_uri(location):
+        return _of_uri(parse_uri(location), mode, local_dir, sync_config, options)
+    path = local_path(location)
+    if local_dir is not None:
+        msg = f"local_dir stages an experiment opened from a URI, and {path} is a directory; leave it out"
+        raise ConfigError(msg)
+    if mode == "read":
+        if options:
+            msg = f"storage_options are for buckets, and {path} is a directory, read as it is; leave them out"
+            raise ConfigError(msg)
+        return Place(path=path)
+    if sync_config is None:
+        return Place(path=path, remembers=True, options=options)
+    if sync_config.upload_dir is None:
+        if options:
+            msg = f"storage_options are for buckets, and {path} has no upload_dir; leave them out"
+            raise ConfigError(msg)
+        return Place(path=path)
+    uri = _child(parse_uri(_absolute(sync_config.upload_dir)), os.path.basename(path))
+    remote = Remote(uri=uri, sync=sync_config, options=_options(sync_config, options))
+    return Place(path=path, remote=remote)
+
+
+def copy_of(
+    path: str,
+    *,
+    mode: str,
+    local_dir: str | os.PathLike[str] | None,
+    sync_config: SyncConfig | None,
+) -> Place:
+    """The place of a directory that turned out to be the copy of an experiment, and not the experiment itself."""
+    return _of_uri(StorageURI("file", "", path), mode, local_dir, sync_config, {})
+
+
+def _of_uri(
+    uri: StorageURI,
+    mode: str,
+    local_dir: str | os.PathLike[str] | None,
+    sync_config: SyncConfig | None,
+    options: dict[str, Any],
+) -> Place:
+    name = uri.prefix.rpartition("/")[2]
+    if not name:
+        msg = f"{uri} names a bucket, and an experiment is a name below it: {uri}/experiment"
+        raise ConfigError(msg)
+    above = replace(uri, prefix=uri.prefix.rpartition("/")[0])
+    if sync_config is not None and sync_config.upload_dir is not None:
+        if parse_uri(_absolute(sync_config.upload_dir)) != above:
+            msg = (
+                f"the experiment is opened from {uri}, and goes on there; leave upload_dir out, or copy the experiment "
+                "to the other place first and open it from there"
+            )
+            raise ConfigError(msg)
+        sync = sync_config
+    else:
+        base = sync_config or SyncConfig()
+        sync = replace(base, upload_dir=str(above), syncer="auto")
+    remote = Remote(uri=uri, sync=sync, options=_options(sync, options))
+    if mode == "read":
+        return Place(path="", remote=remote, by_uri=True)
+    parent = local_path(result_dir(None) if local_dir is None else local_dir)
+    path = os.path.join(parent, name)
+    if uri.scheme == "file" and path == uri.prefix:
+        msg = (
+            f"{path} is the copy of an experiment, kept by upload_dir; to go on with it name the directory where it is "
+            "staged: local_dir=..."
+        )
+        raise ConfigError(msg)
+    return Place(path=path, remote=remote, by_uri=True, makes_parent=True)
+
+
+def _child(uri: StorageURI, name: str) -> StorageURI:
+    try:
+        return uri.child(name)
+    except ConfigError as error:
+        msg = f"the name of the experiment's directory cannot be part of a URI: {error}"
+        raise ConfigError(msg) from error
+
+
+def _options(sync: SyncConfig, options: dict[str, Any]) -> dict[str, Any]:
+    return {**(sync.storage_options or {}), **options}
+
+
+def _absolute(upload_dir: str) -> str:
+    return upload_dir if is_uri(upload_dir) else local_path(upload_dir)
