@@ -15,7 +15,8 @@ from asynctune.files import LocalFiles
 from asynctune.state.pacing import CommitPacing
 from asynctune.store.engine import Engine
 from asynctune.store.events import EventStream
-from asynctune.store.opening import Mode, check_mode, local_path
+from asynctune.store.finding import local_path
+from asynctune.store.opening import Mode, check_mode
 from asynctune.store.reader import Reader
 
 if TYPE_CHECKING:
