@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
 
 from asynctune.clock import Clock
-from asynctune.state.epochs import Claim
+from asynctune.errors import ConfigError, ExperimentLockedError, StorageError
+from asynctune.state.epochs import Claim, is_alive, new_claim
+from asynctune.state.lineage import extend_history
 from asynctune.state.mirror.current import Current
-from asynctune.state.mirror.reading import Mirrored, ObjectCache
-from asynctune.state.mirror.register import Named, Register
-from asynctune.state.mirror.relations import Position, Relation
+from asynctune.state.mirror.named import Named, Register
+from asynctune.state.mirror.objects import in_thread
+from asynctune.state.mirror.reading import Mirrored, ObjectCache, read_mirror
+from asynctune.state.mirror.register import open_register
+from asynctune.state.mirror.relations import Position, Relation, common_seq, relate
 from asynctune.state.segments import History
 from asynctune.storage.base import ObjectStorage
 
-__all__ = ["Claimed", "claim_mirror", "give_up"]
+__all__ = ["Claimed", "await_quiet", "claim_mirror", "claimed_by", "give_up", "who"]
+
+_TRIES: Final = 3
+_PAUSE_S: Final = 1.0
+_LOOKS: Final = 6
+_MAX_LOOK_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -30,6 +42,7 @@ class Claimed:
         mirrored: The bucket's state, where it goes on.
         named: CURRENT after the claim.
         register: How it is replaced.
+        closed_before: Whether the last owner had ended in order; true where there was none.
     """
 
     experiment_id: str
@@ -40,6 +53,7 @@ class Claimed:
     mirrored: Mirrored | None
     named: Named
     register: Register
+    closed_before: bool
 
 
 async def claim_mirror(
@@ -80,7 +94,81 @@ async def claim_mirror(
         CorruptStateError, UnsupportedFormatError: What it holds cannot be read. Nothing was claimed.
         StorageError: The storage refused.
     """
-    raise NotImplementedError
+    here = local or Position()
+    register = await open_register(storage, writing=True, clock=clock)
+    named = await register.read()
+    while True:
+        relation = _relation(here, named, storage)
+        if check is not None:
+            check(relation, None if named is None else named.current)
+        if named is None:
+            break
+        quiet = await await_quiet(named, register, clock, quiet_s, waiting, is_dead)
+        if quiet is named:
+            break
+        # its owner has closed it meanwhile: what it says is another thing
+        named = quiet
+    mirrored = None
+    if named is not None and relation in {"bucket_ahead", "fork"}:
+        mirrored = await read_mirror(storage, clock=clock, cache=cache, rows_after=rows_after, named=named)
+        if mirrored is None or mirrored.named.current.swap_nonce != named.current.swap_nonce:
+            raise _locked(storage, named.current.claim, "it was replaced while it was read")
+    epoch = max(at_least, here.epoch + 1, 1 if named is None else named.current.claim.epoch + 1)
+    if named is not None:
+        epoch = max(epoch, named.current.position.epoch + 1)
+    claim = await in_thread(new_claim, epoch, clock)
+    current = claimed_by(named, claim, node_ip, here.experiment_id or experiment_id or secrets.token_hex(8))
+    answer = await _swap(register, current, named, clock)
+    if answer.current.swap_nonce != current.swap_nonce:
+        raise _locked(storage, answer.current.claim, "it was replaced in the same moment")
+    bucket = current.position if named is None else named.current.position
+    history = here.history if relation in {"same", "local_ahead"} else bucket.history
+    seq = here.seq if relation in {"same", "local_ahead"} else bucket.seq
+    return Claimed(
+        experiment_id=current.experiment_id,
+        claim=claim,
+        history=extend_history(history, claim.epoch, claim.nonce, seq),
+        relation=relation,
+        set_aside=here.seq - common_seq(here, bucket) if relation == "fork" else 0,
+        mirrored=mirrored,
+        named=answer,
+        register=register,
+        closed_before=named is None or named.current.closed,
+    )
+
+
+def _relation(here: Position, named: Named | None, storage: ObjectStorage) -> Relation:
+    if named is None:
+        return "local_ahead" if here.seq > 0 else "same"
+    relation = relate(here, named.current.position)
+    if relation == "foreign":
+        raise ConfigError(
+            f"{storage.location} holds experiment {named.current.experiment_id}, and the local directory holds "
+            f"experiment {here.experiment_id}; choose another upload_dir or another name. Nothing was changed"
+        )
+    return relation
+
+
+def claimed_by(named: Named | None, claim: Claim, node_ip: str, experiment_id: str) -> Current:
+    """What CURRENT says after the claim: all that it said before, with another owner."""
+    if named is None:
+        fresh = Current(experiment_id=experiment_id, claim=claim, node_ip=node_ip, swap=0)
+        return fresh.next(history=extend_history([], claim.epoch, claim.nonce, 0))
+    before = named.current
+    history = extend_history(before.history, claim.epoch, claim.nonce, before.seq)
+    return before.next(claim=claim, node_ip=node_ip, history=history, closed=False)
+
+
+async def _swap(register: Register, current: Current, named: Named | None, clock: Clock) -> Named:
+    """Swap; a reply that stays unsettled is tried again with the very same bytes, which settles it."""
+    for attempt in range(_TRIES):
+        try:
+            return await register.swap(current, named)
+        except StorageError as error:
+            if not error.retryable or attempt == _TRIES - 1:
+                raise
+        await clock.sleep(_PAUSE_S)
+    raise AssertionError
 
 
 async def give_up(claimed: Claimed) -> None:
@@ -89,4 +177,66 @@ async def give_up(claimed: Claimed) -> None:
     Raises:
         StorageError: The storage refused.
     """
-    raise NotImplementedError
+    await claimed.register.swap(claimed.named.current.next(closed=True), claimed.named)
+
+
+# -- waiting for quiet -----------------------------------------------------------------------------------------
+
+
+async def await_quiet(
+    named: Named,
+    register: Register,
+    clock: Clock,
+    quiet_s: float,
+    waiting: Callable[[str], object] | None,
+    is_dead: Callable[[Claim], bool] | None,
+) -> Named:
+    """Return when the owner has been quiet for long enough: `named`, or what the owner put when it closed."""
+    current = named.current
+    if current.closed or await in_thread(is_dead or _is_dead, current.claim):
+        return named
+    wait_s = quiet_s
+    if named.modified_at > 0:
+        # by the storage's own clock, so that ours may be wrong
+        age_s = clock.time() + register.clock_offset_s - named.modified_at
+        wait_s = quiet_s - min(max(0.0, age_s), quiet_s)
+    ends = clock.monotonic() + wait_s
+    told = False
+    while (left_s := ends - clock.monotonic()) > 0:
+        if not told and waiting is not None:
+            told = True
+            waiting(
+                f"the mirror was in use by {who(current.claim)} a moment ago; waiting {wait_s:.0f} s for quiet"
+            )
+        await clock.sleep(min(left_s, max(quiet_s / _LOOKS, 0.0), _MAX_LOOK_S))
+        found = await register.read()
+        if found is None:
+            raise StorageError(
+                "the mirror has vanished while it was waited for", operation="read", key=named.key
+            )
+        if found.current.swap_nonce != current.swap_nonce:
+            if found.current.closed:
+                return found
+            raise _locked(None, found.current.claim, "it changes")
+    return named
+
+
+def _is_dead(claim: Claim) -> bool:
+    return is_alive(claim) is False
+
+
+def who(claim: Claim) -> str:
+    """An owner, for people."""
+    return f"pid {claim.pid} on {claim.hostname}"
+
+
+def _locked(storage: ObjectStorage | None, claim: Claim, why: str) -> ExperimentLockedError:
+    since = datetime.fromtimestamp(claim.opened_at, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    where = "" if storage is None else f" at {storage.location}"
+    return ExperimentLockedError(
+        f"the experiment's mirror{where} is open for writing by {who(claim)} since {since} ({why}); wait for it to "
+        'end (or end it), or open the experiment with mode="read"',
+        pid=claim.pid,
+        hostname=claim.hostname,
+        since=claim.opened_at,
+    )

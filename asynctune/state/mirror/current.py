@@ -66,7 +66,9 @@ _MAX_SEQ: Final = (1 << 63) - 1
 _MAX_CRC: Final = (1 << 32) - 1
 _MARK: Final = "[0-9a-f]{12}"
 _SEGMENT: Final = re.compile(rf"seg-[1-9][0-9]{{0,14}}-{_MARK}-[1-9][0-9]{{0,17}}\Z")
-_SNAPSHOT: Final = re.compile(rf"snap-[1-9][0-9]{{0,14}}-{_MARK}-(0|[1-9][0-9]{{0,17}})\Z")
+_SNAPSHOT: Final = re.compile(
+    rf"snap-[1-9][0-9]{{0,14}}-{_MARK}-[1-9][0-9]{{0,17}}(?:\.[1-9][0-9]{{0,8}})?\Z"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +166,10 @@ def segment_name(claim: Claim, number: int) -> str:
     return f"seg-{claim.epoch}-{mark_of(claim)}-{number}"
 
 
-def snapshot_name(claim: Claim, seq: int) -> str:
-    """The name under which this opening puts its local snapshot of `seq`."""
-    return f"snap-{claim.epoch}-{mark_of(claim)}-{seq}"
+def snapshot_name(claim: Claim, seq: int, attempt: int) -> str:
+    """The name under which this opening puts a local snapshot; another for each attempt, so that none is used twice."""
+    base = f"snap-{claim.epoch}-{mark_of(claim)}-{seq}"
+    return f"{base}.{attempt}" if attempt else base
 
 
 # -- bytes -------------------------------------------------------------------------------------------------

@@ -1,78 +1,53 @@
-"""Owns the running mirror: when it swaps, who waits for it, and what happens while the bucket is away."""
+"""Owns the running mirror: when it swaps, who waits for it, and what happens while the bucket is away.
+
+One swap is in flight at a time. While the bucket is away nothing piles up here: the local journal is what is behind,
+and is read again when the bucket is back.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Final
 
 from asynctune.clock import Clock
+from asynctune.errors import (
+    AsynctuneError,
+    CorruptStateError,
+    FencedError,
+    StorageError,
+    StoreClosedError,
+    UnsupportedFormatError,
+)
 from asynctune.files import LocalFiles
+from asynctune.state.codec import FrameError
 from asynctune.state.epochs import Claim
 from asynctune.state.mirror.claiming import Claimed
-from asynctune.state.segments import History
+from asynctune.state.mirror.health import MAX_BACKOFF_S, Health, passes
+from asynctune.state.mirror.journal_runs import JournalRuns
+from asynctune.state.mirror.local_snapshots import newest_snapshot, remove_leftovers
+from asynctune.state.mirror.named import Named, Register
+from asynctune.state.mirror.objects import together
+from asynctune.state.mirror.observing import MirrorStats, Observer
+from asynctune.state.mirror.offline import Identity, claim_later
+from asynctune.state.mirror.planning import snapshot_is_due
+from asynctune.state.mirror.swapping import Swapper
+from asynctune.state.mirror.waiting import Waiters
+from asynctune.state.pacing import CostBudget
+from asynctune.state.thread import WorkThread
 from asynctune.storage.base import ObjectStorage
 
-__all__ = ["Identity", "MirrorStats", "Observer", "StateMirror"]
+__all__ = ["StateMirror"]
 
+logger = logging.getLogger("asynctune")
 
-class Observer(Protocol):
-    """What the mirror tells, and asks, the store above. On the loop."""
-
-    def happened(self, kind: str, message: str, **data: Any) -> None:
-        """`mirrored` (seq), `mirror_away`, `mirror_back`, `mirror_claimed`, `mirror_fenced`, `mirror_unfenced`."""
-        ...
-
-    async def project(self, seq: int) -> None:
-        """Return when the result files in the bucket are complete up to commit `seq`, at least.
-
-        Raises:
-            StorageError: They cannot be put there at present.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who mirrors what: written into every CURRENT.
-
-    Attributes:
-        experiment_id: Of the state.
-        claim: This opening's, number and nonce.
-        history: Of the local journal, with this opening's entry last.
-        node_ip: This host's address.
-    """
-
-    experiment_id: str
-    claim: Claim
-    history: History
-    node_ip: str
-
-
-@dataclass(frozen=True, slots=True)
-class MirrorStats:
-    """Figures since the opening.
-
-    Attributes:
-        mirrored_seq: Newest commit that the bucket holds, 0 while that is not known.
-        swaps: How often CURRENT was replaced.
-        swap_seconds: Wall time that took, segments included.
-        put_bytes: What was put, CURRENT included.
-        snapshots: How many snapshots were put.
-        refs: How many segments CURRENT names.
-        away_s: For how long the bucket has been away, seconds; `None`: it is not.
-        claimed: Whether the mirror is ours.
-    """
-
-    mirrored_seq: int
-    swaps: int
-    swap_seconds: float
-    put_bytes: int
-    snapshots: int
-    refs: int
-    away_s: float | None
-    claimed: bool
+_MAX_REST_S: Final = 30.0  # what a takeover may miss, however slow the bucket is
+_GCS_INTERVAL_S: Final = 1.0  # it takes one replacement of an object a second
+_CLOSED: Final = "the store is closed; what was not mirrored by then is not in the bucket"
+_PASSING: Final = (StorageError, CorruptStateError, UnsupportedFormatError, FrameError, OSError)
 
 
 class StateMirror:
@@ -109,33 +84,95 @@ class StateMirror:
         is_dead: Callable[[Claim], bool] | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        raise NotImplementedError
+        self._storage = storage
+        self._identity = identity
+        self._files = files
+        self._state_dir = state_dir
+        self._clock = clock
+        self._observer = observer
+        least_s = _GCS_INTERVAL_S if storage.location.startswith("gs://") else 0.0
+        self._interval_s = least_s if interval_s is None else interval_s
+        self._quiet_s = quiet_s
+        self._is_dead = is_dead
+        self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
+        self._thread = WorkThread("asynctune-mirror")
+        self._journal = JournalRuns(state_dir, identity.history, files)
+        self._swapper = None if claimed is None else self._made(claimed.named, claimed.register)
+        # what is to be mirrored
+        self._committed = committed_seq
+        self._projected = 0
+        self._snapshot: tuple[int, int] | None = None
+        # when
+        self._wake = asyncio.Event()
+        self._snapshot_wanted = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._budget = CostBudget()
+        self._hurry = False
+        self._not_before = 0.0  # the storage's own pace
+        self._last_end = 0.0
+        self._health = Health(storage.location, clock=clock, rng=self._rng, happened=observer.happened)
+        self._closing = False
+        # who waits
+        self._failure: AsynctuneError | None = None
+        self._flushes = Waiters()
+        self._waiters = Waiters()
+        self._seconds = 0.0
+
+    def _made(self, named: Named, register: Register) -> Swapper:
+        return Swapper(
+            self._storage,
+            self._identity,
+            named,
+            register,
+            journal=self._journal,
+            thread=self._thread,
+            state_dir=self._state_dir,
+            files=self._files,
+            clock=self._clock,
+            project=self._observer.project,
+        )
 
     # -- what the store tells (loop, no I/O) ---------------------------------------------------------------
 
     def committed(self, seq: int) -> None:
         """Commit `seq` is durable on the local disk."""
-        raise NotImplementedError
+        if seq > self._committed:
+            self._committed = seq
+            self._wake.set()
 
     def snapshot_written(self, seq: int, size_bytes: int) -> None:
         """A local snapshot of commit `seq` is durable."""
-        raise NotImplementedError
+        if self._snapshot is None or seq > self._snapshot[0]:
+            self._snapshot = seq, size_bytes
+            self._want_snapshot()
 
     def projected(self, seq: int) -> None:
         """The result files in the bucket are complete up to commit `seq`."""
-        raise NotImplementedError
+        if seq > self._projected:
+            self._projected = seq
+            self._wake.set()
 
     # -- what the store asks -------------------------------------------------------------------------------
 
     @property
     def mirrored_seq(self) -> int:
         """Newest commit that the bucket holds; 0 while that is not known."""
-        raise NotImplementedError
+        return 0 if self._swapper is None else self._swapper.current.seq
 
     @property
     def stats(self) -> MirrorStats:
         """Figures as of the present moment."""
-        raise NotImplementedError
+        swapper, away = self._swapper, self._health.away_since
+        return MirrorStats(
+            mirrored_seq=self.mirrored_seq,
+            swaps=0 if swapper is None else swapper.swaps,
+            swap_seconds=self._seconds,
+            put_bytes=0 if swapper is None else swapper.put_bytes,
+            snapshots=0 if swapper is None else swapper.snapshots,
+            refs=0 if swapper is None else len(swapper.current.segments),
+            away_s=None if away is None else self._clock.monotonic() - away,
+            claimed=swapper is not None,
+        )
 
     async def flush(self, seq: int) -> int:
         """Return when CURRENT names commit `seq`, without waiting for the pace; what it names then.
@@ -145,14 +182,28 @@ class StateMirror:
 
         Raises:
             FencedError: Another opening owns the mirror.
-            StorageError: The bucket refused in a way that does not pass by itself.
+            StorageError, CorruptStateError: The bucket, or the local journal, refused in a way that does not pass by
+                itself.
             StoreClosedError: The mirror was closed before.
         """
-        raise NotImplementedError
+        self._check()
+        if self.mirrored_seq < seq:
+            self._hurry = True
+            self._wake.set()
+            await self._flushes.wait(seq)
+        return self.mirrored_seq
 
     async def reached(self, seq: int) -> None:
         """Return when CURRENT names commit `seq`, without hurrying anything. Raises as `flush`, fenced or closed."""
-        raise NotImplementedError
+        self._check()
+        if self.mirrored_seq < seq:
+            await self._waiters.wait(seq)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+
+    # -- the task ------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Mirror what is committed when it is due, until cancelled. Owned by the store's TaskGroup.
@@ -160,19 +211,192 @@ class StateMirror:
         Raises:
             FencedError: Another opening owns the mirror.
         """
-        raise NotImplementedError
+        if self._swapper is not None:
+            self._health.tell_unfenced(self._swapper.register.why_unfenced)
+        try:
+            await self._thread.run(remove_leftovers, self._state_dir, self._files)
+            found = await self._thread.run(self._newest_snapshot)
+        except OSError as error:
+            logger.warning("the state directory cannot be looked through for the mirror: %s", error)
+            found = None
+        if found is not None:
+            self.snapshot_written(*found)
+        await together(self._swap_on(), self._send_snapshots())
+
+    async def _swap_on(self) -> None:
+        while True:
+            self._wake.clear()
+            rest_s = self._rest_s()
+            if rest_s is None or rest_s > 0:
+                await self._clock.wait(self._wake, rest_s)
+                continue
+            async with self._turn:
+                if not self._closing:
+                    await self._take_turn(closed=False)
+
+    def _rest_s(self) -> float | None:
+        """How long there is nothing to do; `None`: until something happens."""
+        if self._closing or self._failure is not None:
+            return None
+        now, retry_at = self._clock.monotonic(), self._health.retry_at
+        due = []
+        if self._has_work():
+            at = now
+            if retry_at is not None and not self._hurry:
+                at = retry_at
+            elif not (self._hurry or self._flushes):
+                at = min(self._budget.next_start, self._last_end + _MAX_REST_S)
+            due.append(max(at, self._not_before))
+        if self._swapper is not None and (at_garbage := self._swapper.garbage.next_due) is not None:
+            due.append(at_garbage if retry_at is None else max(at_garbage, retry_at))
+        return max(0.0, min(due) - now) if due else None
+
+    def _has_work(self) -> bool:
+        swapper = self._swapper
+        return swapper is None or swapper.has_work(self._committed, self._projected, closed=False)
+
+    async def _take_turn(self, *, closed: bool) -> AsynctuneError | None:
+        """Claim, swap, and remove what is due; what went wrong and may pass is returned."""
+        self._hurry = False
+        began = self._clock.monotonic()
+        upto = self._committed
+        try:
+            if self._swapper is None:
+                await self._claim()
+            assert self._swapper is not None
+            if self._swapper.has_work(upto, self._projected, closed=closed):
+                await self._swapper.swap(upto, self._projected, closed=closed)
+                self._swapped(upto, self._clock.monotonic() - began)
+        except FencedError as error:
+            self._observer.happened("mirror_fenced", str(error))
+            self._fail(error)
+            raise
+        except _PASSING as error:
+            shown = self._health.failed(error)
+            if not passes(shown):
+                self._flushes.fail(shown)
+            return shown
+        finally:
+            self._last_end = self._clock.monotonic()
+            self._seconds += self._last_end - began
+            self._not_before = self._last_end + self._interval_s
+        await self._remove_garbage()
+        return None
+
+    async def _claim(self) -> None:
+        named, register = await claim_later(
+            self._storage,
+            self._identity,
+            self._committed,
+            partial(self._thread.run, self._journal.crc_of),
+            clock=self._clock,
+            quiet_s=self._quiet_s,
+            is_dead=self._is_dead,
+        )
+        self._swapper = self._made(named, register)
+        self._observer.happened(
+            "mirror_claimed", f"the mirror at {self._storage.location} was claimed", seq=named.current.seq
+        )
+        self._health.tell_unfenced(register.why_unfenced)
+
+    async def _remove_garbage(self) -> None:
+        assert self._swapper is not None
+        garbage = self._swapper.garbage
+        if keys := garbage.due(self._clock.monotonic()):
+            try:
+                await self._storage.delete(keys)
+                garbage.deleted(keys)
+            except StorageError as error:
+                logger.debug("what the mirror does not name any more is deleted later: %s", error)
+                garbage.postpone(keys, self._clock.monotonic())
+
+    def _swapped(self, upto: int, cost_s: float) -> None:
+        assert self._swapper is not None
+        seq = self._swapper.current.seq
+        if seq >= upto:
+            self._budget.spent(self._clock.monotonic(), cost_s)  # a backlog is not made to wait
+        self._health.succeeded()
+        self._observer.happened("mirrored", f"commit {seq} is in the bucket", seq=seq)
+        self._flushes.reached(seq)
+        self._waiters.reached(seq)
+        self._want_snapshot()
+
+    def _fail(self, error: AsynctuneError) -> None:
+        if self._failure is None:
+            self._failure = error
+        self._flushes.fail(error)
+        self._waiters.fail(error)
+
+    # -- snapshots -----------------------------------------------------------------------------------------
+
+    def _newest_snapshot(self) -> tuple[int, int] | None:
+        return newest_snapshot(self._state_dir, self._files, after=0, upto=self._committed)
+
+    def _want_snapshot(self) -> None:
+        swapper, found = self._swapper, self._snapshot
+        if swapper is None or found is None or self._health.away_since is not None:
+            return
+        if found[0] <= swapper.current.seq and snapshot_is_due(swapper.current, 0, *found):
+            self._snapshot_wanted.set()
+
+    async def _send_snapshots(self) -> None:
+        """Beside the swaps, because a large one takes its time."""
+        while True:
+            await self._snapshot_wanted.wait()
+            self._snapshot_wanted.clear()
+            assert self._swapper is not None
+            try:
+                if await self._swapper.send_snapshot():
+                    self._wake.set()
+            except (StorageError, OSError) as error:
+                # it is wanted again after the next swap
+                logger.warning("a snapshot could not be put into the mirror: %s", error)
+                await self._clock.sleep(self._rng.uniform(0.0, MAX_BACKOFF_S))
+
+    # -- the end -------------------------------------------------------------------------------------------
 
     async def close(self, timeout_s: float | None = None) -> bool:
         """Bring the rest into the bucket and mark it as closed; whether that is done. Call it while `run` runs.
 
         Args:
-            timeout_s: After so many seconds what is left stays for the next opening; `None`: until it is done.
+            timeout_s: After so many seconds what is left stays for the next opening; `None`: until it is done, or
+                refused in a way that does not pass by itself.
 
         Raises:
             FencedError: Another opening owns the mirror.
         """
-        raise NotImplementedError
+        self._check()
+        self._closing = True
+        self._wake.set()
+        error: AsynctuneError | None = None
+        try:
+            async with self._clock.timeout(timeout_s):
+                while not self._is_closed():
+                    async with self._turn:
+                        await self._clock.sleep(max(0.0, self._not_before - self._clock.monotonic()))
+                        error = await self._take_turn(closed=True)
+                    if error is not None and not passes(error):
+                        break
+                    if (retry_at := self._health.retry_at) is not None:
+                        await self._clock.sleep(retry_at - self._clock.monotonic())
+        except TimeoutError:
+            pass
+        if not self._is_closed():
+            left = self._committed - self.mirrored_seq
+            message = f"{left} commits are not in the bucket yet; the next opening brings them there"
+            logger.warning("%s%s", message, "" if error is None else f" ({error})")
+            self._observer.happened("mirror_behind", message, commits=left)
+        self._fail(StoreClosedError(_CLOSED))
+        return self._is_closed()
+
+    def _is_closed(self) -> bool:
+        swapper = self._swapper
+        return swapper is not None and swapper.current.closed and swapper.current.seq >= self._committed
 
     async def aclose(self) -> None:
         """End the thread, after `run` was cancelled. Waiters get a `StoreClosedError`."""
-        raise NotImplementedError
+        self._fail(StoreClosedError(_CLOSED))
+        try:
+            await self._thread.run(lambda: None)
+        finally:
+            self._thread.stop()

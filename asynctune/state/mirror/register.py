@@ -1,74 +1,25 @@
-"""Owns the replacing of CURRENT: by compare-and-swap, or, where a storage has none, by ever new objects.
+"""Owns the replacing of CURRENT by compare-and-swap, and the choice of another way where a storage has none.
 
 Settles replies that were lost. Decides nothing about what CURRENT says, and nothing about who may go on.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import contextlib
+import secrets
 
 from asynctune.clock import Clock
-from asynctune.state.mirror.current import Current
+from asynctune.errors import NotFoundError, StorageError
+from asynctune.state.mirror.current import CURRENT_KEY, Current, encode_current
+from asynctune.state.mirror.named import Named, Register, read_key, read_named, vanished
+from asynctune.state.mirror.objects import together
+from asynctune.state.mirror.unfenced import ListingRegister
 from asynctune.storage.base import ObjectStorage
+from asynctune.storage.probe import PROBE_PREFIX, keeps_conditions
+from asynctune.storage.settling import put_settled
+from asynctune.storage.values import IfVersion, OnlyCreate, Stored
 
-__all__ = ["Named", "Register", "open_register"]
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """CURRENT as it was found or put.
-
-    Attributes:
-        current: What it says.
-        key: The object it was read from.
-        version: Version of the object `.asynctune/CURRENT` at that time; `None`: there is none.
-        modified_at: When it was stored, by the storage's clock; 0.0 where that is not known.
-    """
-
-    current: Current
-    key: str
-    version: str | None
-    modified_at: float = 0.0
-
-
-class Register(Protocol):
-    """Where CURRENT is."""
-
-    @property
-    def fenced(self) -> bool:
-        """Whether the storage keeps conditions, so that no two drivers can both go on."""
-        ...
-
-    @property
-    def why_unfenced(self) -> str:
-        """One sentence for people, where it does not; else empty."""
-        ...
-
-    @property
-    def clock_offset_s(self) -> float:
-        """By how much the storage's clock is ahead of ours, seconds; measured when opened for writing, else 0."""
-        ...
-
-    async def read(self) -> Named | None:
-        """What CURRENT says; `None`: there is none.
-
-        Raises:
-            CorruptStateError, UnsupportedFormatError: It cannot be understood.
-            StorageError: The storage refused.
-        """
-        ...
-
-    async def swap(self, current: Current, expected: Named | None) -> Named:
-        """Replace what `expected` is (`None`: nothing) by `current`; what is there afterwards.
-
-        It was replaced if the `swap_nonce` of the answer is that of `current`. Otherwise somebody else's, or an
-        earlier one of this opening, is there.
-
-        Raises:
-            StorageError: Not known whether it was replaced; or (not retryable) CURRENT has vanished.
-        """
-        ...
+__all__ = ["SwapRegister", "open_register"]
 
 
 async def open_register(storage: ObjectStorage, *, writing: bool, clock: Clock) -> Register:
@@ -77,4 +28,67 @@ async def open_register(storage: ObjectStorage, *, writing: bool, clock: Clock) 
     Raises:
         StorageError: The storage refused.
     """
-    raise NotImplementedError
+    if not writing:
+        return SwapRegister(storage) if storage.supports_conditions else ListingRegister(storage)
+    keeps, offset_s = await together(keeps_conditions(storage), _clock_offset_s(storage, clock))
+    if keeps:
+        return SwapRegister(storage, offset_s)
+    says_so = "" if not storage.supports_conditions else ", though it says so"
+    return ListingRegister(storage, f"{storage.location} does not keep conditional writes{says_so}", offset_s)
+
+
+async def _clock_offset_s(storage: ObjectStorage, clock: Clock) -> float:
+    """By how much the storage's clock is ahead of ours: it stamps a small object, which is removed again."""
+    key = f"{PROBE_PREFIX}{secrets.token_hex(16)}"
+    try:
+        before = clock.time()
+        await storage.put(key, b"what time is it?")
+        between = (before + clock.time()) / 2
+        info = await storage.head(key)
+    finally:
+        with contextlib.suppress(StorageError):  # what stays is found by `find_leaks`
+            await storage.delete([key])
+    return 0.0 if info is None else info.modified_at - between
+
+
+class SwapRegister:
+    """The one object `.asynctune/CURRENT`, replaced by compare-and-swap.
+
+    Args:
+        storage: At the experiment's place.
+        clock_offset_s: As was found by probing.
+    """
+
+    def __init__(self, storage: ObjectStorage, clock_offset_s: float = 0.0) -> None:
+        self._storage = storage
+        self.fenced = True
+        self.why_unfenced = ""
+        self.clock_offset_s = clock_offset_s
+
+    async def read(self) -> Named | None:
+        """See `Register.read`."""
+        return await read_named(self._storage)
+
+    async def swap(self, current: Current, expected: Named | None) -> Named:
+        """See `Register.swap`."""
+        version = None if expected is None else expected.version
+        condition = OnlyCreate() if version is None else IfVersion(version)
+        data = encode_current(current)
+        try:
+            outcome = await put_settled(self._storage, CURRENT_KEY, data, condition=condition)
+        except NotFoundError as error:
+            raise vanished(self._storage) from error
+        if isinstance(outcome, Stored):
+            return Named(current, CURRENT_KEY, outcome.version, size_bytes=len(data))
+        # A conflict alone proves nothing: what is there says who it was.
+        found = await read_key(self._storage, CURRENT_KEY)
+        if found is not None:
+            return found
+        if version is not None:
+            raise vanished(self._storage)
+        raise StorageError(
+            f"{self._storage.location}/{CURRENT_KEY} was there and is not: the mirror is being removed",
+            operation="put",
+            key=CURRENT_KEY,
+            retryable=True,
+        )
