@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
@@ -29,14 +28,15 @@ from asynctune.results.projector import ResultFiles
 from asynctune.results.rows import OpeningInfo
 from asynctune.state.journal import CommitDone
 from asynctune.state.pacing import CommitPacing
-from asynctune.state.thread import WorkThread
 from asynctune.state.writer import StateWriter
 from asynctune.store.attached import AttachedState, CaptureError
 from asynctune.store.events import EventStream
+from asynctune.store.identity import experiment_record, opening_record
 from asynctune.store.log import Log
-from asynctune.store.opening import OpenedForWriting, open_for_writing
+from asynctune.store.mirroring import Mirroring
+from asynctune.store.place import Place
 from asynctune.store.projections import Projections
-from asynctune.store.records import FORMAT
+from asynctune.store.reconcile import Opened, open_place
 from asynctune.store.sink import RecordSink
 from asynctune.store.supervisor import Supervisor
 from asynctune.store.trials import TrialTable
@@ -51,8 +51,7 @@ class Engine:
 
     def __init__(
         self,
-        path: str,
-        opened: OpenedForWriting,
+        where: Opened,
         *,
         events: EventStream,
         pacing: CommitPacing,
@@ -61,6 +60,7 @@ class Engine:
         clock: Clock,
         files: LocalFiles,
     ) -> None:
+        opened, path = where.directory, where.path
         self.opening = opened.opening
         self.experiment_id = opened.experiment_id
         self.records = opened.records
@@ -85,7 +85,7 @@ class Engine:
             2 * opened.recovery_s
         )  # writing a state takes about twice as long as reading
         self.records.sink = self.writer
-        self.experiment = self._experiment_record(path, checkpoint_config)
+        self.experiment = experiment_record(self.records, opened, path, checkpoint_config)
         self.checkpoint_config = CheckpointConfig(**self.experiment["checkpoint_config"])
         self.table = TrialTable(self.records, clock, self.experiment["prefix"])
         if (tracked := self.experiment.get("tracked")) is not None:
@@ -93,6 +93,28 @@ class Engine:
         self.log = Log(self.records)
         self.attached: dict[str, AttachedState] = {}
         self.sink = RecordSink(self.records, self.check, self.writer.flush)
+        self.remote = where.remote
+        self._notes = where.notes
+        self._from_copy = where.from_copy
+        self.projections = Projections(
+            ResultFiles(
+                path,
+                files=files,
+                clock=clock,
+                tensorboard=tensorboard,
+                emit=events.emit,
+                written=self._written,
+            ),
+            self.table,
+            events,
+            OpeningInfo(hostname=opened.opening.hostname, node_ip=opened.node_ip, pid=opened.opening.pid),
+            recovered.rows,
+        )
+        self.mirroring = (
+            None
+            if where.remote is None
+            else Mirroring(where, self.projections, files=files, clock=clock, emit=events.emit)
+        )
         self.checkpoints = TrialCheckpoints(
             path,
             sink=self.sink,
@@ -101,61 +123,52 @@ class Engine:
             clock=clock,
             emit=events.emit,
             epoch=self.opening.epoch,
+            bucket=None if self.mirroring is None else self.mirroring.bucket,
         )
-        self.projections = Projections(
-            ResultFiles(path, files=files, clock=clock, tensorboard=tensorboard, emit=events.emit),
-            self.table,
-            events,
-            OpeningInfo(hostname=opened.opening.hostname, node_ip=opened.node_ip, pid=opened.opening.pid),
-            recovered.rows,
-        )
-        self._supervisor = Supervisor(
-            [self.writer.run, self.projections.run, self.checkpoints.run, self._settle], self._on_failure
-        )
-
-    def _experiment_record(self, path: str, config: CheckpointConfig | None) -> dict[str, Any]:
-        record = self.records.get("experiment")
-        if record is None:
-            record = {
-                "experiment_id": self.experiment_id,
-                "name": os.fsencode(os.path.basename(path)).decode("utf-8", "replace"),
-                "created_at": self.opening.opened_at,
-                "prefix": self.experiment_id[:5],
-                "format": FORMAT,
-                "checkpoint_config": asdict(config or CheckpointConfig()),
-            }
-            self.records.put("experiment", record)
-        elif config is not None and asdict(config) != record["checkpoint_config"]:
-            record["checkpoint_config"] = asdict(config)
-            self.records.put("experiment", record)
-        return record
+        runs = [self.writer.run, self.projections.run, self.checkpoints.run, self._settle]
+        if self.mirroring is not None:
+            runs += self.mirroring.runs
+        self._supervisor = Supervisor(runs, self._on_failure)
 
     @classmethod
     async def start(
-        cls, path: str, mode: str, *, clock: Clock, files: LocalFiles, events: EventStream, **settings: Any
+        cls, place: Place, mode: str, *, clock: Clock, files: LocalFiles, events: EventStream, **settings: Any
     ) -> Engine:
-        """Open the experiment at `path` and start its tasks.
+        """Open the experiment and start its tasks.
 
-        A caller that is cancelled meanwhile leaves no lock behind. Errors: as for `open_for_writing`.
+        A caller that is cancelled meanwhile leaves no lock behind. Errors: as for `open_place`.
         """
-        opened = await _open_in_thread(path, mode, files, clock)
+
+        def waiting(message: str) -> None:
+            events.emit("waiting_for_quiet", message=message)
+
+        where = await open_place(place, mode, files=files, clock=clock, waiting=waiting)
         engine: Engine | None = None
         try:
-            engine = cls(path, opened, clock=clock, files=files, events=events, **settings)
+            engine = cls(where, clock=clock, files=files, events=events, **settings)
             await engine._begin()
         except BaseException:
             if engine is not None:
-                await engine._abandon()
-            opened.journal.close()
-            opened.lock.release()
+                await engine._abandon(give_back=True)
+            else:
+                await where.let_go()
             raise
         return engine
 
     async def _begin(self) -> None:
-        self.records.put("opening", self._opening_record(None))
+        self.records.put("opening", opening_record(self.opening, None))
         self._supervisor.start()
         await self.projections.prepare()
+        if self.mirroring is not None:
+            await self.mirroring.begin(self.records)
+            await self.checkpoints.reconcile(
+                list(self.records.trial_ids),
+                from_bucket=self._from_copy,
+                bucket_is_new=self.mirroring.is_new,
+            )
         await self.writer.flush()
+        for kind, message in self._notes:
+            self.events.emit(kind, message=message)
         opening = self.opening
         if opening.tear is not None:
             logger.warning("%s", opening.tear)
@@ -163,16 +176,6 @@ class Engine:
         for message in opening.damage:
             logger.warning("%s", message)
             self.events.emit("recovered_damage", message=message)
-
-    def _opening_record(self, closed_at: float | None) -> dict[str, Any]:
-        opening = self.opening
-        return {
-            "epoch": opening.epoch,
-            "hostname": opening.hostname,
-            "pid": opening.pid,
-            "opened_at": opening.opened_at,
-            "closed_at": closed_at,
-        }
 
     def _trial_of(self, trial_name: str) -> str | None:
         """Id of the trial with this directory, or `None`."""
@@ -251,6 +254,18 @@ class Engine:
             raise failed
         return seq
 
+    async def flush_mirror(self) -> int:
+        """Make everything durable in the copy too, checkpoints included; the seq that it names then.
+
+        Raises:
+            UploadError: A checkpoint cannot be copied.
+            CaptureError, FencedError, StorageError: As for `flush`; or the bucket refused for good.
+        """
+        assert self.mirroring is not None
+        await self.flush()
+        await self.checkpoints.drain()
+        return await self.mirroring.mirror.flush(await self.writer.flush())
+
     # -- what the writer asks and tells (`state.writer.Observer`) --------------------------------------------
 
     def before_cut(self, seq: int, *, explicit: bool) -> float | None:
@@ -274,11 +289,19 @@ class Engine:
     def committed(self, seq: int, rows: list[bytes], done: CommitDone) -> None:
         """Hand committed rows to the result files."""
         self.projections.committed(seq, rows)
+        if self.mirroring is not None:
+            self.mirroring.mirror.committed(seq)
         self.events.emit("committed", seq=seq, rows=len(rows), seconds=done.ended_at - done.started_at)
 
     def happened(self, kind: str, message: str, **data: Any) -> None:
         """Publish what the writer met."""
+        if kind == "snapshot_written" and self.mirroring is not None:
+            self.mirroring.mirror.snapshot_written(data["snapshot_seq"], data["size_bytes"])
         self.events.emit(kind, message=message, **data)
+
+    def _written(self, trial_name: str) -> None:
+        if self.mirroring is not None:
+            self.mirroring.results.changed(trial_name)
 
     async def before_prune(self, seq: int) -> bool:
         """Make the result files durable up to `seq`, and record that they are, before the journal forgets."""
@@ -301,7 +324,7 @@ class Engine:
         try:
             self.check()
             async with limit:
-                await self._finish()
+                await self._finish(timeout_s)
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -316,27 +339,31 @@ class Engine:
         finally:
             await self._abandon()
 
-    async def _finish(self) -> None:
+    async def _finish(self, timeout_s: float | None) -> None:
         failed: CaptureError | None = None
         try:
             await self.flush()  # first: what is changed by now does not wait for saves and deletions
         except CaptureError as error:
             failed = error
-        await self.checkpoints.aclose()
+        left = await self.checkpoints.aclose(drain_timeout_s=timeout_s)
         if (covered := await self.projections.sync()) is not None:
             self.records.put("projected", covered)
-        self.records.put("opening", self._opening_record(self._clock.time()))
+        self.records.put("opening", opening_record(self.opening, self._clock.time()))
         await self.writer.flush()
+        if self.mirroring is not None:
+            await self.mirroring.finish(left, timeout_s)
         if failed is not None:
             raise failed
 
-    async def _abandon(self) -> None:
+    async def _abandon(self, *, give_back: bool = False) -> None:
         try:
             await self._supervisor.stop()
             await self.writer.aclose()
             await self.checkpoints.abandon()
             # after a takeover the files belong to whoever fenced this opening
             await self.projections.aclose(write=not isinstance(self._failure, FencedError))
+            if self.mirroring is not None:
+                await self.mirroring.aclose(give_back=give_back)
         finally:
             self._lock.release()
             self.events.emit("closed")
@@ -353,20 +380,3 @@ class Engine:
         self._supervisor.cancel_soon()
         self.writer.forget()
         self._lock.release()
-
-
-async def _open_in_thread(path: str, mode: str, files: LocalFiles, clock: Clock) -> OpenedForWriting:
-    thread = WorkThread("asynctune-open")
-    task = asyncio.ensure_future(thread.run(open_for_writing, path, mode, files, clock))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        # The thread cannot be interrupted; what it opens after all must not stay locked.
-        await asyncio.wait([task])
-        if not task.cancelled() and task.exception() is None:
-            opened = task.result()
-            opened.journal.close()
-            opened.lock.release()
-        raise
-    finally:
-        thread.stop()

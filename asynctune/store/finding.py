@@ -16,6 +16,7 @@ from asynctune.state.epochs import HostLock, locked_error
 __all__ = [
     "STATE_DIR",
     "check_not_lost",
+    "is_copy",
     "local_path",
     "lock_experiment",
     "prepare_directory",
@@ -44,6 +45,11 @@ def local_path(location: object) -> str:
         msg = f"{text.partition('://')[0]}:// locations are not supported by this release; give a local directory"
         raise ConfigError(msg)
     return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
+
+
+def is_copy(path: str, files: LocalFiles) -> bool:
+    """Whether a directory is the copy of an experiment, as `upload_dir` makes it, and not an experiment's own."""
+    return files.exists(f"{path}/{STATE_DIR}/CURRENT")
 
 
 def prepare_directory(path: str, state_dir: str, mode: str, files: LocalFiles) -> None:

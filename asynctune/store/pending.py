@@ -15,8 +15,8 @@ from asynctune.files import LocalFiles
 from asynctune.state.pacing import CommitPacing
 from asynctune.store.engine import Engine
 from asynctune.store.events import EventStream
-from asynctune.store.finding import local_path
 from asynctune.store.opening import Mode, check_mode
+from asynctune.store.place import Place, place_of
 from asynctune.store.reader import Reader
 
 if TYPE_CHECKING:
@@ -48,13 +48,6 @@ def prepare(
         ConfigError: One of them cannot work.
     """
     check_mode(mode)
-    path = local_path(location)
-    if local_dir is not None:
-        msg = f"local_dir stages an experiment opened from a URI, and {path} is a directory; leave it out"
-        raise ConfigError(msg)
-    if storage_options:
-        msg = f"storage_options are for buckets, and {path} is a directory; leave them out"
-        raise ConfigError(msg)
     for name, value, kind in (
         ("sync_config", sync_config, SyncConfig),
         ("checkpoint_config", checkpoint_config, CheckpointConfig),
@@ -65,9 +58,12 @@ def prepare(
     if max_interval_s is not None and not (isinstance(max_interval_s, int | float) and max_interval_s > 0):
         msg = f"max_interval_s must be a number of seconds above 0, or None, not {max_interval_s!r}"
         raise ConfigError(msg)
+    place = place_of(
+        location, mode, local_dir=local_dir, sync_config=sync_config, storage_options=storage_options
+    )
     return PendingStore(
         owner,
-        path,
+        place,
         mode,
         clock=clock or SystemClock(),
         files=files or LocalFiles(),
@@ -83,7 +79,7 @@ class PendingStore(Generic[S]):
     def __init__(
         self,
         owner: type[S],
-        path: str,
+        place: Place,
         mode: Mode,
         *,
         clock: Clock,
@@ -91,7 +87,7 @@ class PendingStore(Generic[S]):
         **settings: Any,
     ) -> None:
         self._owner = owner
-        self._path = path
+        self._place = place
         self._mode: Mode = mode
         self._clock = clock
         self._files = files
@@ -105,16 +101,16 @@ class PendingStore(Generic[S]):
         events = EventStream()
         engine, reader, mode = None, None, self._mode
         if mode == "read":
-            reader = await Reader.start(self._path, clock=self._clock, files=self._files)
+            reader = await Reader.start(self._place, clock=self._clock, files=self._files)
         else:
             engine = await Engine.start(
-                self._path, mode, clock=self._clock, files=self._files, events=events, **self._settings
+                self._place, mode, clock=self._clock, files=self._files, events=events, **self._settings
             )
             mode = "resume" if engine.opening.resumed else "create"
         # after the caller's next steps up to its first await, so that it can subscribe before
         asyncio.get_running_loop().call_soon(events.opened)
         return self._owner(
-            self._path,
+            self._place,
             mode,
             engine=engine,
             reader=reader,

@@ -56,6 +56,13 @@ class Place:
     makes_parent: bool = False
 
     @property
+    def name(self) -> str:
+        """The experiment's name."""
+        if not self.path and self.remote is not None:
+            return self.remote.uri.prefix.rpartition("/")[2]
+        return os.path.basename(self.path)
+
+    @property
     def shown(self) -> str:
         """For messages and `location`."""
         return str(self.remote.uri) if self.by_uri and self.remote is not None else self.path
@@ -83,9 +90,8 @@ def place_of(
     if is_uri(location):
         return _of_uri(parse_uri(location), mode, local_dir, sync_config, options)
     path = local_path(location)
-    if local_dir is not None:
-        msg = f"local_dir stages an experiment opened from a URI, and {path} is a directory; leave it out"
-        raise ConfigError(msg)
+    if local_dir is not None and mode != "read":
+        return copy_of(path, mode=mode, local_dir=local_dir, sync_config=sync_config)
     if mode == "read":
         if options:
             msg = f"storage_options are for buckets, and {path} is a directory, read as it is; leave them out"
@@ -163,5 +169,5 @@ def _options(sync: SyncConfig, options: dict[str, Any]) -> dict[str, Any]:
     return {**(sync.storage_options or {}), **options}
 
 
-def _absolute(upload_dir: str) -> str:
-    return upload_dir if is_uri(upload_dir) else local_path(upload_dir)
+def _absolute(upload_dir: str | os.PathLike[str]) -> str:
+    return str(upload_dir) if is_uri(upload_dir) else local_path(upload_dir)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from asynctune.errors import StorageError, TrialNotFoundError
 from asynctune.results.projector import ResultFiles
@@ -17,9 +18,11 @@ from asynctune.state.recovered import SegmentRows
 from asynctune.store.events import EventStream
 from asynctune.store.trials import TrialTable
 
-__all__ = ["Projections"]
+__all__ = ["Projections", "with_openings"]
 
 logger = logging.getLogger("asynctune")
+
+T = TypeVar("T")
 
 
 class Projections:
@@ -73,7 +76,7 @@ class Projections:
         try:
             rows, self._recovered = self._recovered, []
             if any(segment.data for segment in rows):
-                await self._results.complete(_with_openings(rows), self._trial_info)
+                await self._results.complete(with_openings(rows), self._trial_info)
             del rows
             for seq, held in self._held:
                 self._results.add(seq, held, self._trial_info, self._opening)
@@ -119,6 +122,10 @@ class Projections:
             logger.warning("the journal is kept, and the result files are completed later: %s", error)
             return None
 
+    async def between_writes(self, work: Callable[[], T]) -> T:
+        """Run `work` in a thread while no result file is written."""
+        return await self._results.between_writes(work)
+
     async def aclose(self, *, write: bool) -> None:
         """Let the files go. `write`: finish them first; not for an opening that was fenced."""
         try:
@@ -134,7 +141,7 @@ class Projections:
         return TrialInfo(trial_id=trial_id, trial_name=name, config=config)
 
 
-def _with_openings(rows: Iterable[SegmentRows]) -> Iterator[tuple[int, bytes, OpeningInfo]]:
+def with_openings(rows: Iterable[SegmentRows]) -> Iterator[tuple[int, bytes, OpeningInfo]]:
     """Recovered rows as the result files take them; one by one, for a crash may leave very many."""
     for segment in rows:
         claim = segment.claim

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -13,14 +12,16 @@ from typing import Any
 from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.clock import Clock
 from asynctune.config import CheckpointConfig
-from asynctune.errors import CheckpointNotFoundError, CorruptStateError, StorageError, StoreClosedError
+from asynctune.errors import CheckpointNotFoundError, CorruptStateError, StorageError
 from asynctune.files import LocalFiles
 from asynctune.results.history import read_history
 from asynctune.store.best import best_trial_id
 from asynctune.store.engine import Engine
 from asynctune.store.events import EventStream, StoreEvent
+from asynctune.store.guarded import Guarded
 from asynctune.store.log import Log
 from asynctune.store.opening import Mode, Opening
+from asynctune.store.place import Place
 from asynctune.store.reader import Reader
 from asynctune.store.sink import RecordSink
 from asynctune.store.stats import StoreStats
@@ -33,12 +34,12 @@ __all__ = ["ReadableStore"]
 _TRIALS_PER_SLICE = 20  # one with checkpoints takes up to 100 µs
 
 
-class ReadableStore:
+class ReadableStore(Guarded):
     """What can be asked of an open experiment. `ExperimentStore` adds what changes it."""
 
     def __init__(
         self,
-        path: str,
+        place: Place,
         mode: Mode,
         *,
         engine: Engine | None,
@@ -50,32 +51,27 @@ class ReadableStore:
         # Not for users: `open` does what must be awaited.
         source = engine or reader
         assert source is not None
-        self._path = path
+        super().__init__(place, engine, reader)
         self._mode: Mode = mode
-        self._engine = engine
-        self._reader = reader
         self._events = events
         self._clock = clock
         self._records = source.records
         self._table = source.table
         self._added: set[str] = set()
-        self._closing: asyncio.Task[None] | None = None
-        self._pid = os.getpid()
-        self._loop = asyncio.get_running_loop()
-        self._thread_id = threading.get_ident()
         if engine is not None:
             self._checkpoints = engine.checkpoints
         else:
             assert reader is not None
             self._checkpoints = TrialCheckpoints(
-                path,
+                reader.source.experiment_dir,
                 sink=RecordSink(reader.records, reader.refuse, reader.refuse),
                 config=CheckpointConfig(),
                 files=files,
                 clock=clock,
                 emit=events.emit,
                 epoch=reader.opening.epoch,
-                scratch_dir=reader.scratch_dir,
+                scratch_dir=reader.source.scratch_dir,
+                bucket=reader.source.bucket,
             )
             self._reading = Supervisor([self._checkpoints.run], lambda _error: None)
             self._reading.start()
@@ -83,9 +79,20 @@ class ReadableStore:
     # -- what it is ------------------------------------------------------------------------------------------
 
     @property
-    def location(self) -> Path:
-        """The experiment's directory."""
-        return Path(self._path)
+    def location(self) -> Path | str:
+        """The experiment's directory; for one that is read from its copy, the URI."""
+        return Path(self._path) if self._path else self._where.shown
+
+    @property
+    def name(self) -> str:
+        """The experiment's name: that of its directory."""
+        return self._where.name
+
+    @property
+    def upload_uri(self) -> str | None:
+        """Where the experiment's copy is, `<upload_dir>/<name>`; `None`: there is none (that this opening knows of)."""
+        remote = self._where.remote if self._engine is None else self._engine.remote
+        return None if remote is None else str(remote.uri)
 
     @property
     def mode(self) -> Mode:
@@ -125,7 +132,7 @@ class ReadableStore:
 
     def __repr__(self) -> str:
         state = "closed" if self._closing is not None else self._mode
-        return f"<ExperimentStore {self._path!r} {state}, {len(self._records.trial_ids)} trials>"
+        return f"<ExperimentStore {self._where.shown!r} {state}, {len(self._records.trial_ids)} trials>"
 
     # -- trials ---------------------------------------------------------------------------------------------
 
@@ -202,6 +209,8 @@ class ReadableStore:
         if self._engine is not None:
             await self._engine.projections.written()
         try:
+            if self._reader is not None:
+                return await self._reader.source.history(trial_id, self._table, has_rows=has_rows)
             return await read_history(os.path.join(self._path, name), has_rows=has_rows)
         except OSError as error:
             raise StorageError(
@@ -299,23 +308,22 @@ class ReadableStore:
         return self._checkpoints.lease(trial_id, step)
 
     async def fetch(self, checkpoint: Checkpoint, to: str | os.PathLike[str] | None = None) -> Path:
-        """The local directory of a committed checkpoint's files; with `to`, a verified copy there.
+        """The local directory of a committed checkpoint's files, brought from the bucket if they are not on this disk.
+
+        Args:
+            checkpoint: One that this experiment's store returned.
+            to: A new or empty directory, which receives a verified copy.
 
         Raises:
             CheckpointNotFoundError: It is not one of this experiment, was deleted, or is damaged.
+            StorageError: The bucket or the disk refused.
         """
         self._check_open()
         trial_id, step = checkpoint.trial_id, checkpoint.step
         if trial_id is None or step is None:
             msg = "this checkpoint was never committed; fetch() takes one that the store returned"
             raise CheckpointNotFoundError(msg)
-        if to is not None:
-            return (await self._checkpoints.restore(trial_id, step, to)).path or Path(to)
-        found = next((c for c in self._checkpoints.list(trial_id) if c.step == step), None)
-        if found is None or found.path is None or not await asyncio.to_thread(found.path.is_dir):
-            msg = f"checkpoint {step} of trial {trial_id!r} is not here any more"
-            raise CheckpointNotFoundError(f"{msg}; store.checkpoints() lists those that are")
-        return found.path
+        return Path(await self._checkpoints.fetch(checkpoint, to))
 
     # -- figures and events ---------------------------------------------------------------------------------
 
@@ -339,12 +347,14 @@ class ReadableStore:
     def stats(self) -> StoreStats:
         """Figures since the opening."""
         trials = len(self._records.trial_ids) - len(self._records.named("replaced"))
+        uploads = self._checkpoints.uploads
+        mirroring = None if self._engine is None else self._engine.mirroring
         common: dict[str, Any] = {
-            "mirrored_seq": None,
-            "uploads_pending": 0,
-            "uploads_done": 0,
-            "uploads_failed": 0,
-            "upload_bytes": 0,
+            "mirrored_seq": None if mirroring is None else mirroring.mirror.mirrored_seq,
+            "uploads_pending": uploads.pending,
+            "uploads_done": uploads.done,
+            "uploads_failed": uploads.failed,
+            "upload_bytes": uploads.sent_bytes,
             "trials": trials,
         }
         if self._reader is not None:
@@ -354,47 +364,3 @@ class ReadableStore:
         assert self._engine is not None
         elapsed = self._clock.monotonic() - self._engine.opened_mono
         return StoreStats.of_writer(self._engine.writer.stats(), elapsed, **common)
-
-    def _check_open(self) -> None:
-        self._check_process()
-        if self._closing is not None:
-            msg = f"the store of {self._path} is closed; open it again"
-            raise StoreClosedError(msg)
-        self._check_loop()
-
-    def _check_process(self) -> None:
-        # In a forked child there are no threads that could answer: a call would wait for ever.
-        if os.getpid() != self._pid:
-            msg = (
-                f"this store belongs to process {self._pid} and this is its forked child {os.getpid()}; open "
-                'the experiment with mode="read" here, and write from the parent'
-            )
-            raise StoreClosedError(msg)
-
-    def _check_loop(self) -> None:
-        # Elsewhere a mutator would race with the loop, and an await would never be answered.
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:  # between two runs of the loop, as in a notebook
-            if threading.get_ident() == self._thread_id:
-                return
-        else:
-            if running is self._loop:
-                return
-        msg = f"the store of {self._path} was opened in another event loop, "
-        if self._loop.is_closed():
-            msg += "which has ended without closing it; open it again in this one"
-        else:
-            msg += (
-                "and works in that one only; from elsewhere use loop.call_soon_threadsafe() or "
-                "asyncio.run_coroutine_threadsafe()"
-            )
-        raise StoreClosedError(msg)
-
-    def _writable(self) -> Engine:
-        self._check_open()
-        if self._engine is None:
-            assert self._reader is not None
-            self._reader.refuse()
-        self._engine.check()
-        return self._engine

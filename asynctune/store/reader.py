@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import secrets
-import tempfile
 from typing import Any, NoReturn
 
 from asynctune.clock import Clock
 from asynctune.errors import ConfigError, ExperimentNotFoundError
 from asynctune.files import LocalFiles
-from asynctune.state.epochs import Claim, is_alive
+from asynctune.state.epochs import Claim
 from asynctune.state.recovered import Position
-from asynctune.state.recovery import follow
 from asynctune.state.segments import Commit
-from asynctune.state.thread import WorkThread
-from asynctune.store.finding import STATE_DIR
-from asynctune.store.opening import OpenedForReading, Opening, newest_claim, open_for_reading
+from asynctune.store.opening import OpenedForReading, Opening
+from asynctune.store.place import Place
+from asynctune.store.sources import Source, open_source
 from asynctune.store.trials import TrialTable
 
 __all__ = ["Reader"]
@@ -29,13 +24,9 @@ _KEYS_AT_ONCE = 2000
 class Reader:
     """What a reader knows of the experiment, and how it catches up."""
 
-    def __init__(
-        self, path: str, opened: OpenedForReading, temporary: str, *, clock: Clock, files: LocalFiles
-    ) -> None:
-        self.scratch_dir = os.path.join(temporary, f"asynctune-{os.getpid()}-{secrets.token_hex(8)}")
-        self._path = path
-        self._clock = clock
-        self._files = files
+    def __init__(self, place: Place, source: Source, opened: OpenedForReading, *, clock: Clock) -> None:
+        self.source = source
+        self._shown = place.shown
         self._turn = asyncio.Lock()
         self.records = opened.records
         self.experiment: dict[str, Any] = opened.records.get("experiment") or {}
@@ -60,10 +51,14 @@ class Reader:
         self._claim, self._alive = opened.claim, opened.alive
 
     @classmethod
-    async def start(cls, path: str, *, clock: Clock, files: LocalFiles) -> Reader:
-        """Read the experiment at `path`. Errors: as for `open_for_reading`."""
-        opened, temporary = await _in_thread(_open, path, files)
-        return cls(path, opened, temporary, clock=clock, files=files)
+    async def start(cls, place: Place, *, clock: Clock, files: LocalFiles) -> Reader:
+        """Read the experiment. Errors: as for `open_for_reading`; of a copy, what the bucket says."""
+        source = await open_source(place, clock=clock, files=files)
+        try:
+            return cls(place, source, await source.open(), clock=clock)
+        except BaseException:
+            await source.aclose()
+            raise
 
     async def refresh(self) -> int:
         """Catch up with the writer; returns the seq of the last commit now known.
@@ -71,23 +66,20 @@ class Reader:
         Raises:
             ExperimentNotFoundError: The experiment was removed, or replaced by another one.
             CorruptStateError: It cannot be read any more.
+            StorageError: The bucket refused.
         """
         async with self._turn:
-            state_dir = f"{self._path}/{STATE_DIR}"
-            try:
-                found = await _in_thread(_look, state_dir, self._files, self._position)
-            except OSError:
-                found = None
+            found = await self.source.look(self._position)
             if found is None:
-                opened = await _in_thread(open_for_reading, self._path, self._files)
+                opened = await self.source.open()
                 if opened.recovered.experiment_id != self.experiment_id:
-                    msg = f"the experiment at {self._path} was replaced by another one; open it anew"
+                    msg = f"the experiment at {self._shown} was replaced by another one; open it anew"
                     raise ExperimentNotFoundError(msg)
                 self.records.become(opened.records)
                 self._take(opened)
             else:
-                commits, self._position, self._claim, self._alive = found
-                await self._replay(commits)
+                self._position, self._claim, self._alive = found.position, found.claim, found.alive
+                await self._replay(found.commits)
             self._track()
             return self.seq
 
@@ -129,8 +121,8 @@ class Reader:
         }
 
     async def aclose(self) -> None:
-        """Remove the directory of private copies, which are gone by now."""
-        await _in_thread(_remove, self.scratch_dir, self._files)
+        """Let go of what is open."""
+        await self.source.aclose()
 
     def refuse(self) -> NoReturn:
         """A reader changes nothing.
@@ -138,34 +130,5 @@ class Reader:
         Raises:
             ConfigError: Always.
         """
-        msg = f'the experiment at {self._path} was opened with mode="read"; open it with mode="resume" to change it'
+        msg = f'the experiment at {self._shown} was opened with mode="read"; open it with mode="resume" to change it'
         raise ConfigError(msg)
-
-
-def _open(path: str, files: LocalFiles) -> tuple[OpenedForReading, str]:
-    # the first look for the directory of temporary files tries to write one
-    return open_for_reading(path, files), tempfile.gettempdir()
-
-
-def _remove(path: str, files: LocalFiles) -> None:
-    # not empty: a copy could not be removed, which was said already
-    with contextlib.suppress(OSError):
-        files.remove_dir(path)
-
-
-def _look(
-    state_dir: str, files: LocalFiles, since: Position
-) -> tuple[list[Commit], Position, Claim | None, bool | None] | None:
-    found = follow(state_dir, files, since)
-    if found is None:
-        return None
-    claim = newest_claim(state_dir, files)
-    return *found, claim, is_alive(claim) if claim is not None else False
-
-
-async def _in_thread(function: Any, *args: Any) -> Any:
-    thread = WorkThread("asynctune-read")
-    try:
-        return await thread.run(function, *args)
-    finally:
-        thread.stop()

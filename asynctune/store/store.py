@@ -56,11 +56,12 @@ class ExperimentStore(SearchingStore):
         No trial's status is changed: what was running may run still. `requeue()` decides how to go on.
 
         Args:
-            location: Directory of the experiment.
+            location: Directory of the experiment, or the URI of its copy (`s3://bucket/prefix/name`, `gs://...`).
             mode: `"create"` refuses an existing one, `"resume"` a missing one, `"auto"` takes what is there, `"read"`
                 takes no lock and writes nothing, and leaves the settings about writing aside.
-            local_dir: Where an experiment opened from a URI is staged; only for those.
-            sync_config: Where it is mirrored to.
+            local_dir: Where an experiment opened from a URI is staged, in a directory of its name; only for those. By
+                default `TUNE_RESULT_DIR`, else `~/asynctune_results`.
+            sync_config: Where it is mirrored to; by default as before, and nowhere for a new one.
             checkpoint_config: How many checkpoints are kept; by default as the experiment was made.
             checkpoint_period: Seconds between commits of the state, or `"auto"`: at most 5 % of the time goes into
                 them. The environment variable `TUNE_GLOBAL_CHECKPOINT_S` overrides it.
@@ -247,23 +248,32 @@ class ExperimentStore(SearchingStore):
 
         A cancelled caller stops waiting; the commit goes on.
 
+        Args:
+            mirror: And in the copy, with its checkpoints: only that survives this machine. While the bucket is away
+                this waits until it is back: put a deadline around it (`asyncio.timeout`).
+
         Raises:
             ConfigError: `mirror=True`, and there is no `upload_dir`.
+            UploadError: A checkpoint cannot be copied.
             CaptureError: A searcher's `get_state()` failed; everything else is durable.
             FencedError, StorageError: It cannot be made durable.
         """
         engine = self._writable()
-        self._check_mirror(mirror)
-        return await engine.flush()
-
-    def _check_mirror(self, mirror: bool) -> None:
-        if mirror:
+        if not mirror:
+            return await engine.flush()
+        if engine.mirroring is None:
             msg = "flush(mirror=True) waits for the copy in upload_dir, and this experiment has none"
             raise ConfigError(msg)
+        return await engine.flush_mirror()
 
     async def drain(self) -> None:
-        """Return when all uploads are done; at once where there is no `upload_dir`."""
+        """Return when all checkpoints of this moment are in the bucket; at once where there is no `upload_dir`.
+
+        Raises:
+            UploadError: Some cannot be copied; what and why. They are tried again, also at the next opening.
+        """
         self._writable()
+        await self._checkpoints.drain()
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -273,10 +283,12 @@ class ExperimentStore(SearchingStore):
         A cancelled caller stops waiting; the close goes on.
 
         Args:
-            drain_timeout_s: How long to wait for a disk that is full and for deletions; `None`: as long as it takes.
+            drain_timeout_s: How long to wait for a disk that is full, for deletions, and for what is not in the bucket
+                yet; `None`: as long as it takes, for the bucket `sync_timeout`.
 
         Raises:
             StorageError, FencedError, CaptureError: Something is not durable; the experiment is let go all the same.
+            UploadError: All is durable on this disk, and not all of it in the bucket; what, and how it gets there.
         """
         if self._engine is not None and not self._engine.is_owner:
             self._engine.check()

@@ -80,6 +80,13 @@ def test_a_uri_that_is_read_needs_no_directory():
     assert found.remote.options == {"key": "k"}
 
 
+def test_a_directory_may_be_a_copy_that_is_staged(tmp_path):
+    found = place("/mnt/share/exp", local_dir=tmp_path)
+    assert found.path == str(tmp_path / "exp")
+    assert found.remote is not None
+    assert (str(found.remote.uri), found.remote.sync.upload_dir) == ("/mnt/share/exp", "/mnt/share")
+
+
 def test_a_uri_may_be_named_together_with_its_own_upload_dir(tmp_path):
     config = upload("s3://bucket/a/", sync_period=7)
     found = place("s3://bucket/a/exp", local_dir=tmp_path, sync_config=config)
@@ -93,7 +100,7 @@ def test_a_uri_may_be_named_together_with_its_own_upload_dir(tmp_path):
         ("s3://bucket", {}, "names a bucket"),
         ("ftp://host/exp", {}, "ftp:// is no storage"),
         ("s3://bucket/exp", {"sync_config": upload("s3://other/place")}, "goes on there"),
-        ("/data/exp", {"local_dir": "/tmp"}, "local_dir stages"),
+        ("/data/exp", {"local_dir": "/data"}, "is the copy of an experiment"),
         (
             "/data/exp",
             {"sync_config": SyncConfig(), "storage_options": {"key": "k"}},

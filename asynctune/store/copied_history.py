@@ -1,0 +1,78 @@
+"""Owns a trial's result rows where only the copy of the experiment is at hand: the file, and the rows after it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from asynctune.clock import Clock
+from asynctune.errors import NotFoundError
+from asynctune.files import LocalFiles
+from asynctune.results.history import read_history
+from asynctune.results.projector import ResultFiles
+from asynctune.results.rows import TrialInfo, trial_of
+from asynctune.results.trial_files import RESULT_FILE
+from asynctune.state.recovered import SegmentRows
+from asynctune.state.thread import WorkThread
+from asynctune.storage.base import ObjectStorage
+from asynctune.storage.transfer import Transfer
+from asynctune.store.projections import with_openings
+
+__all__ = ["read_copied_history"]
+
+
+async def read_copied_history(
+    trial: TrialInfo,
+    rows: Iterable[SegmentRows],
+    *,
+    storage: ObjectStorage,
+    transfer: Transfer,
+    scratch_dir: str,
+    clock: Clock,
+    files: LocalFiles,
+) -> list[dict[str, Any]]:
+    """Every result row of a trial, oldest first.
+
+    Args:
+        trial: Which.
+        rows: The committed rows that the bucket's result files may lack, of all trials.
+        storage: The copy.
+        transfer: Brings files from it.
+        scratch_dir: Where a directory may be made for a moment.
+        clock: Time.
+        files: The disk.
+
+    Raises:
+        StorageError: The bucket or the disk refused.
+        OSError: The disk refused.
+    """
+    place = os.path.join(scratch_dir, f"history-{secrets.token_hex(4)}")
+    directory = os.path.join(place, trial.trial_name)
+    thread = WorkThread("asynctune-read")
+    try:
+        await thread.run(os.makedirs, directory)
+        key = f"{trial.trial_name}/{RESULT_FILE}"
+        if (info := await storage.head(key)) is not None:
+            with suppress(NotFoundError):  # replaced meanwhile: nothing ever removes it
+                path = os.path.join(directory, RESULT_FILE)
+                await transfer.receive(key, path, size_bytes=info.size_bytes, version=info.version)
+        results = ResultFiles(place, files=files, clock=clock, emit=_told_nobody)
+        try:
+            mine = [each for each in with_openings(rows) if trial_of(each[1]) == trial.trial_id]
+            if mine:
+                await results.complete(mine, lambda _trial_id: trial)
+                await results.flush()
+        finally:
+            await results.aclose(write=False)
+        return await read_history(directory)
+    finally:
+        await thread.run(lambda: shutil.rmtree(place, ignore_errors=True))
+        thread.stop()
+
+
+def _told_nobody(_kind: str, /, **_data: Any) -> None:
+    """What is noticed about a file in a directory of a moment is nobody's business."""

@@ -1,0 +1,249 @@
+"""Owns the copy of an open experiment at work: joins the state's mirror and the transfer of files, for the store.
+
+Everything of it lives below one storage, whose root is the experiment. What a checkpoint's upload is, or a swap, is the
+rooms' below; when they begin and end with the store is said here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, Final, Protocol
+
+from asynctune.checkpoints.bucket import Bucket
+from asynctune.checkpoints.mirroring import BucketCopies
+from asynctune.checkpoints.uploads import UploadLeft
+from asynctune.clock import Clock
+from asynctune.errors import AsynctuneError, StorageError, UploadError
+from asynctune.files import LocalFiles
+from asynctune.results.mirroring import ResultUploads
+from asynctune.state.mirror.claiming import give_up
+from asynctune.state.mirror.mirror import StateMirror
+from asynctune.state.mirror.observing import Identity
+from asynctune.storage.base import ObjectStorage
+from asynctune.storage.notes import UploadNotes
+from asynctune.storage.transfer import Transfer
+from asynctune.store import reconcile
+from asynctune.store.place import Remote
+from asynctune.store.projections import Projections
+from asynctune.store.reconcile import Opened
+from asynctune.store.records import Records
+
+__all__ = ["Emit", "Mirroring"]
+
+logger = logging.getLogger("asynctune")
+
+_SHOWN: Final = 5
+_NAMES_AT_ONCE: Final = 1000
+
+
+class Emit(Protocol):
+    """Publishes an event of the store."""
+
+    def __call__(self, kind: str, /, *, message: str = "", **data: Any) -> None:
+        """Publish `kind`."""
+        ...
+
+
+class Mirroring:
+    """The copy of one opening.
+
+    Args:
+        opened: As it was opened, with a copy.
+        projections: The result files on this disk.
+        files: The disk.
+        clock: Time.
+        emit: Publishes events.
+
+    Attributes:
+        transfer: Moves files there and back.
+        bucket: What the checkpoints are told of it.
+        mirror: The state's.
+        results: The result files'.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        projections: Projections,
+        *,
+        files: LocalFiles,
+        clock: Clock,
+        emit: Emit,
+    ) -> None:
+        assert opened.remote is not None
+        assert opened.storage is not None
+        self.remote: Remote = opened.remote
+        self.storage: ObjectStorage = opened.storage
+        self.is_new = opened.claimed is not None and opened.claimed.named.current.swap == 1
+        self._claimed = opened.claimed
+        self._clock = clock
+        self._emit = emit
+        self._owned = asyncio.Event()
+        if opened.claimed is not None:
+            self._owned.set()
+        sync, journal = opened.remote.sync, opened.directory.journal
+        notes = UploadNotes(f"{journal.directory}/uploads", location=self.storage.location, files=files)
+        self.transfer = Transfer(
+            self.storage, clock=clock, notes=notes, files=files, timeout_s=sync.sync_timeout
+        )
+        self.mirror = StateMirror(
+            self.storage,
+            opened.claimed,
+            identity=Identity(
+                journal.experiment_id, journal.claim, journal.history, opened.directory.node_ip
+            ),
+            committed_seq=journal.seq,
+            state_dir=journal.directory,
+            files=files,
+            clock=clock,
+            observer=self,
+            quiet_s=reconcile.QUIET_S,
+        )
+        self._copies = BucketCopies(self.storage, self.transfer, notes=notes, files=files)
+        self.bucket = Bucket(
+            copies=self._copies,
+            reached=self.mirror.reached,
+            flush=self._flush,
+            claimed=self._wait_until_owned,
+            sync_on_checkpoint=sync.sync_on_checkpoint,
+            sync_period_s=sync.sync_period,
+        )
+
+        self.results = ResultUploads(
+            self.transfer,
+            projections,
+            root=opened.path,
+            stage_dir=f"{journal.directory}/results",
+            files=files,
+            clock=clock,
+            emit=emit,
+            period_s=sync.sync_period,
+            covered=self.mirror.projected,
+        )
+        self._behind = _is_behind(opened)
+
+    @property
+    def runs(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """What the store's TaskGroup runs."""
+        return [self.mirror.run, self._run_results]
+
+    async def begin(self, records: Records) -> None:
+        """Find out which result files the copy may lack.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        await self.results.begin()
+        if not self._behind:
+            return
+        for count, name in enumerate(list(_names(records)), 1):
+            self.results.changed(name)
+            if count % _NAMES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    async def _run_results(self) -> None:
+        await self._owned.wait()
+        await self.results.run()
+
+    async def _flush(self, seq: int) -> None:
+        await self.mirror.flush(seq)
+
+    async def _wait_until_owned(self) -> None:
+        await self._owned.wait()
+
+    # -- what the mirror tells, and asks (`state.mirror.mirror.Observer`) --------------------------------------
+
+    def happened(self, kind: str, message: str, **data: Any) -> None:
+        """Publish what the mirror met."""
+        if kind == "mirror_claimed":
+            self._owned.set()
+        self._emit(kind, message=message, **data)
+
+    async def project(self, seq: int) -> None:
+        """Bring the result files in the bucket up to commit `seq`.
+
+        Raises:
+            StorageError: They cannot be put there at present.
+        """
+        await self.results.project(seq)
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    async def finish(self, left: Sequence[UploadLeft], timeout_s: float | None) -> None:
+        """Bring the rest of the state there, and mark the copy as closed.
+
+        Args:
+            left: Checkpoints that were not uploaded.
+            timeout_s: Seconds for it; `None`: `sync_timeout`.
+
+        Raises:
+            UploadError: Something is not in the bucket; the next opening brings it there.
+            FencedError: Another opening owns the copy.
+        """
+        limit_s = self.remote.sync.sync_timeout if timeout_s is None else timeout_s
+        end = self._clock.monotonic() + limit_s
+        await self._finish_results(limit_s)
+        closed = await self.mirror.close(max(0.0, end - self._clock.monotonic()))
+        if closed and not left:
+            return
+        missing = [
+            f"checkpoint {each.step} of trial {each.trial_id} ({each.reason})" for each in left[:_SHOWN]
+        ]
+        if len(left) > _SHOWN:
+            missing.append(f"{len(left) - _SHOWN} more checkpoints")
+        if not closed:
+            missing.insert(0, f"what was committed after {self.mirror.mirrored_seq}")
+        raise UploadError(
+            f"not everything is in {self.remote.uri}: {'; '.join(missing)}. All of it is safe on this disk; open the "
+            "experiment again from here, and the rest is brought there"
+        )
+
+    async def _finish_results(self, limit_s: float) -> None:
+        """Bring the result files there. The state goes without them if need be: it has the rows that they lack."""
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._owned.wait()
+                await self.results.project()
+        except (StorageError, TimeoutError) as error:
+            logger.warning(
+                "the result files in %s are not up to date: %s", self.remote.uri, str(error) or "no time left"
+            )
+
+    async def aclose(self, *, give_back: bool) -> None:
+        """Let go of threads and connections, after the tasks have ended.
+
+        Args:
+            give_back: The opening failed: mark the copy as closed, so that the next one needs not wait.
+        """
+        try:
+            await self.results.aclose()
+            await self.mirror.aclose()
+            if give_back and self._claimed is not None:
+                await give_up(self._claimed)
+        except AsynctuneError as error:
+            logger.warning(
+                "%s could not be given back, the next opening waits for it: %s", self.remote.uri, error
+            )
+        finally:
+            self._copies.close()
+            self.transfer.close()
+            await self.storage.aclose()
+
+
+def _is_behind(opened: Opened) -> bool:
+    """Whether result files in the bucket may lack rows that no file on this disk will be written for at the opening.
+
+    The opening writes the rows after the commit up to which the files on this disk are known to be whole.
+    """
+    current = None if opened.claimed is None else opened.claimed.named.current
+    return current is None or current.projected < int(opened.directory.records.get("projected") or 0)
+
+
+def _names(records: Records) -> Iterator[str]:
+    """Names of all trials' directories."""
+    named = records.named("name")
+    yield from named
+    given = {str(records.get(f"name/{name}")) for name in named}
+    yield from (trial_id for trial_id in records.trial_ids if trial_id not in given)

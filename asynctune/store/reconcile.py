@@ -1,0 +1,374 @@
+"""Owns the start of a store that may have a copy: what the disk and the copy hold become one experiment.
+
+The order: the directory is locked and looked at; the copy is claimed, with an epoch above both; where the copy is
+ahead, or the two have parted, its state replaces the one on the disk, which is set aside; then the directory is claimed
+with the same epoch, and read. How two copies compare, and how they are claimed, is `state.mirror`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from asynctune.clock import Clock
+from asynctune.errors import AsynctuneError, ConfigError, ExperimentNotFoundError, StorageError
+from asynctune.files import LocalFiles
+from asynctune.state.codec import FrameError
+from asynctune.state.epochs import Claim, claim_epoch, is_alive, list_epochs, read_claim
+from asynctune.state.mirror.claiming import Claimed, claim_mirror, give_up
+from asynctune.state.mirror.current import Current
+from asynctune.state.mirror.installing import is_being_replaced, replacing_error
+from asynctune.state.mirror.register import open_register
+from asynctune.state.mirror.relations import Position
+from asynctune.state.thread import WorkThread
+from asynctune.storage.base import ObjectStorage
+from asynctune.storage.uri import open_storage
+from asynctune.store.finding import STATE_DIR, is_copy, storage_error
+from asynctune.store.opening import Found, OpenedForWriting, exists_error, find, look, node_ip, take
+from asynctune.store.place import Place, Remote
+from asynctune.store.remembering import NOTE, forget, recall, remember
+from asynctune.store.replacing import fetch_result_files, install_copy, set_aside_fork
+
+__all__ = ["Opened", "open_place"]
+
+logger = logging.getLogger("asynctune")
+
+T = TypeVar("T")
+
+QUIET_S = 30.0
+"""How long the copy's last driver has to have been silent, unless it is known to be dead."""
+
+
+@dataclass(slots=True)
+class Opened:
+    """An experiment opened for writing, with what is known of its copy.
+
+    Attributes:
+        path: Its directory.
+        directory: What was found there, and its claim.
+        remote: Where the copy is; `None`: there is none.
+        storage: Open at `remote`; whoever gets this closes it.
+        claimed: The claim of the copy; `None`: there is no copy, or it could not be reached.
+        notes: What people should know, as (kind of event, sentence).
+    """
+
+    path: str
+    directory: OpenedForWriting
+    remote: Remote | None = None
+    storage: ObjectStorage | None = None
+    claimed: Claimed | None = None
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def from_copy(self) -> bool:
+        """Whether the state is the copy's, so that the disk may lack what it names."""
+        return self.claimed is not None and self.claimed.mirrored is not None
+
+    async def let_go(self) -> None:
+        """Close what is open, for an opening that cannot be used; again: does nothing."""
+        claimed, self.claimed = self.claimed, None
+        storage, self.storage = self.storage, None
+        try:
+            if claimed is not None:
+                await give_up(claimed)
+        except AsynctuneError as error:
+            logger.warning("the copy could not be given back, the next opening has to wait for it: %s", error)
+        finally:
+            self.directory.journal.close()
+            self.directory.lock.release()
+            if storage is not None:
+                await storage.aclose()
+
+
+async def open_place(
+    place: Place, mode: str, *, files: LocalFiles, clock: Clock, waiting: Callable[[str], object]
+) -> Opened:
+    """Open the experiment for writing. A caller that is cancelled meanwhile leaves neither lock nor claim behind.
+
+    Args:
+        place: Where.
+        mode: As for `ExperimentStore.open`.
+        files: The disk.
+        clock: Time.
+        waiting: Told in a sentence that another driver's copy is waited for.
+
+    Raises:
+        ConfigError, ExperimentExistsError, ExperimentNotFoundError: The place does not fit the mode.
+        ExperimentLockedError, FencedError: Another opening has it.
+        CorruptStateError, UnsupportedFormatError: It cannot be read.
+        StorageError: The disk or the bucket refused.
+    """
+    opening = _Opening(place, mode, files, clock, waiting)
+    try:
+        return await opening.run()
+    except BaseException as error:
+        await opening.undo(error)
+        raise
+    finally:
+        opening.thread.stop()
+
+
+class _Opening:
+    """One opening, step by step; what each step got hold of is kept here, to be let go of after a failure."""
+
+    def __init__(
+        self, place: Place, mode: str, files: LocalFiles, clock: Clock, waiting: Callable[[str], object]
+    ) -> None:
+        self._place = place
+        self._mode = mode
+        self._files = files
+        self._clock = clock
+        self._waiting = waiting
+        self.thread = WorkThread("asynctune-open")
+        self._remote = place.remote
+        self._storage: ObjectStorage | None = None
+        self._away: StorageError | None = None
+        self._found: Found | None = None
+        self._claimed: Claimed | None = None
+        self._directory: OpenedForWriting | None = None
+        self._notes: list[tuple[str, str]] = []
+
+    async def run(self) -> Opened:
+        await self._in_thread(self._check_place)
+        exists = self._remote is not None and await self._look_at_copy()
+        await self._in_thread(self._find, exists)
+        if self._remote is None:
+            await self._in_thread(self._take, None)
+            return self._result()
+        if self._storage is None:  # the experiment itself told where its copy is
+            await self._look_at_copy()
+        local = await self._in_thread(self._look)
+        if self._away is not None:
+            self._check_can_do_without(local)
+            await self._in_thread(self._take, None)
+        else:
+            await self._meet(local)
+        return self._result()
+
+    def _result(self) -> Opened:
+        assert self._directory is not None
+        return Opened(
+            path=self._place.path,
+            directory=self._directory,
+            remote=self._remote,
+            storage=self._storage,
+            claimed=self._claimed,
+            notes=self._notes,
+        )
+
+    # -- the copy, before the directory --------------------------------------------------------------------
+
+    async def _look_at_copy(self) -> bool:
+        """Whether the copy holds an experiment; if the bucket is away, that is noted.
+
+        Raises:
+            ExperimentExistsError, ExperimentNotFoundError: That does not fit the mode.
+        """
+        assert self._remote is not None
+        self._storage = await open_storage(self._remote.uri, self._remote.options)
+        try:
+            register = await open_register(self._storage, writing=False, clock=self._clock)
+            named = await register.read()
+        except StorageError as error:
+            if not error.retryable:
+                raise
+            self._away = error
+            return False
+        exists = named is not None and named.current.seq > 0
+        if exists and self._mode == "create":
+            raise exists_error(str(self._remote.uri))
+        if self._place.by_uri and not exists:
+            # nothing is made on this disk for an experiment that is not there
+            raise ExperimentNotFoundError(
+                f"there is no experiment at {self._remote.uri}; check the location. A new one is made in a directory, "
+                "with sync_config=SyncConfig(upload_dir=...) for its copy"
+            )
+        return exists
+
+    def _check_can_do_without(self, local: Position | None) -> None:
+        """The bucket is away: an experiment that is on this disk goes on, a new one may be in the bucket already."""
+        assert self._away is not None
+        assert self._remote is not None
+        if local is None or local.seq == 0 or self._place.by_uri:
+            raise self._away
+        message = (
+            f"{self._remote.uri} cannot be reached ({self._away}); the experiment goes on from {self._place.path}, and "
+            "its copy is brought up to date when the bucket is back. If another machine went on meanwhile, this "
+            "one will be fenced then"
+        )
+        logger.warning("%s", message)
+        self._notes.append(("mirror_away", message))
+
+    # -- the directory (in the thread) ---------------------------------------------------------------------
+
+    def _check_place(self) -> None:
+        """Refuse what can be seen to be wrong before anything is made."""
+        place, path = self._place, self._place.path
+        if place.by_uri and self._remote is not None and self._remote.uri.scheme == "file":
+            if not is_copy(self._remote.uri.prefix, self._files):
+                raise ConfigError(
+                    f"local_dir stages an experiment opened from its copy, and {self._remote.uri} is none; leave it out"
+                )
+        elif self._remote is None and is_copy(path, self._files):
+            raise ConfigError(
+                f"{path} is the copy of an experiment, kept by upload_dir; to go on with it, say where it is staged: "
+                "local_dir=..."
+            )
+        if place.remembers and place.options and not self._files.exists(f"{path}/{STATE_DIR}/{NOTE}"):
+            raise ConfigError(
+                f"storage_options are for a copy in a bucket, and {path} has none; leave them out, or give "
+                "sync_config=SyncConfig(upload_dir=...)"
+            )
+
+    def _find(self, exists: bool) -> None:
+        place = self._place
+        if place.makes_parent:
+            os.makedirs(os.path.dirname(place.path), exist_ok=True)
+        if self._away is not None and not self._files.exists(f"{place.path}/{STATE_DIR}"):
+            raise self._away  # whether there is an experiment cannot be told
+        mode = "auto" if exists else self._mode
+        self._found = found = find(place.path, mode, self._files)
+        try:
+            if place.remembers:
+                self._remote = recall(found.state_dir, self._files, dict(place.options))
+            elif self._remote is None and (was := forget(found.state_dir, self._files)) is not None:
+                message = (
+                    f"{place.path} was mirrored to {was}, and goes on without a copy, as it was opened now"
+                )
+                logger.warning("%s", message)
+                self._notes.append(("mirror_given_up", message))
+        except OSError as error:
+            raise storage_error("open", place.path, error) from error
+
+    def _look(self) -> Position | None:
+        """Where the state on this disk stands; `None`: there is none that counts."""
+        assert self._found is not None
+        if is_being_replaced(self._found.state_dir, self._files):
+            if self._away is not None:
+                raise replacing_error(self._found.state_dir)
+            return None
+        recovered = look(self._found, self._files)
+        if recovered.experiment_id is None:
+            return None
+        return Position(recovered.experiment_id, recovered.history, recovered.seq, recovered.crc)
+
+    def _take(self, made: Claim | None) -> None:
+        assert self._found is not None
+        state_dir = self._found.state_dir
+        if self._remote is None and is_being_replaced(state_dir, self._files):
+            raise replacing_error(state_dir)
+        self._directory = take(
+            self._found, self._mode if made is None else "auto", self._files, self._clock, made
+        )
+        if self._remote is not None:
+            try:
+                remember(state_dir, self._remote, self._files)
+            except OSError as error:
+                raise storage_error("open", self._found.path, error) from error
+
+    # -- both ----------------------------------------------------------------------------------------------
+
+    async def _meet(self, local: Position | None) -> None:
+        assert self._found is not None
+        assert self._storage is not None
+        epochs, address = await self._in_thread(self._facts)
+        self._claimed = claimed = await claim_mirror(
+            self._storage,
+            local,
+            clock=self._clock,
+            node_ip=address,
+            at_least=epochs,
+            quiet_s=QUIET_S,
+            waiting=self._wait,
+            is_dead=self._is_dead,
+            check=self._check,
+            rows_after=lambda _records, current: current.projected,
+        )
+        if claimed.mirrored is not None:
+            await self._replace(claimed)
+        else:
+            await self._in_thread(self._claim_here, claimed.claim)
+        await self._in_thread(self._take, claimed.claim)
+
+    def _claim_here(self, claim: Claim) -> None:
+        assert self._found is not None
+        try:
+            claim_epoch(self._found.state_dir, self._files, self._clock, given=claim)
+        except OSError as error:
+            raise storage_error("claim", self._found.path, error) from error
+
+    def _facts(self) -> tuple[int, str]:
+        """In the thread: the least epoch that is free here, and this host's address."""
+        assert self._found is not None
+        epochs = list_epochs(self._found.state_dir, self._files)
+        return (epochs[-1] if epochs else 0) + 1, node_ip()
+
+    def _wait(self, message: str) -> None:
+        logger.warning("%s", message)
+        self._waiting(message)
+
+    def _is_dead(self, owner: Claim) -> bool:
+        """Whether the copy's last owner cannot be at work: its process is gone, or it was an opening of this directory.
+
+        This opening holds the directory's lock, which the owner would hold.
+        """
+        if (alive := is_alive(owner)) is not None:
+            return not alive
+        assert self._found is not None
+        try:
+            return read_claim(self._found.state_dir, owner.epoch, self._files).nonce == owner.nonce
+        except (FrameError, OSError):
+            return False
+
+    def _check(self, _relation: str, current: Current | None) -> None:
+        assert self._remote is not None
+        if current is not None and current.seq > 0 and self._mode == "create":
+            raise exists_error(str(self._remote.uri))
+
+    async def _replace(self, claimed: Claimed) -> None:
+        assert self._storage is not None
+        assert self._found is not None
+        if claimed.relation == "fork":
+            await self._in_thread(set_aside_fork, claimed, self._found, self._files)
+        await fetch_result_files(
+            claimed, self._storage, self._found.path, files=self._files, clock=self._clock
+        )
+        aside = await self._in_thread(install_copy, claimed, self._found, self._files, self._clock)
+        if claimed.relation == "fork":
+            message = (
+                f"{self._found.path} and {self._remote and self._remote.uri} had parted: the copy goes on, and "
+                f"{claimed.set_aside} commits that only this disk had were set aside in {aside}"
+            )
+            logger.warning("%s", message)
+            self._notes.append(("fork_set_aside", message))
+
+    # -- threads, and the end of a failure -----------------------------------------------------------------
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a step in the thread. A cancelled caller waits for it: what it gets hold of must not be lost."""
+        task = asyncio.ensure_future(self.thread.run(function, *args))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # looked at: the cancellation is what the caller gets
+            raise
+
+    async def undo(self, error: BaseException) -> None:
+        """Let go of everything."""
+        if self._claimed is not None:
+            try:
+                await give_up(self._claimed)
+            except AsynctuneError as left:
+                error.add_note(f"the copy could not be given back: {left}")
+        if self._storage is not None:
+            await self._storage.aclose()
+        if self._directory is not None:
+            self._directory.journal.close()
+        if self._found is not None:
+            self._found.lock.release()

@@ -1,0 +1,98 @@
+"""Owns the note of where an experiment's copy is: `.asynctune/MIRROR`. With it, the next opening needs not be told.
+
+Text for people and programs, in JSON; no credentials. Blocking, for a thread.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from asynctune.config import SyncConfig
+from asynctune.errors import ConfigError, CorruptStateError
+from asynctune.files import LocalFiles
+from asynctune.storage.uri import parse_uri
+from asynctune.store.place import Remote
+
+__all__ = ["NOTE", "forget", "recall", "remember"]
+
+NOTE: Final = "MIRROR"
+"""Name of the file in the state directory."""
+
+_FORM: Final = 1
+_MAX_BYTES: Final = 16 << 10
+_SETTINGS: Final = ("sync_period", "sync_timeout", "sync_on_checkpoint")
+
+
+def remember(state_dir: str, remote: Remote, files: LocalFiles) -> None:
+    """Write down where the copy is; durable when this returns, and not touched if it says so already.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    settings = {name: getattr(remote.sync, name) for name in _SETTINGS}
+    value = {"form": _FORM, "uri": str(remote.uri), **settings}
+    data = (json.dumps(value, indent=2) + "\n").encode()
+    path = f"{state_dir}/{NOTE}"
+    if _read(path, files) == data:
+        return
+    temporary = f"{state_dir}/.{NOTE}.tmp"
+    if files.exists(temporary):
+        files.unlink(temporary)
+    fd = files.create(temporary)
+    try:
+        files.write_all(fd, data)
+        files.sync(fd)
+    finally:
+        files.close(fd)
+    files.rename(temporary, path)
+    files.sync_dir(state_dir)
+
+
+def recall(state_dir: str, files: LocalFiles, options: dict[str, Any]) -> Remote | None:
+    """Where the copy is, as it was written down; `None`: there is none.
+
+    Raises:
+        CorruptStateError: The note cannot be read; going on without the copy would be worse than asking.
+        OSError: The disk refused.
+    """
+    path = f"{state_dir}/{NOTE}"
+    data = _read(path, files)
+    if data is None:
+        return None
+    try:
+        value = json.loads(data)
+        if value["form"] != _FORM:
+            raise ValueError(f"it has form {value['form']!r}, and this asynctune knows {_FORM}")
+        uri = parse_uri(value["uri"])
+        sync = SyncConfig(
+            upload_dir=value["uri"].rpartition("/")[0], **{name: value[name] for name in _SETTINGS}
+        )
+    except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+        raise CorruptStateError(
+            f"{path}, which says where the experiment's copy is, cannot be read ({error}); give "
+            "sync_config=SyncConfig(upload_dir=...), or SyncConfig() to go on without a copy",
+            path=path,
+        ) from error
+    return Remote(uri=uri, sync=sync, options=options)
+
+
+def forget(state_dir: str, files: LocalFiles) -> str | None:
+    """Remove the note, as the experiment goes on without a copy; where the copy was."""
+    path = f"{state_dir}/{NOTE}"
+    data = _read(path, files)
+    if data is None:
+        return None
+    files.unlink(path)
+    files.sync_dir(state_dir)
+    try:
+        return str(json.loads(data)["uri"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "its copy"
+
+
+def _read(path: str, files: LocalFiles) -> bytes | None:
+    try:
+        return files.read_from(path, 0, _MAX_BYTES)
+    except FileNotFoundError:
+        return None

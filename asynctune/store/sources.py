@@ -1,0 +1,239 @@
+"""Owns where a reader reads from: a directory, or the copy of an experiment. Takes no lock, writes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import tempfile
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from asynctune.checkpoints.bucket import Bucket
+from asynctune.checkpoints.mirroring import BucketCopies
+from asynctune.clock import Clock
+from asynctune.errors import ExperimentNotFoundError
+from asynctune.files import LocalFiles
+from asynctune.results.history import read_history
+from asynctune.results.rows import TrialInfo
+from asynctune.state.epochs import Claim, is_alive
+from asynctune.state.mirror.current import same_owner
+from asynctune.state.mirror.named import Named
+from asynctune.state.mirror.reading import Mirrored, ObjectCache, read_mirror
+from asynctune.state.mirror.register import open_register
+from asynctune.state.recovered import Position
+from asynctune.state.recovery import follow
+from asynctune.state.segments import Commit
+from asynctune.state.thread import WorkThread
+from asynctune.storage.base import ObjectStorage
+from asynctune.storage.transfer import Transfer
+from asynctune.storage.uri import open_storage
+from asynctune.store.copied_history import read_copied_history
+from asynctune.store.finding import STATE_DIR, is_copy
+from asynctune.store.opening import OpenedForReading, describe, newest_claim, open_for_reading
+from asynctune.store.place import Place, copy_of
+from asynctune.store.records import Records, check_format
+from asynctune.store.trials import TrialTable
+
+__all__ = ["CopySource", "DirectorySource", "Look", "Source", "open_source"]
+
+T = TypeVar("T")
+
+
+class Look(NamedTuple):
+    """What a look found: commits since the last one, where they end, who writes, and whether that process lives."""
+
+    commits: list[Commit]
+    position: Position
+    claim: Claim | None
+    alive: bool | None
+
+
+class Source(Protocol):
+    """Where a reader reads from."""
+
+    experiment_dir: str
+    """Where checkpoints are, or would be."""
+    scratch_dir: str
+    """Of this reader alone, for private copies; made when it is needed."""
+    bucket: Bucket | None
+    """Where checkpoints are fetched from."""
+
+    async def open(self) -> OpenedForReading:
+        """Read everything. Errors: as for `open_for_reading`."""
+        ...
+
+    async def look(self, since: Position) -> Look | None:
+        """What came after `since`; `None`: everything has to be read anew."""
+        ...
+
+    async def history(self, trial_id: str, table: TrialTable, *, has_rows: bool) -> list[dict[str, Any]]:
+        """Every result row of a trial, oldest first.
+
+        Raises:
+            OSError, StorageError: They cannot be read.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of what is open."""
+        ...
+
+
+async def open_source(place: Place, *, clock: Clock, files: LocalFiles) -> Source:
+    """The source for a place. Looks at nothing that is there."""
+    scratch = os.path.join(
+        await _in_thread(tempfile.gettempdir),  # the first look for it tries to write a file
+        f"asynctune-{os.getpid()}-{secrets.token_hex(8)}",
+    )
+    if place.remote is None:
+        if not await _in_thread(is_copy, place.path, files):
+            return DirectorySource(place.path, scratch, files=files)
+        place = copy_of(place.path, mode="read", local_dir=None, sync_config=None)
+        assert place.remote is not None
+    storage = await open_storage(place.remote.uri, place.remote.options)
+    return CopySource(place, storage, scratch, clock=clock, files=files)
+
+
+class DirectorySource:
+    """An experiment's directory."""
+
+    def __init__(self, path: str, scratch_dir: str, *, files: LocalFiles) -> None:
+        self.experiment_dir = path
+        self.scratch_dir = scratch_dir
+        self.bucket: Bucket | None = None
+        self._files = files
+
+    async def open(self) -> OpenedForReading:
+        """Read everything. Errors: as for `open_for_reading`."""
+        return await _in_thread(open_for_reading, self.experiment_dir, self._files)
+
+    async def look(self, since: Position) -> Look | None:
+        """What came after `since`; `None`: everything has to be read anew."""
+        try:
+            return await _in_thread(self._look, since)
+        except OSError:
+            return None
+
+    def _look(self, since: Position) -> Look | None:
+        state_dir = f"{self.experiment_dir}/{STATE_DIR}"
+        found = follow(state_dir, self._files, since)
+        if found is None:
+            return None
+        claim = newest_claim(state_dir, self._files)
+        return Look(*found, claim, is_alive(claim) if claim is not None else False)
+
+    async def history(self, trial_id: str, table: TrialTable, *, has_rows: bool) -> list[dict[str, Any]]:
+        """Every result row of a trial, oldest first. Raises OSError where they cannot be read."""
+        name = table.given(trial_id)[0]
+        return await read_history(os.path.join(self.experiment_dir, name), has_rows=has_rows)
+
+    async def aclose(self) -> None:
+        """Remove the directory of private copies, which are gone by now."""
+        await _in_thread(_remove, self.scratch_dir, self._files)
+
+
+class CopySource:
+    """The copy of an experiment. Downloads its state, and checkpoints only when they are asked for."""
+
+    def __init__(
+        self, place: Place, storage: ObjectStorage, scratch_dir: str, *, clock: Clock, files: LocalFiles
+    ) -> None:
+        assert place.remote is not None
+        self.scratch_dir = scratch_dir
+        self.experiment_dir = os.path.join(scratch_dir, "experiment")
+        self.storage = storage
+        self._uri = str(place.remote.uri)
+        self._clock = clock
+        self._files = files
+        self._cache = ObjectCache()
+        self._named: Named | None = None
+        self.transfer = Transfer(storage, clock=clock, files=files, timeout_s=place.remote.sync.sync_timeout)
+        self._copies = BucketCopies(storage, self.transfer, files=files)
+        self.bucket: Bucket | None = Bucket.for_reading(self._copies)
+        self.mirrored: Mirrored | None = None
+        """As read last; its `recovered.rows` are those that the bucket's result files may lack."""
+
+    async def open(self) -> OpenedForReading:
+        """Read everything.
+
+        Raises:
+            ExperimentNotFoundError: There is none.
+            CorruptStateError, UnsupportedFormatError: It cannot be read.
+            StorageError: The bucket refused.
+        """
+        mirrored = await read_mirror(
+            self.storage,
+            clock=self._clock,
+            cache=self._cache,
+            rows_after=lambda _records, current: current.projected,
+        )
+        if mirrored is None:
+            raise ExperimentNotFoundError(f"there is no experiment at {self._uri}; check the location")
+        self._named, self.mirrored = mirrored.named, mirrored
+        return await _in_thread(self._understand, mirrored)
+
+    def _understand(self, mirrored: Mirrored) -> OpenedForReading:
+        recovered, claim = mirrored.recovered, mirrored.current.claim
+        if recovered.seq == 0 or recovered.claim is None:
+            raise ExperimentNotFoundError(
+                f"the experiment at {self._uri} was never begun: nothing of it reached the bucket"
+            )
+        check_format(recovered.records, self._uri)
+        records = Records.index(recovered.records)
+        recovered.records = {}
+        opening = describe(recovered.claim, records, recovered, resumed=True)
+        alive = False if mirrored.current.closed else is_alive(claim)
+        return OpenedForReading(records, recovered, claim, alive, opening)
+
+    async def look(self, since: Position) -> Look | None:
+        """Nothing new, or `None`: the copy was replaced."""
+        register = await open_register(self.storage, writing=False, clock=self._clock)
+        named = await register.read()
+        before = self._named
+        if named is None or before is None or named.current.swap_nonce != before.current.swap_nonce:
+            return None
+        if not same_owner(named.current.claim, before.current.claim):
+            return None
+        claim = named.current.claim
+        alive = False if named.current.closed else await _in_thread(is_alive, claim)
+        return Look([], since, claim, alive)
+
+    async def history(self, trial_id: str, table: TrialTable, *, has_rows: bool) -> list[dict[str, Any]]:
+        """Every result row of a trial, oldest first.
+
+        Raises:
+            StorageError, OSError: They cannot be read.
+        """
+        del has_rows
+        name, _, config, _ = table.given(trial_id)
+        return await read_copied_history(
+            TrialInfo(trial_id=trial_id, trial_name=name, config=config),
+            [] if self.mirrored is None else self.mirrored.recovered.rows,
+            storage=self.storage,
+            transfer=self.transfer,
+            scratch_dir=self.scratch_dir,
+            clock=self._clock,
+            files=self._files,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connection, and remove the directory of private copies."""
+        self._copies.close()
+        self.transfer.close()
+        await self.storage.aclose()
+        await _in_thread(_remove, self.scratch_dir, self._files)
+
+
+def _remove(path: str, files: LocalFiles) -> None:
+    # not empty: a copy could not be removed, which was said already
+    with contextlib.suppress(OSError):
+        files.remove_dir(path)
+
+
+async def _in_thread(function: Callable[..., T], *args: Any) -> T:
+    thread = WorkThread("asynctune-read")
+    try:
+        return await thread.run(function, *args)
+    finally:
+        thread.stop()

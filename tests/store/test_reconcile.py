@@ -1,0 +1,281 @@
+"""Openings that meet a copy: what the disk and the bucket hold becomes one experiment."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+
+import pytest
+
+from asynctune.config import CheckpointConfig, SyncConfig
+from asynctune.errors import (
+    ConfigError,
+    ExperimentExistsError,
+    ExperimentNotFoundError,
+    FencedError,
+    StorageError,
+)
+from asynctune.storage.memory import MemoryStorage
+from asynctune.store.store import ExperimentStore
+from asynctune.trial import Checkpoint, TrialStatus
+
+
+@pytest.fixture
+def bucket():
+    """The URI of a bucket in this process's memory."""
+    name = f"bucket-{os.urandom(6).hex()}"
+    yield f"memory://{name}/some/where"
+    MemoryStorage.forget(name)
+
+
+def mirrored(bucket: str, **settings) -> SyncConfig:
+    return SyncConfig(upload_dir=bucket, **settings)
+
+
+async def rows(store: ExperimentStore, trial_id: str) -> list[float]:
+    return [row["loss"] for row in await store.history(trial_id)]
+
+
+async def run(store: ExperimentStore, *losses: float, trial_id: str = "t", checkpoint: bool = False) -> None:
+    """A trial that reports, and saves after the last row."""
+    if trial_id not in {trial.trial_id for trial in store.trials}:
+        store.add_trial({"x": 1}, trial_id)
+    store.set_status(trial_id, "RUNNING")
+    for loss in losses:
+        store.report(trial_id, {"loss": loss})
+    if checkpoint:
+        await store.save_checkpoint(trial_id, Checkpoint.from_dict({"losses": list(losses)}))
+
+
+# -- from nothing ----------------------------------------------------------------------------------------------
+
+
+async def test_a_new_experiment_is_in_the_bucket_when_it_is_flushed_there(location, bucket):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        assert store.upload_uri == f"{bucket}/{location.name}"
+        await run(store, 3, 2, checkpoint=True)
+        seq = await store.flush(mirror=True)
+        assert store.stats().mirrored_seq is not None
+        assert store.stats().mirrored_seq >= seq
+        assert store.stats().uploads_done == 1
+        async with ExperimentStore.open(f"{bucket}/{location.name}", "read") as reader:
+            assert [t.trial_id for t in reader.trials] == ["t"]
+            assert reader.trials[0].last_result is not None
+            assert reader.trials[0].last_result["loss"] == 2
+            assert [c.mirrored for c in reader.checkpoints("t")] == [True]
+            assert await rows(reader, "t") == [3, 2]
+            assert reader.name == location.name
+            assert reader.location == f"{bucket}/{location.name}"
+
+
+async def test_everything_survives_the_machine(location, bucket, tmp_path):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 3, 2, checkpoint=True)
+        store.report("t", {"loss": 1})
+        store.set_metadata("note", {"any": [1]})
+    shutil.rmtree(location)
+    async with ExperimentStore.open(f"{bucket}/{location.name}", local_dir=tmp_path / "other") as store:
+        assert store.location == tmp_path / "other" / location.name
+        assert store.mode == "resume"
+        assert store.metadata == {"note": {"any": [1]}}
+        assert await rows(store, "t") == [3, 2, 1]
+        store.requeue()
+        assert store.get_trial("t").status is TrialStatus.PENDING
+        restored = await store.restore_checkpoint("t")
+        assert await asyncio.to_thread(restored.to_dict) == {"losses": [3, 2]}
+        await run(store, 0.5, checkpoint=True)
+        assert await rows(store, "t") == [3, 2, 0.5]
+    async with ExperimentStore.open(f"{bucket}/{location.name}", "read") as reader:
+        assert await rows(reader, "t") == [3, 2, 0.5]
+        assert [c.step for c in reader.checkpoints("t")] == [1, 2]
+        assert [c.mirrored for c in reader.checkpoints("t")] == [True, True]
+
+
+async def test_result_files_are_as_they_were(location, bucket, tmp_path):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 3, 2)
+    before = {
+        name: (location / "t" / name).read_bytes() for name in ("result.json", "progress.csv", "params.json")
+    }
+    async with ExperimentStore.open(f"{bucket}/{location.name}", local_dir=tmp_path / "other"):
+        pass
+    there = tmp_path / "other" / location.name / "t"
+    assert {name: (there / name).read_bytes() for name in before} == before
+
+
+# -- modes -----------------------------------------------------------------------------------------------------
+
+
+async def test_create_refuses_what_is_in_the_bucket(location, bucket, tmp_path):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 1)
+    elsewhere = tmp_path / "other" / location.name
+    elsewhere.parent.mkdir()
+    with pytest.raises(ExperimentExistsError, match="memory://"):
+        await ExperimentStore.open(elsewhere, "create", sync_config=mirrored(bucket))
+    assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize("mode", ["auto", "resume"])
+async def test_what_is_only_in_the_bucket_is_resumed(location, bucket, tmp_path, mode):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 1)
+    elsewhere = tmp_path / "other" / location.name
+    elsewhere.parent.mkdir()
+    async with ExperimentStore.open(elsewhere, mode, sync_config=mirrored(bucket)) as store:
+        assert store.opening.resumed
+        assert await rows(store, "t") == [1]
+
+
+@pytest.mark.parametrize("mode", ["auto", "resume", "read"])
+async def test_a_uri_without_an_experiment_makes_nothing(bucket, tmp_path, mode):
+    with pytest.raises(ExperimentNotFoundError, match="memory://"):
+        await ExperimentStore.open(
+            f"{bucket}/nobody", mode, local_dir=None if mode == "read" else tmp_path / "other"
+        )
+    assert not (tmp_path / "other").exists()
+
+
+async def test_resume_needs_one_of_the_two(location, bucket):
+    with pytest.raises(ExperimentNotFoundError):
+        await ExperimentStore.open(location, "resume", sync_config=mirrored(bucket))
+
+
+async def test_the_place_of_another_experiment_is_refused(location, bucket, tmp_path):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 1)
+    other = tmp_path / "other" / location.name
+    other.parent.mkdir()
+    async with ExperimentStore.open(other) as store:
+        await run(store, 2)
+    with pytest.raises(ConfigError, match="choose another upload_dir"):
+        await ExperimentStore.open(other, sync_config=mirrored(bucket))
+    async with ExperimentStore.open(other, "read") as store:
+        assert await rows(store, "t") == [2], "and nothing was changed"
+
+
+# -- where the copy is, remembered -------------------------------------------------------------------------------
+
+
+async def test_the_copy_is_remembered(location, bucket):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket, sync_period=77)) as store:
+        await run(store, 1)
+    async with ExperimentStore.open(location) as store:
+        assert store.upload_uri == f"{bucket}/{location.name}"
+        store.report("t", {"loss": 0})
+        await store.flush(mirror=True)
+    async with ExperimentStore.open(f"{bucket}/{location.name}", "read") as reader:
+        assert await rows(reader, "t") == [1, 0]
+
+
+async def test_a_copy_can_be_given_up_loudly(location, bucket, caplog):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 1)
+    with caplog.at_level(logging.WARNING):
+        async with ExperimentStore.open(location, sync_config=SyncConfig()) as store:
+            assert store.upload_uri is None
+            with pytest.raises(ConfigError, match="upload_dir"):
+                await store.flush(mirror=True)
+    assert "goes on without a copy" in caplog.text
+    async with ExperimentStore.open(location) as store:
+        assert store.upload_uri is None
+
+
+async def test_an_experiment_gets_a_copy_later(location, bucket):
+    async with ExperimentStore.open(location, checkpoint_config=CheckpointConfig(num_to_keep=1)) as store:
+        await run(store, 3, checkpoint=True)
+        await run(store, 2, trial_id="u", checkpoint=True)
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await store.flush(mirror=True)
+    async with ExperimentStore.open(f"{bucket}/{location.name}", "read") as reader:
+        assert {t.trial_id: await rows(reader, t.trial_id) for t in reader.trials} == {"t": [3], "u": [2]}
+        for trial_id in ("t", "u"):
+            assert [c.mirrored for c in reader.checkpoints(trial_id)] == [True]
+            assert (await reader.fetch(reader.checkpoints(trial_id)[0])).is_dir()
+
+
+# -- two copies --------------------------------------------------------------------------------------------------
+
+
+async def test_the_copy_is_ahead_and_the_disk_catches_up(location, bucket, tmp_path):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 3, checkpoint=True)
+    async with ExperimentStore.open(f"{bucket}/{location.name}", local_dir=tmp_path / "other") as store:
+        await run(store, 2, checkpoint=True)
+    async with ExperimentStore.open(location) as store:
+        assert await rows(store, "t") == [3, 2]
+        assert [c.step for c in store.checkpoints("t")] == [1, 2]
+        restored = await store.restore_checkpoint("t")
+        assert await asyncio.to_thread(restored.to_dict) == {"losses": [2]}
+
+
+async def test_a_fork_is_set_aside_and_the_copy_wins(location, bucket, tmp_path, caplog):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 3)
+    async with ExperimentStore.open(location, sync_config=SyncConfig()) as store:  # offline, so to say
+        await run(store, 99)
+        await run(store, 98, trial_id="only-here", checkpoint=True)
+    async with ExperimentStore.open(f"{bucket}/{location.name}", local_dir=tmp_path / "other") as store:
+        await run(store, 2)
+        await run(store, 1, trial_id="u")
+    with caplog.at_level(logging.WARNING):
+        async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+            assert "had parted" in caplog.text
+            assert {t.trial_id for t in store.trials} == {"t", "u"}
+            assert await rows(store, "t") == [3, 2]
+            assert await rows(store, "u") == [1]
+            assert not (location / "only-here").exists()
+            await run(store, 0)
+    aside = list((location / ".asynctune" / "quarantine").glob("*-trials/only-here/result.json"))
+    assert len(aside) == 1
+    assert json.loads(aside[0].read_text())["loss"] == 98
+    async with ExperimentStore.open(f"{bucket}/{location.name}", "read") as reader:
+        assert await rows(reader, "t") == [3, 2, 0]
+
+
+async def test_a_takeover_fences_the_old_driver(location, bucket, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("asynctune.store.reconcile.QUIET_S", 0.05)
+    store = await ExperimentStore.open(location, sync_config=mirrored(bucket))
+    await run(store, 3)
+    await store.flush(mirror=True)
+    # the old driver is this process, which is known to live: the new one waits until it is quiet
+    async with ExperimentStore.open(f"{bucket}/{location.name}", local_dir=tmp_path / "other") as other:
+        assert "waiting" in caplog.text
+        await run(other, 2)
+        await other.flush(mirror=True)
+        store.report("t", {"loss": 1})
+        with pytest.raises(FencedError):
+            await store.flush(mirror=True)
+        with pytest.raises(FencedError):
+            await store.aclose()
+        assert await rows(other, "t") == [3, 2]
+
+
+# -- the bucket is away ------------------------------------------------------------------------------------------
+
+
+async def test_a_copy_in_a_directory(location, tmp_path):
+    share = tmp_path / "share"
+    share.mkdir()
+    async with ExperimentStore.open(location, sync_config=SyncConfig(upload_dir=str(share))) as store:
+        await run(store, 3, checkpoint=True)
+    copy = share / location.name
+    assert (copy / ".asynctune" / "CURRENT").is_file()
+    assert (copy / "t" / "checkpoint_000001" / ".manifest.json").is_file()
+    async with ExperimentStore.open(copy, "read") as reader:
+        assert await rows(reader, "t") == [3]
+        assert reader.checkpoints("t")[0].mirrored
+    with pytest.raises(ConfigError, match="is the copy of an experiment"):
+        await ExperimentStore.open(copy)
+    shutil.rmtree(location)
+    async with ExperimentStore.open(copy, local_dir=tmp_path / "other") as store:
+        assert await rows(store, "t") == [3]
+
+
+async def test_an_upload_dir_that_is_not_there_is_an_error(location, tmp_path):
+    with pytest.raises(StorageError):
+        await ExperimentStore.open(location, sync_config=SyncConfig(upload_dir=str(tmp_path / "unmounted")))
+    assert not (location / ".asynctune" / "snap-0").exists()
