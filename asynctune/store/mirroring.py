@@ -20,7 +20,7 @@ from asynctune.files import LocalFiles
 from asynctune.results.mirroring import ResultUploads
 from asynctune.state.mirror.claiming import give_up
 from asynctune.state.mirror.mirror import StateMirror
-from asynctune.state.mirror.observing import Identity
+from asynctune.state.mirror.offline import Identity
 from asynctune.storage.base import ObjectStorage
 from asynctune.storage.notes import UploadNotes
 from asynctune.storage.transfer import Transfer
