@@ -48,7 +48,7 @@ def build_head(
     settings, started_over = tuning(metadata, total), store.started_over
     return Head(
         location=path_text(store.location),
-        name=path_text(store.location.name),
+        name=path_text(store.name),
         experiment_id=printable(store.experiment_id),
         created_at=store.created_at,
         last_change_at=last_change_at,

@@ -162,7 +162,7 @@ class Inspection:
         return TrialReport(
             head=head,
             row=trial_row(trial, head, entries[-1].presence if entries else None),
-            directory=path_text(self._store.location / trial.trial_name),
+            directory=path_text(f"{self._store.location}/{trial.trial_name}"),
             checkpoints=entries,
             problems=(*_damage(head), *missing_problems(entries)),
         )

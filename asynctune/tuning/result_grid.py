@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Self, overload
 
-from asynctune.errors import ConfigError, MissingExtraError, StorageError
+from asynctune.errors import CheckpointNotFoundError, ConfigError, MissingExtraError, StorageError
 from asynctune.metrics import find_number, number_names
 from asynctune.results.history import read_history
+from asynctune.store.pending import PendingStore
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import Checkpoint, Trial, TrialStatus
 
@@ -24,6 +25,17 @@ Scope = Literal["last", "all", "avg", "last-10-avg"]
 _NAMES_SHOWN: Final = 20
 _OF_EVERY_ROW: Final = frozenset({"config", "timestamp", "pid", "done"})
 """What every row has, and nobody tunes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where the files of an experiment are that was read from its copy."""
+
+    location: str
+    options: Mapping[str, Any] | None = field(repr=False)
+
+    def open(self) -> PendingStore[ExperimentStore]:
+        return ExperimentStore.open(self.location, mode="read", storage_options=self.options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +50,7 @@ class Result:
         checkpoint: Its newest checkpoint, or `None`.
         best_checkpoints: Each kept checkpoint with the metrics it was saved with, oldest first.
         error: The traceback of a failed one, or `None`.
-        path: Its directory.
+        path: Its directory, or the URI of that.
         summary: Of the tuned metric over all rows: `min`, `max`, `avg` and `last-10-avg`; empty if none was tuned.
     """
 
@@ -49,11 +61,14 @@ class Result:
     checkpoint: Checkpoint | None
     best_checkpoints: Sequence[tuple[Checkpoint, Mapping[str, Any]]]
     error: str | None
-    path: Path
+    path: Path | str
     summary: Mapping[str, float] = field(default_factory=dict, repr=False)
+    origin: _Origin | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, trial: Trial, path: Path, summary: Mapping[str, float]) -> Self:
+    def of(
+        cls, trial: Trial, path: Path | str, summary: Mapping[str, float], origin: _Origin | None = None
+    ) -> Self:
         """The result of a trial whose directory is `path`."""
         checkpoints = trial.checkpoints
         return cls(
@@ -66,6 +81,7 @@ class Result:
             error=trial.error if trial.status is TrialStatus.ERROR else None,
             path=path,
             summary=summary,
+            origin=origin,
         )
 
     async def history(self) -> list[dict[str, Any]]:
@@ -74,6 +90,9 @@ class Result:
         Raises:
             StorageError: They cannot be read, or are not where they were.
         """
+        if self.origin is not None:
+            async with self.origin.open() as store:
+                return await store.history(self.trial_id)
         try:
             return await read_history(self.path, has_rows=bool(self.metrics))
         except OSError as error:
@@ -82,6 +101,28 @@ class Result:
                 operation="read",
                 key=str(self.path),
             ) from error
+
+    async def fetch_checkpoint(
+        self, to: str | os.PathLike[str], checkpoint: Checkpoint | None = None
+    ) -> Path:
+        """Bring a verified copy of a checkpoint's files into a new or empty directory; its path.
+
+        From the experiment's directory, or from the bucket where this result was read from there.
+
+        Args:
+            to: The directory.
+            checkpoint: One of `best_checkpoints`; by default the newest.
+
+        Raises:
+            CheckpointNotFoundError: There is none, or it was deleted or is damaged.
+            StorageError: The bucket or the disk refused.
+        """
+        wanted = self.checkpoint if checkpoint is None else checkpoint
+        if wanted is None:
+            raise CheckpointNotFoundError(f"trial {self.trial_id} has no checkpoint")
+        origin = self.origin or _Origin(os.path.dirname(self.path), None)
+        async with origin.open() as store:
+            return await store.fetch(wanted, to)
 
 
 class ResultGrid(Sequence[Result]):
@@ -103,7 +144,9 @@ class ResultGrid(Sequence[Result]):
         self._mode = mode
 
     @classmethod
-    async def load(cls, path_or_uri: str | os.PathLike[str], storage_options: Any = None) -> ResultGrid:
+    async def load(
+        cls, path_or_uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+    ) -> ResultGrid:
         """The results of an experiment by its directory or URI; nothing but its state is read.
 
         Raises:
@@ -111,15 +154,17 @@ class ResultGrid(Sequence[Result]):
             CorruptStateError: It cannot be read.
         """
         async with ExperimentStore.open(path_or_uri, mode="read", storage_options=storage_options) as store:
-            return await cls.of(store)
+            return await cls.of(store, storage_options)
 
     @classmethod
-    async def of(cls, store: ExperimentStore) -> ResultGrid:
-        """The results so far of an open experiment."""
+    async def of(cls, store: ExperimentStore, storage_options: Mapping[str, Any] | None = None) -> ResultGrid:
+        """The results so far of an open experiment; `storage_options` as it was opened with, to read more later."""
         results = []
+        where = store.location
+        origin = _Origin(where, storage_options) if isinstance(where, str) else None
         async for trial in store.iterate():
-            path = Path(store.location, trial.trial_name)
-            results.append(Result.of(trial, path, store.metric_summary(trial.trial_id)))
+            path = f"{where}/{trial.trial_name}" if isinstance(where, str) else where / trial.trial_name
+            results.append(Result.of(trial, path, store.metric_summary(trial.trial_id), origin))
         metric, mode = store.tracked_metric
         return cls(results, location=str(store.location), metric=metric, mode=mode)
 

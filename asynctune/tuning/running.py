@@ -11,14 +11,18 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from asynctune.errors import AsynctuneError, ExperimentExistsError, StorageError
+from asynctune.config import SyncConfig
+from asynctune.errors import AsynctuneError, ExperimentExistsError, StorageError, UploadError
 from asynctune.packing import pack
 from asynctune.protocols import Searcher, TrialRunner
 from asynctune.runners.inline import InlineRunner
 from asynctune.runners.process import ProcessRunner
+from asynctune.store.pending import PendingStore
+from asynctune.store.place import is_uri, place_of
 from asynctune.store.stats import StoreStats
 from asynctune.store.store import ExperimentStore
 from asynctune.trainable import TrainableKind, kind_of
@@ -32,11 +36,43 @@ from asynctune.tuning.settings import PROGRESS_KEY, SETTINGS_KEY, Plan, director
 from asynctune.tuning.signals import StopSignal, stopping_on_signals
 from asynctune.tuning.stopping import StopRule
 
-__all__ = ["ExperimentRun", "is_unbegun"]
+__all__ = ["ExperimentRun", "Whence", "is_unbegun"]
 
 logger = logging.getLogger("asynctune")
 
 _SLOW_CLOSE_S: Final = 5.0
+_DRAIN_S: Final = 30.0  # what ends processes by SIGTERM seldom waits longer
+
+
+@dataclass(frozen=True, slots=True)
+class Whence:
+    """What a restored experiment is opened from.
+
+    Attributes:
+        location: Its directory, or the URI of its copy.
+        local_dir: Where it is staged then.
+        options: Credentials and endpoint of the bucket.
+    """
+
+    location: str
+    local_dir: str | os.PathLike[str] | None = None
+    options: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    def reading(self) -> PendingStore[ExperimentStore]:
+        """Open it to look at it."""
+        options = self.options if is_uri(self.location) else None
+        return ExperimentStore.open(self.location, mode="read", storage_options=options)
+
+    def directory(self) -> Path:
+        """Where it is, or will be, on this disk."""
+        place = place_of(
+            self.location,
+            "resume",
+            local_dir=self.local_dir,
+            sync_config=None,
+            storage_options=self.options,
+        )
+        return Path(place.path)
 
 
 class ExperimentRun:
@@ -46,12 +82,20 @@ class ExperimentRun:
         plan: What is run.
         path: The experiment's directory.
         requeue: How a restored experiment goes on, as for `ExperimentStore.requeue`; `None`: it is a new one.
+        whence: What a restored one is opened from.
     """
 
-    def __init__(self, plan: Plan, path: Path, requeue: Mapping[str, bool] | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        path: Path,
+        requeue: Mapping[str, bool] | None = None,
+        whence: Whence | None = None,
+    ) -> None:
         self._plan = plan
         self._path = path
         self._requeue = requeue
+        self._whence = whence
         self._driver: Driver | None = None
         self._progress: Progress | None = None
         self._runner: TrialRunner | None = None  # started, and not closed yet
@@ -85,8 +129,10 @@ class ExperimentRun:
                         await self._record(store, settings)
                         await self._drive(store, runner, search, callbacks, seen)
                         self.results = await ResultGrid.of(store)
-                    except BaseException:
+                    except BaseException as error:
                         await self._save_results(store)
+                        if isinstance(error, Interrupted):
+                            await self._close_soon(store)
                         raise
                     finally:
                         slow = asyncio.get_running_loop().call_later(_SLOW_CLOSE_S, self._say_slow_close)
@@ -111,26 +157,41 @@ class ExperimentRun:
     # -- before --------------------------------------------------------------------------------------------
 
     async def _open(self) -> ExperimentStore:
+        if self._whence is not None:
+            return await self._reopen(self._whence)
         plan, parent = self._plan, self._path.parent
         try:
-            if self._requeue is None:
-                await asyncio.to_thread(os.makedirs, parent, exist_ok=True)
+            await asyncio.to_thread(os.makedirs, parent, exist_ok=True)
             return await ExperimentStore.open(
                 self._path,
-                mode="create" if self._requeue is None and not await self._was_cut_short() else "resume",
+                mode="resume" if await self._was_cut_short() else "create",
                 sync_config=plan.run.sync_config,
                 checkpoint_config=plan.run.checkpoint_config,
                 tensorboard=plan.run.tensorboard,
             )
         except ExperimentExistsError as error:
+            where = self._path if plan.run.sync_config.upload_dir is None else error
             raise ExperimentExistsError(
-                f"there is an experiment at {self._path} already, and it is never overwritten; go on with it "
+                f"there is an experiment at {where} already, and it is never overwritten; go on with it "
                 f"(Tuner.restore({str(self._path)!r})), or choose another name (RunConfig(name=...))"
             ) from error
         except OSError as error:
             raise StorageError(
                 f"cannot make the directory {parent}: {error}", operation="mkdir", key=str(parent)
             ) from error
+
+    async def _reopen(self, whence: Whence) -> ExperimentStore:
+        run = self._plan.run
+        return await ExperimentStore.open(
+            whence.location,
+            mode="resume",
+            local_dir=whence.local_dir,
+            # what is left at its default stays as it was
+            sync_config=None if run.sync_config == SyncConfig() else run.sync_config,
+            checkpoint_config=run.checkpoint_config,
+            storage_options=whence.options,
+            tensorboard=run.tensorboard,
+        )
 
     async def _was_cut_short(self) -> bool:
         """Whether a Tuner was killed here after it made the experiment, and before it recorded anything in it."""
@@ -230,15 +291,27 @@ class ExperimentRun:
             # on the way out of something worse, which must not be hidden
             logger.warning("the results cannot be read: %s", error)
 
+    async def _close_soon(self, store: ExperimentStore) -> None:
+        """Somebody wants this process to end: what is not in the bucket by then is brought there by the next one."""
+        try:
+            await store.aclose(drain_timeout_s=None if store.upload_uri is None else _DRAIN_S)
+        except UploadError as left:
+            print(left, file=sys.stderr)  # noqa: T201 - what is left, and what to do
+
     def _say_slow_close(self) -> None:
+        uri = None if self._store is None else self._store.upload_uri
+        elsewhere = "" if uri is None else f", or not in {uri},"
         logger.warning(
-            "%s is being closed, and what is not on the disk yet is waited for: is it full, or slow? Two signals end "
+            "%s is being closed, and what is not on the disk%s yet is waited for: is it full, or slow? Two signals end "
             "the process at once; what was acknowledged is safe",
             self._path,
+            elsewhere,
         )
 
     def _leave(self, seen: StopSignal) -> None:
         message = f"stopped; to go on: Tuner.restore({str(self._path)!r})"
+        if self._store is not None and (uri := self._store.upload_uri) is not None:
+            message += f", on another machine Tuner.restore({uri!r})"
         print(message, file=sys.stderr)  # noqa: T201 - how to go on
         if seen.received is signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM) from None

@@ -20,7 +20,6 @@ from asynctune.config import RunConfig, TuneConfig, result_dir
 from asynctune.errors import ConfigError, ExperimentNotFoundError
 from asynctune.protocols import TrialRunner
 from asynctune.store.stats import StoreStats
-from asynctune.store.store import ExperimentStore
 from asynctune.trainable import (
     TrainableKind,
     check_checkpointing,
@@ -29,7 +28,7 @@ from asynctune.trainable import (
     trainable_name,
 )
 from asynctune.tuning.result_grid import ResultGrid
-from asynctune.tuning.running import ExperimentRun, is_unbegun
+from asynctune.tuning.running import ExperimentRun, Whence, is_unbegun
 from asynctune.tuning.settings import (
     PROGRESS_KEY,
     SETTINGS_KEY,
@@ -52,6 +51,7 @@ class _Resumed:
     requeue: dict[str, bool]
     results: ResultGrid
     is_finished: bool
+    whence: Whence
 
 
 class Tuner:
@@ -128,8 +128,12 @@ class Tuner:
             raise ConfigError(
                 f"this Tuner has run; go on with its experiment: Tuner.restore({str(self._path)!r})"
             )
-        requeue = None if self._resumed is None else self._resumed.requeue
-        run = self._run = ExperimentRun(self._plan, self._path, requeue)
+        resumed = self._resumed
+        run = self._run = (
+            ExperimentRun(self._plan, self._path)
+            if resumed is None
+            else ExperimentRun(self._plan, self._path, resumed.requeue, resumed.whence)
+        )
         try:
             return await run.to_its_end()
         finally:
@@ -199,7 +203,8 @@ class Tuner:
             tune_config: Needed if a searcher or scheduler was given. What is left at its default stays as it was.
             run_config: Needed if callbacks or a stop function were given; likewise.
             runner: Needed if one was given.
-            local_dir: Where an experiment from a URI is staged.
+            local_dir: Where an experiment from a URI is staged, in a directory of its name; by default where a Tuner
+                makes its experiments.
             storage_options: Credentials and endpoint of a bucket; never stored.
 
         Raises:
@@ -209,16 +214,14 @@ class Tuner:
         """
         _check_types(tune_config, run_config, runner)
         location = await asyncio.to_thread(_absolute, path_or_uri)
-        async with ExperimentStore.open(
-            location, mode="read", local_dir=local_dir, storage_options=storage_options
-        ) as store:
+        whence = Whence(location, local_dir, storage_options)
+        async with whence.reading() as store:
             if is_unbegun(store):
                 raise ExperimentNotFoundError(
                     f"the experiment at {location} was never begun: its creation was cut short before anything was "
                     "recorded; make it with Tuner(...) and the same name"
                 )
-            path = store.location
-            results = await ResultGrid.of(store)
+            results = await ResultGrid.of(store, storage_options)
             finished = bool((store.metadata.get(PROGRESS_KEY) or {}).get("finished"))
             errored = results.num_errors > 0 and (resume_errored or restart_errored)
             nothing_to_run = finished and not errored and tune_config is None
@@ -233,6 +236,7 @@ class Tuner:
                 complete=not nothing_to_run,
             )
             plan = with_checkpoint_config(plan, store.checkpoint_config)
+        path = whence.directory()
         if plan.run.name not in (None, path.name):
             raise ConfigError(f"the experiment is called {path.name}, not {plan.run.name!r}")
         if plan.trainable is not None:
@@ -251,6 +255,7 @@ class Tuner:
                 },
                 results=results,
                 is_finished=nothing_to_run,
+                whence=whence,
             ),
         )
         return made

@@ -405,12 +405,10 @@ async def test_an_interrupted_search_and_its_restore_propose_what_the_seed_says(
     assert [result.config for result in results] == [whole.suggest("") for _ in range(8)]
 
 
-async def test_a_uri_and_a_staging_directory_are_refused_clearly(tmp_path):
-    with pytest.raises(ConfigError, match="s3:// locations"):
-        await Tuner.restore("s3://bucket/exp")
+async def test_a_staging_directory_for_what_is_no_copy_is_refused(tmp_path):
     await tuner(tmp_path, space={"x": 1}).fit()
     with pytest.raises(ConfigError, match="local_dir"):
-        await Tuner.restore(tmp_path / "exp", local_dir=tmp_path)
+        await (await Tuner.restore(tmp_path / "exp", trainables.coroutine, local_dir=tmp_path)).fit()
 
 
 async def test_what_is_given_has_to_be_of_its_kind(tmp_path):
