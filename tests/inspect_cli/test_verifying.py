@@ -27,10 +27,14 @@ def generations(tmp_path):
         async with ExperimentStore.open(tmp_path / "grown") as store:
             trial = store.add_trial({})
             store.set_status(trial.trial_id, TrialStatus.RUNNING)
-            while len(list((tmp_path / "grown" / ".asynctune").glob("snap-*"))) < 2:
-                for _ in range(100):
-                    store.add_trial({"blob": os.urandom(4000)})
-                await store.flush()
+            events = store.events()
+            for _ in range(2):
+                while store.stats().journal_bytes <= max(1 << 20, store.stats().snapshot_bytes):
+                    for _ in range(100):
+                        store.add_trial({"blob": os.urandom(4000)})
+                    await store.flush()
+                while (await anext(events)).kind != "snapshot_written":
+                    pass
 
     asyncio.run(grow())
     return tmp_path / "grown"
