@@ -34,11 +34,13 @@ class TreeCopies(Protocol):
     ) -> int:
         """Copy a committed directory: its files, and its manifest last. Durable and complete when it returns.
 
+        It ends by itself, with an error, when nothing comes of it for the time that the user has set (`sync_timeout`).
+
         Args:
             record: The checkpoint.
             path: Absolute path of the directory, which does not change meanwhile.
             new: Nothing of it can be in the bucket; otherwise what is there is looked for and not sent again.
-            progress: Told a number of bytes whenever some are acknowledged; 0 when a file needs none.
+            progress: Told a number of bytes whenever some are acknowledged, for statistics.
 
         Returns:
             How many bytes were sent.
@@ -75,6 +77,11 @@ async def _at_once() -> None:
     """Nothing is waited for."""
 
 
+async def _never(_seq: int) -> None:
+    msg = "a reader waits for no commit"
+    raise AssertionError(msg)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
     """The bucket of one opening, as the checkpoints see it.
@@ -87,7 +94,6 @@ class Bucket:
         max_concurrency: How many checkpoints are uploaded at once.
         sync_on_checkpoint: Upload each checkpoint when it is committed; otherwise only every `sync_period_s`.
         sync_period_s: Seconds between the beginnings of uploads with `sync_on_checkpoint=False`.
-        sync_timeout_s: An upload of which nothing is acknowledged for so many seconds has failed.
     """
 
     copies: TreeCopies
@@ -97,4 +103,8 @@ class Bucket:
     max_concurrency: int = DEFAULT_CONCURRENCY
     sync_on_checkpoint: bool = True
     sync_period_s: float = 300.0
-    sync_timeout_s: float = 1800.0
+
+    @classmethod
+    def for_reading(cls, copies: TreeCopies) -> Bucket:
+        """For a reader, who fetches only."""
+        return cls(copies=copies, reached=_never)

@@ -1,12 +1,12 @@
-"""Owns the checkpoints of one experiment: list, save, adopt, clone, restore and lease them, for the store.
+"""Owns the checkpoints of one experiment, for the store: save, adopt and clone them; `reading` restores and leases.
 
-The front of this room. It joins staging, records, restoring and deletion, and owns the order of a commit:
+The front of this room. It joins staging, records, restoring, deletion and the bucket, and owns the order of a commit:
 
 1. the files, staged, hashed and synced; the manifest last; the directory renamed to its place and synced
    there;
 2. the record, and in the same commit the marks of what retention gives up;
 3. the caller is told;
-4. only then is anything deleted, in the background (`run`).
+4. only then is anything deleted or uploaded, in the background (`run`).
 
 Whatever fails before 2 leaves the recorded checkpoints as they were. What is cancelled during 2 is recorded:
 the commit goes on.
@@ -17,15 +17,17 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from asynctune.checkpoints.bucket import Bucket
+from asynctune.checkpoints.bucket_side import BucketSide
 from asynctune.checkpoints.committing import Committer, Wanted
 from asynctune.checkpoints.context import Context, Emit
 from asynctune.checkpoints.deletion import Deletions
 from asynctune.checkpoints.disk import DiskThreads, disk_errors, path_text
+from asynctune.checkpoints.reading import ReadableCheckpoints
 from asynctune.checkpoints.reconciling import ReconcileReport
 from asynctune.checkpoints.records import CheckpointRecord, Records, check_step
 from asynctune.checkpoints.restoring import Restorer
@@ -34,7 +36,7 @@ from asynctune.checkpoints.staging import StagedCheckpoint, Staging
 from asynctune.checkpoints.uploads import UploadLeft, UploadStats
 from asynctune.clock import Clock
 from asynctune.config import CheckpointConfig
-from asynctune.errors import CheckpointNotFoundError, ConfigError, StoreClosedError
+from asynctune.errors import CheckpointNotFoundError, ConfigError
 from asynctune.files import LocalFiles
 from asynctune.packing import pack
 from asynctune.protocols import CommitSink
@@ -43,8 +45,8 @@ from asynctune.trial import Checkpoint
 __all__ = ["TrialCheckpoints"]
 
 
-class TrialCheckpoints:
-    """The checkpoints of one experiment, on the local disk.
+class TrialCheckpoints(ReadableCheckpoints):
+    """The checkpoints of one experiment, on the local disk and in the bucket, if there is one.
 
     Steps of one trial only rise; `save`, `adopt` and `clone` of one trial go one after the other, in the
     order of the calls, and those of different trials beside each other.
@@ -60,6 +62,7 @@ class TrialCheckpoints:
         scratch_dir: Where `restore` makes private copies; `<experiment>/.asynctune/restored` by default. A
             reader gives a directory of its own, because it writes nothing in the experiment.
         bucket: Where checkpoints are copied to, and fetched from when they are not on this disk.
+        local: Whether `experiment_dir` is the experiment's, and not a place for what a reader fetches.
     """
 
     def __init__(
@@ -74,10 +77,10 @@ class TrialCheckpoints:
         epoch: int,
         scratch_dir: str | None = None,
         bucket: Bucket | None = None,
+        local: bool = True,
     ) -> None:
         self._threads = DiskThreads()
-        self._bucket = bucket
-        self._context = Context(
+        context = Context(
             experiment_dir=experiment_dir,
             scratch_dir=scratch_dir or os.path.join(experiment_dir, ".asynctune", "restored"),
             epoch=epoch,
@@ -87,26 +90,18 @@ class TrialCheckpoints:
             threads=self._threads,
             clock=clock,
             emit=emit,
+            local=local,
         )
-        self._staging = Staging(experiment_dir, files=files, threads=self._threads, nonce=self._context.nonce)
-        self._deletions = Deletions(self._context, config)
-        self._committer = Committer(self._context, self._deletions)
-        self._restorer = Restorer(self._context, self._deletions.leases)
-        self._under_way = 0
-        self._quiet = asyncio.Event()
-        self._quiet.set()
-        self._closing = False
+        deletions = Deletions(context, config)
+        copies = None if bucket is None else bucket.copies
+        self._committer = Committer(context, deletions, self._recorded)
+        super().__init__(
+            context, deletions, Restorer(context, deletions.leases, copies), self._committer.slots
+        )
+        self._staging = Staging(experiment_dir, files=files, threads=self._threads, nonce=context.nonce)
+        self._side = None if bucket is None else BucketSide(context, bucket, config, deletions)
 
-    # -- looking -------------------------------------------------------------------------------------
-
-    def list(self, trial_id: str) -> tuple[Checkpoint, ...]:
-        """The trial's checkpoints, oldest first, from the records alone; those being deleted are left out.
-
-        Raises:
-            CorruptStateError: A record cannot be used.
-        """
-        live = self._context.records.live(trial_id)
-        return tuple(record.checkpoint(self._context.path_of(record)) for record in live)
+    # -- figures -------------------------------------------------------------------------------------
 
     @property
     def deletions_pending(self) -> int:
@@ -116,7 +111,7 @@ class TrialCheckpoints:
     @property
     def uploads(self) -> UploadStats:
         """How the uploads stand; all zero without a bucket."""
-        return UploadStats()
+        return UploadStats() if self._side is None else self._side.uploads.stats
 
     # -- committing ----------------------------------------------------------------------------------
 
@@ -245,55 +240,6 @@ class TrialCheckpoints:
         )
         return await self._clone(wanted, record, to_step, at_least=record.step)
 
-    # -- using ---------------------------------------------------------------------------------------
-
-    async def restore(
-        self, trial_id: str, step: int | None = None, to: str | os.PathLike[str] | None = None
-    ) -> Checkpoint:
-        """A verified private copy of a checkpoint: what is done to it changes nothing that is committed.
-
-        Args:
-            trial_id: Whose.
-            step: Which; `None`: the newest that is intact. Damaged ones are passed over, with a warning in
-                the log and a `checkpoint_damaged` event each.
-            to: A new or empty directory that receives the files. `None`: a directory of asynctune's own,
-                which is removed at the close (or by `release`); move it, or give `to`, to keep it.
-
-        Raises:
-            CheckpointNotFoundError: There is none, none that is intact, or the one asked for is damaged.
-            ConfigError: `to` is not empty.
-            StorageError: The copy cannot be written.
-        """
-        target = None if to is None else path_text(to)
-        wanted = None if step is None else check_step(step)
-        async with self._operation(), self._committer.slots:
-            if wanted is None:
-                return await self._restorer.newest(trial_id, target)
-            return await self._restorer.exactly(trial_id, wanted, target)
-
-    def lease(self, trial_id: str, step: int | None = None) -> AbstractAsyncContextManager[Checkpoint]:
-        """Hand out the committed directory itself, to read; it is not deleted inside the `async with` block.
-
-        Raises:
-            CheckpointNotFoundError: There is none (on entering).
-        """
-        return self._lease(trial_id, None if step is None else check_step(step))
-
-    async def fetch(self, checkpoint: Checkpoint, to: str | os.PathLike[str] | None = None) -> str:
-        """Absolute path of a directory with the checkpoint's files, brought from the bucket if they are not here.
-
-        Args:
-            checkpoint: A committed one of this experiment.
-            to: A new or empty directory that receives verified copies. `None`: the committed directory itself where
-                it is complete, else one of asynctune's own, to read from until the trial is released or the close.
-
-        Raises:
-            CheckpointNotFoundError: It is neither here nor in the bucket.
-            ConfigError: `to` is not empty.
-            StorageError: The bucket or the disk said no.
-        """
-        raise NotImplementedError
-
     async def make_directory(self, path: str) -> None:
         """Make a trial's directory if it is missing; its name is durable with the first result or checkpoint.
 
@@ -304,15 +250,21 @@ class TrialCheckpoints:
             with disk_errors("make the directory", path):
                 await self._threads.run(_make_missing, self._context.files, path)
 
-    def release(self, trial_id: str) -> None:
-        """Remove the private copies that `restore` made for this trial; for one that has ended. No I/O."""
-        self._deletions.remove_soon(self._restorer.release(trial_id))
-
     # -- life ----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Delete what is retired, until `aclose`. The store's TaskGroup owns this call."""
-        await self._deletions.run()
+        """Upload, and delete what is retired, until `aclose`. The store's TaskGroup owns this call.
+
+        Raises:
+            StorageError: The journal's disk failed for good.
+            FencedError: Another opening owns the experiment.
+        """
+        if self._side is None:
+            await self._deletions.run()
+            return
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._deletions.run())
+            group.create_task(self._side.run())
 
     async def settle(self, trial_of: Callable[[str], str | None]) -> SettleReport:
         """Put things in order once, at an opening for writing; may go on beside everything else.
@@ -349,8 +301,10 @@ class TrialCheckpoints:
         Raises:
             StorageError: The disk or the journal refused.
         """
-        del trial_ids, from_bucket, bucket_is_new
-        return ReconcileReport()
+        if self._side is None:
+            return ReconcileReport()
+        async with self._operation():
+            return await self._side.reconcile(trial_ids, from_bucket=from_bucket, bucket_is_new=bucket_is_new)
 
     async def drain(self) -> None:
         """Return when every checkpoint that is pending now is in the bucket, or has been retired meanwhile.
@@ -358,6 +312,8 @@ class TrialCheckpoints:
         Raises:
             UploadError: Some failed; what and why. They stay pending, and are tried again.
         """
+        if self._side is not None:
+            await self._side.uploads.drain()
 
     async def aclose(self, *, drain_timeout_s: float | None = None) -> tuple[UploadLeft, ...]:
         """Wait for what is under way, let `run` finish uploads and what is retired, and remove private copies.
@@ -372,14 +328,20 @@ class TrialCheckpoints:
         Returns:
             What is not in the bucket; also logged. The next opening goes on with it.
         """
-        del drain_timeout_s
         self._closing = True
         await self._quiet.wait()
+        clock = self._context.clock
+        ends = None if drain_timeout_s is None else clock.monotonic() + drain_timeout_s
+        left = () if self._side is None else await self._side.uploads.close(drain_timeout_s)
         await self._deletions.close()
+        if self._side is not None:
+            # Where uploads are left, the bucket is slow or away: no time is given to deletions there.
+            remains = ends if ends is None else max(0.0, ends - clock.monotonic())
+            await self._side.close_deletions(0.0 if left else remains)
         for path in self._restorer.release_all():
             await self._deletions.remove(path)
         self._threads.close()
-        return ()
+        return left
 
     async def abandon(self) -> None:
         """Wait until what is under way has failed or ended, for a store that cannot go on; nothing is deleted."""
@@ -389,24 +351,9 @@ class TrialCheckpoints:
 
     # -- inside --------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _lease(self, trial_id: str, step: int | None) -> AsyncIterator[Checkpoint]:
-        record = self._restorer.pick(trial_id, step)
-        with self._deletions.leases.hold(trial_id, record.step):
-            yield record.checkpoint(self._context.path_of(record))
-
-    @asynccontextmanager
-    async def _operation(self) -> AsyncIterator[None]:
-        if self._closing:
-            raise StoreClosedError("the store is closed; open it again")
-        self._under_way += 1
-        self._quiet.clear()
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._quiet.set()
+    def _recorded(self, trial_id: str, step: int) -> None:
+        if self._side is not None:
+            self._side.uploads.add(trial_id, step)
 
     async def _clone(
         self, wanted: Wanted, source: CheckpointRecord, step: int | None, *, at_least: int
@@ -416,7 +363,7 @@ class TrialCheckpoints:
         with self._deletions.leases.hold(source.trial_id, source.step):
             async with self._operation(), self._committer.turn(wanted, step, at_least=at_least) as turn:
                 with disk_errors(doing, path):
-                    stage, report = await self._staging.of_committed(path, source.manifest_sha256)
+                    stage, report = await self._restorer.stage(source, self._staging)
                     if stage is not None:
                         return await self._committer.commit(wanted, turn, stage)
             self._restorer.report_damage(source, report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,10 +20,10 @@ from asynctune.errors import ConfigError
 from asynctune.packing import pack, unpack
 from asynctune.trial import Checkpoint
 
-__all__ = ["Committer", "Wanted"]
+__all__ = ["MAX_COPIES", "Committer", "Wanted"]
 
 MAX_COPIES: Final = 16
-"""How many checkpoints are staged or restored at once; each holds a few megabytes of memory at most."""
+"""How many checkpoints are staged, restored or fetched at once; each holds a few megabytes of memory at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +69,17 @@ class Committer:
     Args:
         context: What the room shares.
         deletions: Applies retention with every commit.
+        recorded: Told trial and step of each new record, before it is durable.
 
     Attributes:
         slots: Bounds how many directories are copied at once.
         being_placed: Directories, relative to the experiment, that may have no record for a moment.
     """
 
-    def __init__(self, context: Context, deletions: Deletions) -> None:
+    def __init__(self, context: Context, deletions: Deletions, recorded: Callable[[str, int], None]) -> None:
         self._context = context
         self._deletions = deletions
+        self._recorded = recorded
         self._turns = Turns(context.records.steps)
         self.slots: Final = asyncio.Semaphore(MAX_COPIES)
         self.being_placed: Final[set[str]] = set()
@@ -107,6 +109,7 @@ class Committer:
                 await give_up(context.threads, stage, error)
                 raise
         # From here on it is recorded, even if the caller is cancelled: the commit goes on without them.
+        self._recorded(wanted.trial_id, step)
         self._deletions.retire(wanted.trial_id)
         await context.records.commit()
         context.emit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from asynctune.checkpoints.disk import DiskThreads
@@ -44,6 +44,8 @@ class Context:
         scratch_dir: Where private copies of restored checkpoints go, made when needed.
         epoch: Number of this opening.
         nonce: Part of each name that only this opening uses.
+        local: Whether this machine has the experiment's directory at all.
+        absent: Checkpoints that are known to be elsewhere only, as (trial id, step).
     """
 
     experiment_dir: str
@@ -55,19 +57,28 @@ class Context:
     threads: DiskThreads
     clock: Clock
     emit: Emit
+    local: bool = True
+    absent: set[tuple[str, int]] = field(default_factory=set)
 
     def path_of(self, record: CheckpointRecord) -> str:
         """Absolute path of a checkpoint's directory."""
         return record.path(self.experiment_dir)
 
+    def value_of(self, record: CheckpointRecord) -> Checkpoint:
+        """The value users get; without a path where the files are known to be elsewhere."""
+        here = self.local and (record.trial_id, record.step) not in self.absent
+        return record.checkpoint(self.path_of(record) if here else None)
+
     def record_of(self, checkpoint: Checkpoint) -> CheckpointRecord | None:
-        """The record of a value that stands for a committed directory of this experiment, or `None`."""
-        if checkpoint.trial_id is None or checkpoint.step is None or checkpoint.path is None:
+        """The record of a value that stands for a committed checkpoint of this experiment, or `None`."""
+        if checkpoint.trial_id is None or checkpoint.step is None or checkpoint.value is not None:
             return None
         record = self.records.get(checkpoint.trial_id, checkpoint.step)
-        if record is None or record.deleting or self.path_of(record) != os.fspath(checkpoint.path):
+        if record is None or record.deleting:
             return None
-        return record
+        if checkpoint.path is None:
+            return record if record.mirrored else None
+        return record if self.path_of(record) == os.fspath(checkpoint.path) else None
 
     def below(self, *parts: str) -> str:
         """Absolute path below the experiment's own `.asynctune`."""

@@ -3,7 +3,7 @@
 Retention says which (`retention`); here is when and how. A record is marked `deleting` and that mark,
 together with the record of whatever replaces it, is durable before a file is touched; then go the manifest,
 the files and, last, the record. A crash anywhere leaves a marked record, and the next opening goes on from
-there.
+there. While the bucket has something of the checkpoint the record stays: `bucket_deletion` removes it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,41 @@ import asyncio
 import os
 import stat
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Protocol
 
 from asynctune.checkpoints.context import Context, logger
+from asynctune.checkpoints.records import CheckpointRecord
 from asynctune.checkpoints.retention import Candidate, plan_retention
 from asynctune.checkpoints.turns import Leases
 from asynctune.config import CheckpointConfig
 from asynctune.errors import CorruptStateError
 from asynctune.trial import MANIFEST_FILE
 
-__all__ = ["Deletions"]
+__all__ = ["Deletions", "Elsewhere"]
 
 _TRIALS_BETWEEN_YIELDS: Final = 64
+
+
+class Elsewhere(Protocol):
+    """Knows of copies that are not on this disk. Loop only, no I/O."""
+
+    def retired(self, trial_id: str, step: int) -> None:
+        """A checkpoint is marked as being deleted."""
+        ...
+
+    def local_gone(self, record: CheckpointRecord) -> bool:
+        """The local files of a retired checkpoint are gone; whether its record may go as well."""
+        ...
+
+
+class _Nowhere:
+    """No bucket is known to this opening; but one may hold what records say, and a later opening may know it."""
+
+    def retired(self, trial_id: str, step: int) -> None:
+        pass
+
+    def local_gone(self, record: CheckpointRecord) -> bool:
+        return not (record.mirrored or record.bucket_deleting)
 
 
 class Deletions:
@@ -32,9 +55,13 @@ class Deletions:
     Args:
         context: What the room shares.
         config: How many checkpoints are kept.
+
+    Attributes:
+        elsewhere: Told what is retired, and asked before a record goes.
     """
 
     def __init__(self, context: Context, config: CheckpointConfig) -> None:
+        self.elsewhere: Elsewhere = _Nowhere()
         self._context = context
         self._config = config
         self._leases = Leases(self.request)
@@ -91,6 +118,7 @@ class Deletions:
     def resume(self, trial_id: str, step: int) -> None:
         """Delete a checkpoint whose record is marked."""
         self._queue[trial_id, step] = None
+        self.elsewhere.retired(trial_id, step)
         self._wake_up()
 
     def remove_soon(self, paths: Iterable[str]) -> None:
@@ -169,7 +197,7 @@ class Deletions:
             return
         path = context.path_of(record)
         try:
-            await context.threads.run(self._delete_files, path)
+            was_there = await context.threads.run(self._delete_files, path)
         except OSError as error:
             # The mark stays: tried again with the next deletion, and at the next opening.
             self._queue.pop(key, None)
@@ -179,9 +207,13 @@ class Deletions:
                 logger.warning("%s", message)
                 context.emit("write_failed", trial_id=trial_id, step=step, message=message, path=path)
             return
-        context.records.remove(trial_id, step)
         self._queue.pop(key, None)
         self._failed.pop(key, None)
+        record = context.records.get(trial_id, step) or record
+        if self.elsewhere.local_gone(record):
+            context.records.remove(trial_id, step)
+        elif not was_there:
+            return  # on this disk it was deleted before
         context.emit(
             "checkpoint_deleted",
             trial_id=trial_id,
@@ -191,9 +223,10 @@ class Deletions:
             size_bytes=record.size_bytes,
         )
 
-    def _delete_files(self, path: str) -> None:
+    def _delete_files(self, path: str) -> bool:
         files = self._context.files
-        if files.exists(path):
+        was_there = files.exists(path)
+        if was_there:
             manifest = os.path.join(path, MANIFEST_FILE)
             if files.exists(manifest):
                 files.unlink(manifest)
@@ -201,6 +234,7 @@ class Deletions:
         parent = os.path.dirname(path)
         if files.exists(parent):
             files.sync_dir(parent)  # gone for good before the record goes
+        return was_there
 
     async def remove(self, path: str) -> None:
         """Remove what no record names; a failure is logged, and the next opening tries again."""

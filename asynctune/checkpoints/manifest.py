@@ -20,6 +20,7 @@ from asynctune.trial import MANIFEST_FILE
 
 __all__ = [
     "MANIFEST_FORMAT",
+    "MAX_MANIFEST_BYTES",
     "MAX_STEP",
     "Manifest",
     "ManifestError",
@@ -35,6 +36,8 @@ MAX_STEP: Final = 10**12
 """The largest step of a checkpoint."""
 
 MAX_MANIFEST_BYTES: Final = 256 * 1024 * 1024
+"""The largest manifest that is read."""
+
 MAX_PATH_BYTES: Final = 4096
 _MAX_NUMBER: Final = (1 << 63) - 1
 _CRC_DIGITS: Final = 8

@@ -1,23 +1,29 @@
-"""Owns the way back: a verified private copy of a checkpoint, and what happens when it is damaged.
+"""Owns the way back: a verified private copy of a checkpoint, and what happens when it is damaged or elsewhere.
 
 A committed directory is never handed out to be written in. What is restored is a copy (by reflink where the
 filesystem can), verified while it is made. Damage is said aloud, in the log and as an event, each time it is
-met.
+met. What is missing here or damaged is fetched from the bucket, if there is one that has it; only when that copy is
+missing or damaged too is an older checkpoint taken. A bucket that cannot be asked is an error: going back would lose
+what is there.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
+from asynctune.checkpoints.bucket import TreeCopies
 from asynctune.checkpoints.context import Context, logger
 from asynctune.checkpoints.disk import disk_errors
 from asynctune.checkpoints.records import CheckpointRecord
-from asynctune.checkpoints.stage import ensure_directory
+from asynctune.checkpoints.stage import Stage
+from asynctune.checkpoints.staging import Staging
+from asynctune.checkpoints.target import Target
 from asynctune.checkpoints.turns import Leases
 from asynctune.checkpoints.verify import VerifyReport, copy_verified, verify_directory
-from asynctune.errors import CheckpointNotFoundError, ConfigError
+from asynctune.errors import CheckpointNotFoundError
 from asynctune.trial import Checkpoint
 
 __all__ = ["Restorer"]
@@ -31,12 +37,16 @@ class Restorer:
     Args:
         context: What the room shares.
         leases: Keep what is being read.
+        copies: Copies in a bucket, if there is one.
     """
 
-    def __init__(self, context: Context, leases: Leases) -> None:
+    def __init__(self, context: Context, leases: Leases, copies: TreeCopies | None = None) -> None:
         self._context = context
         self._leases = leases
+        self._copies = copies
         self._private: dict[str, set[str]] = {}
+        self._fetched: dict[tuple[str, int], str] = {}
+        self._fetching: dict[tuple[str, int], asyncio.Lock] = {}
 
     def pick(self, trial_id: str, step: int | None) -> CheckpointRecord:
         """The record of a checkpoint, the newest for `None`.
@@ -105,6 +115,8 @@ class Restorer:
                 )
             if report.intact:
                 return f"checkpoint {record.step} verifies, so restore that one (step={record.step})"
+            if self._elsewhere(record) is not None:
+                return f"checkpoint {record.step} is in the bucket, so restore that one (step={record.step})"
         return (
             "no other one verifies" if len(others) <= _ALTERNATIVES else "the newest others are damaged too"
         )
@@ -122,39 +134,86 @@ class Restorer:
             problems=[str(problem) for problem in report.problems],
         )
 
+    async def readable(self, record: CheckpointRecord, *, look: bool = False) -> str:
+        """A directory with the checkpoint's files, to be read only: its own, else one brought from the bucket.
+
+        The latter is kept until it is released; who uses it holds a lease. Where no copy is elsewhere, its own is not
+        looked at, unless `look` says so.
+
+        Raises:
+            CheckpointNotFoundError: It is neither here nor in the bucket.
+            StorageError: The bucket or the disk said no.
+        """
+        context, path = self._context, self._context.path_of(record)
+        copies = self._elsewhere(record)
+        if copies is None and not look:
+            return path
+        key = record.trial_id, record.step
+        async with self._fetching.setdefault(key, asyncio.Lock()):
+            if key in self._fetched:
+                return self._fetched[key]
+            doing = f"fetch checkpoint {record.step} of trial {record.trial_id}"
+            with disk_errors(doing, path):
+                report = await verify_directory(
+                    path, record.manifest_sha256, files=context.files, threads=context.threads, contents=False
+                )
+                if report.intact:
+                    return path
+                if copies is None:
+                    self.report_damage(record, report)
+                    raise CheckpointNotFoundError(
+                        f"checkpoint {record.step} of trial {record.trial_id} is damaged ({report}); "
+                        f"{await self.alternative(record.trial_id, record.step)}"
+                    )
+                self._say_damaged(record, report)
+                target = Target(context, None)
+                fetched = await self._into(target, partial(self._fetch, record, copies, target.path))
+            if not fetched.intact:
+                self.report_damage(record, fetched)
+                raise CheckpointNotFoundError(
+                    f"checkpoint {record.step} of trial {record.trial_id} is neither here ({report}) nor in the bucket "
+                    f"({fetched}); {await self.alternative(record.trial_id, record.step)}"
+                )
+            self._fetched[key] = target.path
+            return target.path
+
+    async def stage(self, record: CheckpointRecord, staging: Staging) -> tuple[Stage | None, VerifyReport]:
+        """A stage with a verified copy of a committed checkpoint; none if that is damaged: see the report."""
+        stage, report = await staging.of_committed(self._context.path_of(record), record.manifest_sha256)
+        copies = self._elsewhere(record)
+        if stage is not None or copies is None:
+            return stage, report
+        self._say_damaged(record, report)
+        return await staging.of_filled(partial(self._fetch, record, copies))
+
     def release(self, trial_id: str) -> set[str]:
         """Forget the trial's private copies; their paths, for removal."""
+        leased = self._leases.steps(trial_id)
+        for step in [step for trial, step in self._fetched if trial == trial_id and step not in leased]:
+            self._private.setdefault(trial_id, set()).add(self._fetched.pop((trial_id, step)))
+            self._fetching.pop((trial_id, step), None)
         return self._private.pop(trial_id, set())
 
     def release_all(self) -> set[str]:
         """Forget every private copy; their paths, for removal."""
-        paths = {path for each in self._private.values() for path in each}
+        paths = {path for each in self._private.values() for path in each} | set(self._fetched.values())
         self._private.clear()
+        self._fetched.clear()
         return paths
 
     async def _restore(
         self, record: CheckpointRecord, to: str | None
     ) -> tuple[Checkpoint | None, VerifyReport]:
         context = self._context
-        target = _Target(context, to)
+        target = Target(context, to)
         source = context.path_of(record)
         doing = f"restore checkpoint {record.step} of trial {record.trial_id} to {target.path}"
         with self._leases.hold(record.trial_id, record.step), disk_errors(doing, target.path):
-            try:
-                await context.threads.run(target.make)
-                report = await copy_verified(
-                    source,
-                    record.manifest_sha256,
-                    target.path,
-                    files=context.files,
-                    threads=context.threads,
-                    durable=False,
-                )
-                if not report.intact:
-                    await context.threads.run(target.clear)
-            except BaseException as error:
-                await self._clear_after(target, error)
-                raise
+            report = await self._into(target, partial(self._copy, record, target.path))
+            copies = self._elsewhere(record)
+            if not report.intact and copies is not None:
+                self._say_damaged(record, report)
+                report = await self._into(target, partial(self._fetch, record, copies, target.path))
         if not report.intact:
             self.report_damage(record, report)
             return None, report
@@ -164,59 +223,51 @@ class Restorer:
             self._private.setdefault(record.trial_id, set()).add(target.path)
         return record.checkpoint(target.path), report
 
-    async def _clear_after(self, target: _Target, error: BaseException) -> None:
+    async def _copy(self, record: CheckpointRecord, to: str) -> VerifyReport:
+        return await copy_verified(
+            self._context.path_of(record),
+            record.manifest_sha256,
+            to,
+            files=self._context.files,
+            threads=self._context.threads,
+            durable=False,
+        )
+
+    async def _fetch(self, record: CheckpointRecord, copies: TreeCopies, to: str) -> VerifyReport:
+        report = await copies.fetch_tree(record, to)
+        if report.intact:
+            self._context.emit(
+                "checkpoint_fetched",
+                trial_id=record.trial_id,
+                step=record.step,
+                message=f"checkpoint {record.step} of trial {record.trial_id} was fetched from the bucket",
+                size_bytes=record.size_bytes,
+            )
+        return report
+
+    async def _into(self, target: Target, fill: Callable[[], Awaitable[VerifyReport]]) -> VerifyReport:
+        """Make the target and fill it; whatever fails leaves it as it was found."""
+        try:
+            await self._context.threads.run(target.make)
+            report = await fill()
+            if not report.intact:
+                await self._context.threads.run(target.clear)
+        except BaseException as error:
+            await self._clear_after(target, error)
+            raise
+        return report
+
+    def _elsewhere(self, record: CheckpointRecord) -> TreeCopies | None:
+        """Where a complete copy is, if the bucket has one."""
+        return self._copies if record.mirrored and not record.bucket_deleting else None
+
+    def _say_damaged(self, record: CheckpointRecord, report: VerifyReport) -> None:
+        """Damage on this disk, which the bucket makes good; that nothing is here at all is no damage."""
+        if not report.absent:
+            self.report_damage(record, report)
+
+    async def _clear_after(self, target: Target, error: BaseException) -> None:
         try:
             await self._context.threads.run(target.clear)
         except OSError as left:
             error.add_note(f"what was copied to {target.path} could not be removed either: {left}")
-
-
-class _Target:
-    """The directory a checkpoint is restored to. Every method is for a thread."""
-
-    def __init__(self, context: Context, to: str | None) -> None:
-        self._files = context.files
-        self._private = to is None
-        self._made = False
-        self._entered = False
-        self.path = (
-            os.path.join(context.scratch_dir, f"{context.nonce}-{secrets.token_hex(4)}") if to is None else to
-        )
-
-    def make(self) -> None:
-        """Make it; one that was given may exist if it is empty."""
-        if self._private:
-            ensure_directory(self._files, os.path.dirname(self.path), private=True)
-        self.path = os.path.abspath(self.path)
-        if os.path.isdir(self.path):
-            if os.listdir(self.path):
-                raise ConfigError(f"{self.path} is not empty; restore to a new or empty directory")
-        else:
-            parent = os.path.dirname(self.path)
-            if not self._private and not os.path.isdir(parent):
-                os.makedirs(parent)
-            try:
-                self._files.make_dir(self.path)
-            except FileExistsError as error:
-                raise ConfigError(
-                    f"{self.path} is not a directory; restore to a new or empty directory"
-                ) from error
-            except OSError:
-                self._made = os.path.isdir(self.path)
-                raise
-            self._made = True
-        self._entered = True
-
-    def clear(self) -> None:
-        """Leave it as it was found."""
-        if self._made:
-            if self._files.exists(self.path):
-                self._files.remove_tree(self.path)
-        elif self._entered:
-            for name in os.listdir(self.path):
-                path = os.path.join(self.path, name)
-                if os.path.isdir(path) and not os.path.islink(path):
-                    self._files.remove_tree(path)
-                else:
-                    self._files.unlink(path)
-        self._made = self._entered = False

@@ -25,7 +25,7 @@ from asynctune.checkpoints.staging import STAGED_PREFIX
 from asynctune.files import LocalFiles
 from asynctune.trial import MANIFEST_FILE
 
-__all__ = ["SettleReport", "settle"]
+__all__ = ["Quarantine", "SettleReport", "settle"]
 
 ADOPTION_GRACE_S: Final = 24 * 3600
 """How long a directory may wait for its adoption: its worker may outlive a driver and still announce it."""
@@ -72,7 +72,7 @@ async def settle(
         StorageError: The experiment's directories cannot be read.
         CorruptStateError: A record cannot be used.
     """
-    quarantine = _Quarantine(context, trial_of)
+    quarantine = Quarantine(context, trial_of)
     resumed: list[tuple[str, int]] = []
     with disk_errors("look through the experiment", context.experiment_dir):
         stages = await context.threads.run(_list_stages, context, own_nonce)
@@ -168,7 +168,7 @@ def _is_old(context: Context, path: str) -> bool:
         return False
 
 
-class _Quarantine:
+class Quarantine:
     """Where orphans go: `.asynctune/quarantine/<epoch>-<count>/<where it was>`."""
 
     def __init__(self, context: Context, trial_of: Callable[[str], str | None]) -> None:
@@ -178,6 +178,7 @@ class _Quarantine:
         self.stuck: list[str] = []
 
     async def take(self, relative: str, what: str) -> None:
+        """Set aside what lies at this path below the experiment; `what` it is, for people."""
         context = self._context
         source = os.path.join(context.experiment_dir, relative)
         trial_id = self._trial_of(relative.partition("/")[0])

@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -188,12 +188,20 @@ class Staging:
 
     async def of_committed(self, path: str, manifest_sha256: str) -> tuple[Stage | None, VerifyReport]:
         """A stage with a verified copy of a committed directory; none if that is damaged: see the report."""
+        return await self.of_filled(
+            lambda to: copy_verified(
+                path, manifest_sha256, to, files=self._files, threads=self._threads, durable=True
+            )
+        )
+
+    async def of_filled(
+        self, fill: Callable[[str], Awaitable[VerifyReport]]
+    ) -> tuple[Stage | None, VerifyReport]:
+        """A stage with what `fill` brings, verified and durable, into the empty directory it is given."""
         stage = self._stage("clone")
         try:
             await self._threads.run(stage.make)
-            report = await copy_verified(
-                path, manifest_sha256, stage.path, files=self._files, threads=self._threads, durable=True
-            )
+            report = await fill(stage.path)
             if report.manifest is None or not report.intact:
                 await self._threads.run(stage.withdraw)
                 return None, report

@@ -21,11 +21,19 @@ from asynctune.checkpoints.tree import private_mode
 from asynctune.files import DIR_MODE, FILE_MODE, LocalFiles
 from asynctune.trial import MANIFEST_FILE
 
-__all__ = ["Problem", "VerifyReport", "copy_verified", "verify_directory"]
+__all__ = [
+    "Problem",
+    "VerifyReport",
+    "copy_verified",
+    "make_directories",
+    "sync_directories",
+    "verify_directory",
+]
 
 ProblemKind = Literal["manifest", "missing", "size", "content", "unreadable", "extra"]
 
 _SHOWN: Final = 3
+_ABSENT: Final = "is missing, with its whole directory"
 _OURS: Final = {
     errno.EACCES,
     errno.EPERM,
@@ -80,6 +88,11 @@ class VerifyReport:
         """Whether every recorded file is as it was; something extra may lie beside them."""
         return all(problem.kind == "extra" for problem in self.problems)
 
+    @property
+    def absent(self) -> bool:
+        """Whether not even the directory is there."""
+        return any(problem.detail == _ABSENT for problem in self.problems)
+
     def __str__(self) -> str:
         if self.ok:
             return f"{self.path} is intact"
@@ -124,10 +137,10 @@ async def copy_verified(
     report = VerifyReport(path, tuple(layout.problems), layout.manifest)
     if layout.manifest is None or not report.intact:
         return report
-    directories = await threads.run(_make_directories, files, target, layout.manifest)
+    directories = await threads.run(make_directories, files, target, layout.manifest)
     problems = await _read(threads, files, layout, target, durable=durable)
     if durable:
-        await threads.run(_sync_directories, files, target, directories)
+        await threads.run(sync_directories, files, target, directories)
     return VerifyReport(path, (*report.problems, *problems), layout.manifest)
 
 
@@ -186,7 +199,7 @@ def _load_manifest(files: LocalFiles, path: str, digest: str) -> tuple[Manifest 
     try:
         encoded = files.read(os.path.join(path, MANIFEST_FILE))
     except (FileNotFoundError, NotADirectoryError):
-        what = "is missing" if files.exists(path) else "is missing, with its whole directory"
+        what = "is missing" if files.exists(path) else _ABSENT
         return None, Problem("manifest", MANIFEST_FILE, what)
     except OSError as error:
         _raise_if_ours(error)
@@ -261,14 +274,16 @@ def _directories(manifest: Manifest) -> list[str]:
     return sorted(wanted)
 
 
-def _make_directories(files: LocalFiles, target: str, manifest: Manifest) -> list[str]:
+def make_directories(files: LocalFiles, target: str, manifest: Manifest) -> list[str]:
+    """In a thread: make the directories of a checkpoint in the empty directory `target`; their relative paths."""
     directories = _directories(manifest)
     for relative in directories:
         files.make_dir(os.path.join(target, relative), DIR_MODE)
     return directories
 
 
-def _sync_directories(files: LocalFiles, target: str, directories: Sequence[str]) -> None:
+def sync_directories(files: LocalFiles, target: str, directories: Sequence[str]) -> None:
+    """In a thread: make the names in them, and in `target`, durable."""
     for relative in reversed(directories):
         files.sync_dir(os.path.join(target, relative))
     files.sync_dir(target)
