@@ -14,12 +14,14 @@ from rich.console import Group
 from rich.text import Text
 
 from asynctune.metrics import find_number
+from asynctune.store.stats import StoreStats
 from asynctune.trial import Trial, TrialStatus
 
 __all__ = [
     "View",
     "best_line",
     "config_text",
+    "copy_text",
     "count_line",
     "duration",
     "metrics_text",
@@ -70,6 +72,7 @@ class View:
         running: Those that run, the newest last.
         others: Some others, the newest last.
         is_finished: Whether no more trials come, whatever `total` says.
+        copy: How far the copy of the experiment is; empty without one.
     """
 
     name: str
@@ -81,6 +84,7 @@ class View:
     running: Sequence[Trial]
     others: Sequence[Trial]
     is_finished: bool = False
+    copy: str = ""
 
 
 def picture(view: View, width: int, height: int) -> Group:
@@ -88,7 +92,9 @@ def picture(view: View, width: int, height: int) -> Group:
     lines = [Text(count_line(view), style="bold")]
     if view.best is not None:
         lines.append(Text(best_line(view)))
-    room = max(1, height - _LINES_AROUND)
+    if view.copy:
+        lines.append(Text(plain(view.copy), style="dim"))
+    room = max(1, height - _LINES_AROUND - bool(view.copy))
     running = view.running[:room]
     left = min(room, _ROWS) - len(running)
     others = list(reversed(view.others))[: max(0, left)]
@@ -125,6 +131,23 @@ def best_line(view: View) -> str:
     value = number(find_number(view.best.last_result, view.metric))
     config = config_text(view.best.config)
     return f"best {plain(view.metric)} {value}, trial {plain(view.best.trial_id)}{config and ': '}{config}"
+
+
+def copy_text(uri: str, stats: StoreStats) -> str:
+    """How far the copy of an experiment is, and where."""
+    if not stats.mirrored_seq:
+        return f"copy: nothing has come there yet, in {uri}"
+    behind = [
+        f"{count} {word}{'s' * (count != 1)}"
+        for count, word in (
+            (stats.committed_seq - stats.mirrored_seq, "commit"),
+            (stats.uploads_pending, "checkpoint"),
+        )
+        if count > 0
+    ]
+    state = f"{' and '.join(behind)} behind" if behind else "complete"
+    failed = f", {stats.uploads_failed} failed and tried again" if stats.uploads_failed else ""
+    return f"copy: {state}{failed}, in {uri}"
 
 
 # -- the table -----------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ class Progress:
         look: Gives the present value of a trial.
         location: Its directory, which the end tells; `None`: it is not told.
         total: How many trials there will be, where that is known.
+        copy: Tells how far the copy of the experiment is; `None`: there is none. Called in another thread, too.
         verbose: 0: nothing; 1: the picture, or a line now and then, what fails, and what came out; 2: also a line
             for each result.
         stream: Where to; by default standard error, which a service may not have: then nothing is told.
@@ -57,6 +58,7 @@ class Progress:
         *,
         location: str | None = None,
         total: int | None = None,
+        copy: Callable[[], str] | None = None,
         verbose: int = 1,
         stream: TextIO | None = None,
     ) -> None:
@@ -66,6 +68,7 @@ class Progress:
         self._look = look
         self._location = location
         self._total = total
+        self._copy = copy
         self._verbose = verbose
         self._screen = Screen(stream or sys.stderr, self._picture)
         self._is_open = False
@@ -202,6 +205,7 @@ class Progress:
             best=self._best,
             running=list(self._running.values()),
             others=list(self._others.values()),
+            copy="" if self._copy is None else self._copy(),
         )
 
     def _picture(self, width: int, height: int) -> RenderableType:
@@ -209,7 +213,7 @@ class Progress:
 
     def _summary(self) -> str:
         view = self._view()
-        return "; ".join(filter(None, (count_line(view), best_line(view))))
+        return "; ".join(filter(None, (count_line(view), best_line(view), view.copy)))
 
     def _closing(self) -> list[str]:
         view = self._view()
@@ -225,6 +229,8 @@ class Progress:
                 )
         if self._location is not None:
             lines.append(f"results: {self._location}")
+        if view.copy:
+            lines.append(view.copy)
         return list(map(plain, lines))
 
 

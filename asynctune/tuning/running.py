@@ -30,6 +30,7 @@ from asynctune.tuning.callbacks import Callbacks
 from asynctune.tuning.driving import Driver
 from asynctune.tuning.endings import Interrupted
 from asynctune.tuning.joining import join, searcher_of
+from asynctune.tuning.picture import copy_text
 from asynctune.tuning.progress import Progress
 from asynctune.tuning.result_grid import ResultGrid
 from asynctune.tuning.settings import PROGRESS_KEY, SETTINGS_KEY, Plan, directory_name, settings_of
@@ -260,6 +261,7 @@ class ExperimentRun:
 
     def _progress_of(self, store: ExperimentStore) -> Progress:
         tune, space = self._plan.tune, self._plan.space
+        uri: Final = store.upload_uri
         total = None if tune.num_samples < 0 else tune.num_samples
         if total is not None and tune.search_alg is None and space is not None:
             total *= space.grid_size
@@ -270,6 +272,7 @@ class ExperimentRun:
             store.get_trial,
             location=str(self._path),
             total=total,
+            copy=None if uri is None else lambda: copy_text(uri, store.stats()),
             verbose=self._plan.run.verbose,
         )
 

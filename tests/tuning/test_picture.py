@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from asynctune import TrialStatus
+from asynctune import StoreStats, TrialStatus
 from asynctune.tuning.picture import (
     View,
     best_line,
     config_text,
+    copy_text,
     count_line,
     duration,
     metrics_text,
@@ -230,3 +231,25 @@ def test_words():
     assert count_line(view(counts={TrialStatus.ERROR: 2, TrialStatus.PENDING: 0})).endswith(": 2 errors")
     assert best_line(view()) == ""
     assert best_line(view(best=trial("a", row={"loss": 1}, config={}))) == "best loss 1, trial a"
+
+
+COPIES = {
+    "complete": ((7, 7, 0, 0), "copy: complete, in s3://b/e"),
+    "one commit": ((8, 7, 0, 0), "copy: 1 commit behind, in s3://b/e"),
+    "both": ((10, 7, 2, 0), "copy: 3 commits and 2 checkpoints behind, in s3://b/e"),
+    "failed": ((7, 7, 1, 1), "copy: 1 checkpoint behind, 1 failed and tried again, in s3://b/e"),
+    "not reached": ((7, 0, 4, 0), "copy: nothing has come there yet, in s3://b/e"),
+    "ahead for a moment": ((7, 8, 0, 0), "copy: complete, in s3://b/e"),
+}
+
+
+@pytest.mark.parametrize("case", COPIES)
+def test_how_far_a_copy_is(case):
+    (committed, mirrored, pending, failed), text = COPIES[case]
+    stats = StoreStats.of_reader(
+        committed, 0, 0, mirrored_seq=mirrored, uploads_pending=pending, uploads_failed=failed,
+        uploads_done=0, upload_bytes=0, trials=1,
+    )  # fmt: skip
+    assert copy_text("s3://b/e", stats) == text
+    lines = drawn(dataclasses.replace(view(), copy=text), 30)
+    assert lines[1] == (text[:29] + "…" if len(text) > 30 else text)

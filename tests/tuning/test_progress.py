@@ -69,6 +69,21 @@ def test_the_end_is_summed_up(clock):
     assert told.stop() == told.stop(), "again does nothing"
 
 
+def test_how_far_the_copy_is_is_told_now_and_then_and_at_the_end(clock):
+    states = iter(["copy: 1 commit behind", "copy: complete"])
+    told = Told(copy=lambda: next(states))
+    told.put("a", "RUNNING")
+    clock.now += 6
+    told.put("a", "RUNNING", row(1, loss=0.5), config={})
+    told.put("a", "TERMINATED", row(1, loss=0.5), config={})
+    assert told.stop() == [
+        "exp after 6 s: 1 running; best loss 0.5, trial a; copy: 1 commit behind",
+        "exp after 6 s: 1 terminated",
+        "best loss 0.5, trial a",
+        "copy: complete",
+    ]
+
+
 FAILED = """Traceback (most recent call last):
   File "x.py", line 3, in train
     raise ValueError(...)
