@@ -6,6 +6,7 @@ one thread.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -68,7 +69,12 @@ class JournalRuns:
 
     def __init__(self, directory: str, history: History, files: LocalFiles) -> None:
         self._directory = directory
-        self._counts = {(epoch, nonce) for epoch, nonce, _ in history}
+        # the last commit of each epoch that counts, whatever stands in its segments
+        self._last: dict[tuple[int, bytes], float] = {}
+        last = math.inf
+        for epoch, nonce, adopted in reversed(history):
+            self._last[epoch, nonce] = last
+            last = min(last, adopted)
         self._files = files
         self._headers: dict[SegmentName, SegmentHeader] = {}
         self._at: _Place | None = None
@@ -130,7 +136,7 @@ class JournalRuns:
         there = set(names)
         self._headers = {name: header for name, header in self._headers.items() if name in there}
         return lineage(
-            {n: h for n, h in self._headers.items() if (h.claim.epoch, h.claim.nonce) in self._counts}
+            {n: h for n, h in self._headers.items() if (h.claim.epoch, h.claim.nonce) in self._last}
         )
 
     def _read(self, after: int, crc: int, upto: int, max_bytes: int) -> Runs | None:
@@ -144,12 +150,15 @@ class JournalRuns:
                 continue
             if link.header.first_seq > seq + 1:
                 break
+            owner = link.header.claim
             for commit in self._from(link, seq, last):
+                if commit.seq > self._last[owner.epoch, owner.nonce]:
+                    break
                 if commit.seq > upto or (size and size + len(commit.data) > max_bytes):
                     return Runs(b"".join(parts), after + 1, seq, last)
-                if run_of != link.header.claim:
+                if run_of != owner:
                     parts.append(run_header(link.header, commit.seq, last))
-                    run_of = link.header.claim
+                    run_of = owner
                 parts.append(commit.data)
                 size += len(commit.data)
                 seq, last = commit.seq, commit.crc

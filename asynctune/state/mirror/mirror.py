@@ -215,7 +215,8 @@ class StateMirror:
             self._health.tell_unfenced(self._swapper.register.why_unfenced)
         try:
             await self._thread.run(remove_leftovers, self._state_dir, self._files)
-            found = await self._thread.run(self._newest_snapshot)
+            newest = partial(newest_snapshot, after=0, upto=self._committed)
+            found = await self._thread.run(newest, self._state_dir, self._files)
         except OSError as error:
             logger.warning("the state directory cannot be looked through for the mirror: %s", error)
             found = None
@@ -328,9 +329,6 @@ class StateMirror:
         self._waiters.fail(error)
 
     # -- snapshots -----------------------------------------------------------------------------------------
-
-    def _newest_snapshot(self) -> tuple[int, int] | None:
-        return newest_snapshot(self._state_dir, self._files, after=0, upto=self._committed)
 
     def _want_snapshot(self) -> None:
         swapper, found = self._swapper, self._snapshot

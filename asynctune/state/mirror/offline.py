@@ -76,9 +76,9 @@ async def claim_later(
         named = quiet
     current = claimed_by(named, identity.claim, identity.node_ip, identity.experiment_id)
     answer = await register.swap(current, named)
-    if answer.current.swap_nonce != current.swap_nonce:
+    if not same_owner(answer.current.claim, identity.claim):
         raise _went_on(storage, answer.current.claim)
-    return answer, register
+    return answer, register  # this claim, or a copy of an earlier one that came late
 
 
 async def _check_line(
@@ -89,8 +89,13 @@ async def _check_line(
     named: Named,
 ) -> None:
     bucket = named.current.position
-    here = Position(identity.experiment_id, identity.history, seq)
-    known = common_seq(here, bucket) == bucket.seq and here.experiment_id == bucket.experiment_id
+    if bucket.experiment_id != identity.experiment_id:
+        raise FencedError(
+            f"{storage.location} holds experiment {bucket.experiment_id}, and this driver, which was opened without "
+            f"it, has experiment {identity.experiment_id}; nothing of it was mirrored. Choose another upload_dir or "
+            "another name, and open the local directory again"
+        )
+    known = common_seq(Position(None, identity.history, seq), bucket) == bucket.seq
     if known and bucket.seq:
         crc = await crc_of(bucket.seq)
         known = crc is None or crc == bucket.crc
