@@ -42,6 +42,7 @@ from asynctune.state.stored import SECTOR, STUFFED, ZLIB, restored, stored
 __all__ = [
     "FORMAT_VERSION",
     "HEADER_BYTES",
+    "MAGIC",
     "MAX_PAYLOAD_BYTES",
     "MAX_RECORD_BYTES",
     "MORE",
@@ -64,6 +65,8 @@ __all__ = [
 ]
 
 MAGIC: Final = b"ATJ1"
+"""What every frame begins with."""
+
 FORMAT_VERSION: Final = 1
 _HEADER: Final = struct.Struct("<4sBBHIQQIII")
 HEADER_BYTES: Final = _HEADER.size

@@ -24,6 +24,7 @@ from asynctune.store.opening import Mode, Opening
 from asynctune.store.place import Place
 from asynctune.store.reader import Reader
 from asynctune.store.sink import RecordSink
+from asynctune.store.sources import CopySource
 from asynctune.store.stats import StoreStats
 from asynctune.store.supervisor import Supervisor
 from asynctune.store.view import TrialsView
@@ -72,6 +73,7 @@ class ReadableStore(Guarded):
                 epoch=reader.opening.epoch,
                 scratch_dir=reader.source.scratch_dir,
                 bucket=reader.source.bucket,
+                local=self.copy_source is None,
             )
             self._reading = Supervisor([self._checkpoints.run], lambda _error: None)
             self._reading.start()
@@ -91,8 +93,23 @@ class ReadableStore(Guarded):
     @property
     def upload_uri(self) -> str | None:
         """Where the experiment's copy is, `<upload_dir>/<name>`; `None`: there is none (that this opening knows of)."""
-        remote = self._where.remote if self._engine is None else self._engine.remote
+        if self._reader is not None:
+            return self._reader.source.copy_uri
+        remote = None if self._engine is None else self._engine.remote
         return None if remote is None else str(remote.uri)
+
+    @property
+    def copy_source(self) -> CopySource | None:
+        """For a reader of a copy, and asynctune's own tools: what it reads from. `None`: this is no such reader."""
+        source = None if self._reader is None else self._reader.source
+        return source if isinstance(source, CopySource) else None
+
+    def checkpoint_uri(self, checkpoint: Checkpoint) -> str | None:
+        """Where a committed checkpoint's copy is; `None`: there is none, or not all of it. No look at it."""
+        value = self._records.get(f"checkpoint/{checkpoint.trial_id}/{checkpoint.step}")
+        if self.upload_uri is None or value is None or not value["mirrored"]:
+            return None
+        return f"{self.upload_uri}/{value['dir']}"
 
     @property
     def mode(self) -> Mode:

@@ -15,7 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from asynctune.clock import Clock
-from asynctune.errors import AsynctuneError, ConfigError, ExperimentNotFoundError, StorageError
+from asynctune.errors import (
+    AsynctuneError,
+    ConfigError,
+    CorruptStateError,
+    ExperimentNotFoundError,
+    StorageError,
+)
 from asynctune.files import LocalFiles
 from asynctune.state.codec import FrameError
 from asynctune.state.epochs import Claim, claim_epoch, is_alive, list_epochs, read_claim
@@ -28,6 +34,7 @@ from asynctune.state.thread import WorkThread
 from asynctune.storage.base import ObjectStorage
 from asynctune.storage.uri import open_storage
 from asynctune.store.finding import STATE_DIR, is_copy, storage_error
+from asynctune.store.healing import replaceable
 from asynctune.store.opening import Found, OpenedForWriting, exists_error, find, look, node_ip, take
 from asynctune.store.place import Place, Remote
 from asynctune.store.remembering import NOTE, forget, recall, remember
@@ -127,6 +134,7 @@ class _Opening:
         self._remote = place.remote
         self._storage: ObjectStorage | None = None
         self._away: StorageError | None = None
+        self._copy: Position | None = None
         self._found: Found | None = None
         self._claimed: Claimed | None = None
         self._directory: OpenedForWriting | None = None
@@ -179,6 +187,7 @@ class _Opening:
             self._away = error
             return False
         exists = named is not None and named.current.seq > 0
+        self._copy = named.current.position if named is not None and exists else None
         if exists and self._mode == "create":
             raise exists_error(str(self._remote.uri))
         if self._place.by_uri and not exists:
@@ -251,7 +260,13 @@ class _Opening:
             if self._away is not None:
                 raise replacing_error(self._found.state_dir)
             return None
-        recovered = look(self._found, self._files)
+        try:
+            recovered = look(self._found, self._files)
+        except CorruptStateError as error:
+            assert self._remote is not None
+            message = replaceable(error, self._found, self._remote, self._copy, self._files)
+            self._notes.append(("recovered_damage", message))
+            return None
         if recovered.experiment_id is None:
             return None
         return Position(recovered.experiment_id, recovered.history, recovered.seq, recovered.crc)

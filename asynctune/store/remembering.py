@@ -14,7 +14,7 @@ from asynctune.files import LocalFiles
 from asynctune.storage.uri import parse_uri
 from asynctune.store.place import Remote
 
-__all__ = ["NOTE", "forget", "recall", "remember"]
+__all__ = ["NOTE", "forget", "noted", "recall", "remember"]
 
 NOTE: Final = "MIRROR"
 """Name of the file in the state directory."""
@@ -75,6 +75,15 @@ def recall(state_dir: str, files: LocalFiles, options: dict[str, Any]) -> Remote
             path=path,
         ) from error
     return Remote(uri=uri, sync=sync, options=options)
+
+
+def noted(state_dir: str, files: LocalFiles) -> str | None:
+    """Where the copy is, for who only looks; `None` also where the note cannot be read."""
+    data = _read(f"{state_dir}/{NOTE}", files)
+    try:
+        return None if data is None else str(parse_uri(json.loads(data)["uri"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def forget(state_dir: str, files: LocalFiles) -> str | None:

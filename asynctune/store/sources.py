@@ -33,6 +33,7 @@ from asynctune.store.finding import STATE_DIR, is_copy
 from asynctune.store.opening import OpenedForReading, describe, newest_claim, open_for_reading
 from asynctune.store.place import Place, copy_of
 from asynctune.store.records import Records, check_format
+from asynctune.store.remembering import noted
 from asynctune.store.trials import TrialTable
 
 __all__ = ["CopySource", "DirectorySource", "Look", "Source", "open_source"]
@@ -58,6 +59,8 @@ class Source(Protocol):
     """Of this reader alone, for private copies; made when it is needed."""
     bucket: Bucket | None
     """Where checkpoints are fetched from."""
+    copy_uri: str | None
+    """Where the experiment's copy is, which may be what is read; `None`: there is none."""
 
     async def open(self) -> OpenedForReading:
         """Read everything. Errors: as for `open_for_reading`."""
@@ -102,11 +105,18 @@ class DirectorySource:
         self.experiment_dir = path
         self.scratch_dir = scratch_dir
         self.bucket: Bucket | None = None
+        self.copy_uri: str | None = None
         self._files = files
 
     async def open(self) -> OpenedForReading:
         """Read everything. Errors: as for `open_for_reading`."""
-        return await _in_thread(open_for_reading, self.experiment_dir, self._files)
+        return await _in_thread(self._open)
+
+    def _open(self) -> OpenedForReading:
+        opened = open_for_reading(self.experiment_dir, self._files)
+        with contextlib.suppress(OSError):  # what was read is worth more than where else it is
+            self.copy_uri = noted(f"{self.experiment_dir}/{STATE_DIR}", self._files)
+        return opened
 
     async def look(self, since: Position) -> Look | None:
         """What came after `since`; `None`: everything has to be read anew."""
@@ -144,6 +154,7 @@ class CopySource:
         self.experiment_dir = os.path.join(scratch_dir, "experiment")
         self.storage = storage
         self._uri = str(place.remote.uri)
+        self.copy_uri: str | None = self._uri
         self._clock = clock
         self._files = files
         self._cache = ObjectCache()
@@ -185,6 +196,11 @@ class CopySource:
         opening = describe(recovered.claim, records, recovered, resumed=True)
         alive = False if mirrored.current.closed else is_alive(claim)
         return OpenedForReading(records, recovered, claim, alive, opening)
+
+    @property
+    def changed_at(self) -> float | None:
+        """When the copy's state was replaced last, by the storage's clock; `None` where that is not known."""
+        return None if self._named is None else self._named.modified_at or None
 
     async def look(self, since: Position) -> Look | None:
         """Nothing new, or `None`: the copy was replaced."""

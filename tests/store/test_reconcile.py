@@ -13,13 +13,16 @@ import pytest
 from asynctune.config import CheckpointConfig, SyncConfig
 from asynctune.errors import (
     ConfigError,
+    CorruptStateError,
     ExperimentExistsError,
     ExperimentNotFoundError,
     FencedError,
     StorageError,
 )
 from asynctune.storage.memory import MemoryStorage
+from asynctune.storage.uri import open_storage
 from asynctune.store.store import ExperimentStore
+from asynctune.testing import FaultyStorage
 from asynctune.trial import Checkpoint, TrialStatus
 
 
@@ -254,7 +257,122 @@ async def test_a_takeover_fences_the_old_driver(location, bucket, tmp_path, monk
         assert await rows(other, "t") == [3, 2]
 
 
+# -- damage ------------------------------------------------------------------------------------------------------
+
+
+def damage_the_journal(location) -> None:
+    """A byte of an early commit of the newest segment that has some: corruption, and no tear."""
+    segments = sorted((location / ".asynctune").glob("wal-*"), key=lambda path: path.stat().st_size)
+    data = bytearray(segments[-1].read_bytes())
+    data[len(data) // 2] ^= 1
+    segments[-1].write_bytes(data)
+
+
+async def test_the_copy_takes_the_place_of_a_damaged_state_if_it_has_all_of_it(location, bucket, caplog):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        for loss in range(9):
+            await run(store, loss)
+            await store.flush()
+    damage_the_journal(location)
+    with pytest.raises(CorruptStateError):
+        await ExperimentStore.open(location, sync_config=SyncConfig())
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        assert "takes its place" in caplog.text
+        assert await rows(store, "t") == list(range(9))
+        await run(store, 9)
+    async with ExperimentStore.open(location) as store:
+        assert await rows(store, "t") == list(range(10))
+
+
+async def test_a_copy_that_lacks_commits_does_not_take_the_place_of_a_damaged_state(location, bucket):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 1)
+    async with ExperimentStore.open(location, sync_config=SyncConfig()) as store:
+        for loss in range(9):
+            await run(store, loss)
+            await store.flush()
+    damage_the_journal(location)
+    before = {path: path.read_bytes() for path in (location / ".asynctune").glob("wal-*")}
+    with pytest.raises(CorruptStateError) as refused:
+        await ExperimentStore.open(location, sync_config=mirrored(bucket))
+    assert "has a copy up to commit" in "".join(refused.value.__notes__)
+    assert {path: path.read_bytes() for path in before} == before
+
+
 # -- the bucket is away ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def faulty(bucket, monkeypatch):
+    """Every storage that is opened is one that can be told to fail."""
+    storages: list[FaultyStorage] = []
+    away = [False]
+
+    async def open_faulty(uri, options):
+        storage = FaultyStorage(await open_storage(uri, options))
+        storages.append(storage)
+        if away[0]:
+            storage.fail(StorageError("nobody answers", retryable=True), lasting=True)
+        return storage
+
+    monkeypatch.setattr("asynctune.store.reconcile.open_storage", open_faulty)
+
+    def switch(*, to_away: bool, only_new: bool = False) -> None:
+        away[0] = to_away
+        for storage in [] if only_new else storages:
+            if to_away:
+                storage.fail(StorageError("nobody answers", retryable=True), lasting=True)
+            else:
+                storage.heal()
+
+    return switch
+
+
+async def test_without_the_bucket_what_is_on_this_disk_goes_on(location, bucket, faulty, caplog):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 3, checkpoint=True)
+    faulty(to_away=True)
+    async with ExperimentStore.open(location) as store:
+        assert "cannot be reached" in caplog.text
+        await run(store, 2, checkpoint=True)
+        assert await store.flush() > 0
+        faulty(to_away=False)
+        await store.flush(mirror=True)
+    async with ExperimentStore.open(f"{bucket}/{location.name}", "read") as reader:
+        assert await rows(reader, "t") == [3, 2]
+        assert [c.mirrored for c in reader.checkpoints("t")] == [True, True]
+
+
+async def test_who_went_on_without_the_bucket_is_fenced_if_another_one_did_with_it(
+    location, bucket, faulty, tmp_path
+):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 3)
+    faulty(to_away=True)
+    store = await ExperimentStore.open(location)
+    await run(store, 99)
+    await store.flush()
+    faulty(to_away=False, only_new=True)
+    async with ExperimentStore.open(f"{bucket}/{location.name}", local_dir=tmp_path / "other") as other:
+        await run(other, 2)
+        await other.flush(mirror=True)
+        faulty(to_away=False)
+        with pytest.raises(FencedError):
+            await store.flush(mirror=True)
+        with pytest.raises(FencedError):
+            await store.aclose()
+        assert await rows(other, "t") == [3, 2]
+    # and this disk's own is set aside when it is opened again
+    async with ExperimentStore.open(location) as store:
+        assert await rows(store, "t") == [3, 2]
+
+
+@pytest.mark.parametrize("mode", ["auto", "create", "resume"])
+async def test_without_the_bucket_nothing_is_begun(location, bucket, faulty, mode):
+    faulty(to_away=True)
+    with pytest.raises(StorageError, match="nobody answers"):
+        await ExperimentStore.open(location, mode, sync_config=mirrored(bucket))
+    assert not location.exists()
 
 
 async def test_a_copy_in_a_directory(location, tmp_path):
