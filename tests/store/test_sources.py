@@ -36,7 +36,7 @@ async def test_a_reader_of_a_directory_says_where_the_copy_is(location, bucket):
         assert reader.checkpoint_uri(checkpoint) == f"{bucket}/exp/t/checkpoint_000001"
 
 
-async def test_without_a_copy_there_is_nothing_to_say(location, tmp_path):
+async def test_without_a_copy_there_is_nothing_to_say(location):
     async with ExperimentStore.open(location) as store:
         store.add_trial({}, "t")
         saved = await store.save_checkpoint("t", Checkpoint.from_dict({"x": 1}))
@@ -56,6 +56,7 @@ async def test_a_note_that_makes_no_sense_keeps_nobody_from_reading(location, bu
 async def test_a_reader_of_a_copy_says_when_it_changed(location, bucket, tmp_path, kind):
     upload_dir = bucket
     if kind == "directory":
+        (tmp_path / "copies").mkdir()
         upload_dir = str(tmp_path / "copies")
     await make(location, upload_dir)
     async with ExperimentStore.open(f"{upload_dir}/exp", "read") as reader:
