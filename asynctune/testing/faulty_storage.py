@@ -120,6 +120,14 @@ class FaultyStorage:
         """
         return self._set(StorageFault(frozenset({"get"}), nth, lasting, after_bytes=after_bytes))
 
+    def damage(self, at_byte: int, *, nth: int = 1, lasting: bool = False) -> StorageFault:
+        """Change a bit of the object's byte `at_byte` in the n-th body, if it is in there, seen by no check before.
+
+        Raises:
+            ValueError: As for `fail`.
+        """
+        return self._set(StorageFault(frozenset({"get"}), nth, lasting, damaged_at=at_byte))
+
     def call(
         self,
         function: Callable[[StorageCall], Awaitable[object] | None],
@@ -233,11 +241,15 @@ class FaultyStorage:
         async with self.storage.get(key, start=start, length=length, version=version) as body:
             if fault is not None and fault.applied:
                 await self._strike(fault)
-            if fault is None or fault.after_bytes is None:
+            if fault is not None and fault.after_bytes is not None:
+                chunks = _cut(body, fault.after_bytes)
+            elif fault is not None and fault.damaged_at is not None:
+                chunks = _damaged(body, fault.damaged_at - start)
+            else:
                 yield body
                 return
-            async with aclosing(_cut(body, fault.after_bytes)) as cut:
-                yield StreamBody(body.info, cut)
+            async with aclosing(chunks):
+                yield StreamBody(body.info, chunks)
 
     async def read(self, key: str, *, max_bytes: int = 16 << 20) -> ObjectContent:
         """`ObjectStorage.read`, counted."""
@@ -336,3 +348,12 @@ async def _cut(body: Body, after_bytes: int) -> AsyncGenerator[bytes, None]:
         operation="get",
         retryable=True,
     )
+
+
+async def _damaged(body: Body, at: int) -> AsyncGenerator[bytes, None]:
+    async for chunk in body:
+        if 0 <= at < len(chunk):
+            yield chunk[:at] + bytes([chunk[at] ^ 1]) + chunk[at + 1 :]
+        else:
+            yield chunk
+        at -= len(chunk)

@@ -49,6 +49,7 @@ class StorageFault:
         error: What is raised; `None`: see the others.
         conflict: The reply is `Conflict()`.
         after_bytes: A body breaks off after so many bytes.
+        damaged_at: A body has another bit at this byte of the object.
         call: Called before the operation, and awaited if it is a coroutine function; what it raises is raised there.
         hangs: It never ends, unless it is cancelled or healed.
         hits: How often it struck.
@@ -62,6 +63,7 @@ class StorageFault:
     error: Exception | None = None
     conflict: bool = False
     after_bytes: int | None = None
+    damaged_at: int | None = None
     call: Callable[[StorageCall], Awaitable[object] | None] | None = None
     hangs: bool = False
     hits: int = 0

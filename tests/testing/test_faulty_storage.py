@@ -120,6 +120,15 @@ async def test_a_body_may_break_off(storage):
     assert await get(storage, "k") == b"12345"
 
 
+@pytest.mark.parametrize("start", [0, 2, 4], ids=["whole", "inside", "behind"])
+async def test_a_body_may_be_damaged(storage, start):
+    await storage.put("k", b"12345")
+    storage.damage(3)
+    expected = b"12355"[start:] if start <= 3 else b"5"
+    assert await get(storage, "k", start=start) == expected
+    assert await get(storage, "k", start=start) == b"12345"[start:]
+
+
 async def test_something_may_happen_just_before(storage):
     inner = storage.storage
     storage.call(lambda _: inner.put("k", b"hers"), on="put")
