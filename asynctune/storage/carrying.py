@@ -10,8 +10,9 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import google_crc32c
 
@@ -21,10 +22,11 @@ from asynctune.files import LocalFiles
 from asynctune.storage.base import ObjectStorage
 from asynctune.storage.budget import ByteBudget
 from asynctune.storage.notes import UploadNotes
-from asynctune.storage.threads import Threads
-from asynctune.storage.values import ObjectInfo
+from asynctune.storage.streams import source_chunks
+from asynctune.storage.threads import Stop, Threads
+from asynctune.storage.values import FileRange, ObjectInfo
 
-__all__ = ["Means", "Patience", "confirmed", "in_parallel"]
+__all__ = ["Digest", "Means", "Patience", "confirmed", "crc32c_of_file", "feed", "in_parallel"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,18 @@ T = TypeVar("T")
 _BASE_S: Final = 0.2
 _CAP_S: Final = 30.0
 _MOST_DOUBLINGS: Final = 32
+
+
+class Digest(Protocol):
+    """A hash of `hashlib`."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take more bytes."""
+        ...
+
+    def hexdigest(self) -> str:
+        """Of all bytes so far."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +150,32 @@ async def in_parallel(work: Iterable[Callable[[], Awaitable[None]]], count: int)
     except BaseExceptionGroup as group:
         failure = group.exceptions[0]
     raise failure
+
+
+def crc32c_of_file(source: FileRange, key: str, stop: Stop) -> int:
+    """The checksum of bytes of a file. Blocking.
+
+    Raises:
+        StorageError: They cannot be read, or are too few; not retryable.
+    """
+    found = 0
+    with closing(source_chunks(source, operation="read", key=key)) as chunks:
+        for chunk in chunks:
+            stop.check()
+            found = google_crc32c.extend(found, chunk)
+    return found
+
+
+def feed(digest: Digest, source: FileRange, key: str, stop: Stop) -> None:
+    """Update a hash with bytes of a file. Blocking.
+
+    Raises:
+        StorageError: As for `crc32c_of_file`.
+    """
+    with closing(source_chunks(source, operation="read", key=key)) as chunks:
+        for chunk in chunks:
+            stop.check()
+            digest.update(chunk)
 
 
 async def confirmed(means: Means, key: str, size_bytes: int, crc32c: int) -> str | None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
-from contextlib import closing
 from typing import Final
 
-import google_crc32c
-
 from asynctune.errors import ConditionFailedError, StorageError
-from asynctune.storage.carrying import Means, confirmed
+from asynctune.storage.carrying import Means, confirmed, crc32c_of_file, feed
 from asynctune.storage.local_lock import disk_errors
-from asynctune.storage.streams import source_chunks
-from asynctune.storage.threads import Stop
 from asynctune.storage.values import Always, Condition, FileRange
 
 __all__ = ["Outgoing"]
@@ -74,16 +70,17 @@ class Outgoing:
             StorageError: It cannot be read, or is too short; not retryable.
         """
         source = FileRange(self.path, offset, size_bytes)
+        return await self.means.threads.run_stoppable(lambda stop: crc32c_of_file(source, self.key, stop))
 
-        def checksum(stop: Stop) -> int:
-            found = 0
-            with closing(source_chunks(source, operation="read", key=self.key)) as chunks:
-                for chunk in chunks:
-                    stop.check()
-                    found = google_crc32c.extend(found, chunk)
-            return found
+    async def md5(self, offset: int, size_bytes: int) -> str:
+        """The MD5 of a range of the file, as it is now, in hexadecimal.
 
-        return await self.means.threads.run_stoppable(checksum)
+        Raises:
+            StorageError: As for `checksum`.
+        """
+        source, digest = FileRange(self.path, offset, size_bytes), hashlib.md5(usedforsecurity=False)
+        await self.means.threads.run_stoppable(lambda stop: feed(digest, source, self.key, stop))
+        return digest.hexdigest()
 
     def changed(self, what: str) -> StorageError:
         """The error for a file that is not what it should be."""

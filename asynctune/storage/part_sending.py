@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Final, Never
 
 from asynctune.errors import AuthenticationError, NotFoundError, StorageError
 from asynctune.storage.carrying import in_parallel
@@ -24,7 +25,7 @@ __all__ = ["PartSending"]
 logger = logging.getLogger(__name__)
 
 _MOST_BEGINNINGS: Final = 4
-_GOODBYE_S: Final = 10.0
+_GOODBYE_S: Final = 5.0
 """How long a transfer that has failed or is cancelled waits for what tells or frees its upload, seconds."""
 
 
@@ -71,6 +72,7 @@ class PartSending:
         )
 
     async def _one_upload(self) -> str:
+        self.resumed = 0
         upload = await self._noted()
         there: dict[int, UploadedPart] = {}
         if upload is None:
@@ -144,7 +146,7 @@ class PartSending:
         )
         try:
             return await asyncio.shield(beginning)
-        except asyncio.CancelledError as cancelled:
+        except asyncio.CancelledError:
             # An upload whose id got lost on its way could be aborted by nobody.
             try:
                 with suppress(TimeoutError):
@@ -156,7 +158,7 @@ class PartSending:
             if not beginning.cancelled() and beginning.exception() is None:
                 begun = beginning.result()
                 if isinstance(begun, Upload):
-                    await self._abort(begun, cancelled)
+                    await self._abort(begun)
             raise
 
     # -- the parts -----------------------------------------------------------------------------------------------
@@ -175,7 +177,9 @@ class PartSending:
         if len(known) == len(ordered):
             joined = await self._out.means.threads.run(crc32c_joined, known)
             if joined != self._out.crc32c:
-                raise self._out.changed(f"has the checksum {joined:08x}, not {self._out.crc32c:08x}")
+                await self._refused(
+                    self._out.changed(f"has the checksum {joined:08x}, not {self._out.crc32c:08x}")
+                )
         return ordered
 
     async def _send_part(
@@ -186,12 +190,11 @@ class PartSending:
         async with out.means.budget.take(size_bytes):
             out.patience.progressed()
             crc32c = None
-            told = None if there is None else there.crc32c
             # Parts in order are not checksummed one by one: what is sent cannot be replaced, the whole has to be right.
-            if told is not None or not self._rules.in_order:
+            if not self._rules.in_order or (there is not None and there.crc32c is not None):
                 crc32c = await out.checksum(offset, size_bytes)
-            if there is not None and there.size_bytes == size_bytes and told == crc32c:
-                parts[number] = there
+            if there is not None and await self._fits(there, offset, size_bytes, crc32c):
+                parts[number] = replace(there, crc32c=crc32c)
                 self.resumed += 1
                 return
             if there is not None and self._rules.in_order:
@@ -202,6 +205,14 @@ class PartSending:
             )
             out.patience.progressed()
             out.sent_bytes += size_bytes
+
+    async def _fits(self, there: UploadedPart, offset: int, size_bytes: int, crc32c: int | None) -> bool:
+        """Whether a part that the storage holds is this part of the file."""
+        if there.size_bytes != size_bytes:
+            return False
+        if there.crc32c is None and there.md5 is not None:
+            return there.md5 == await self._out.md5(offset, size_bytes)
+        return there.crc32c == crc32c
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -218,14 +229,14 @@ class PartSending:
                 raise
             except StorageError as caught:
                 if not caught.retryable:
-                    await self._was_damaged(caught)
-                    raise
+                    await self._refused(caught)
                 error = caught
             else:
                 if isinstance(outcome, Stored):
                     return outcome.version
             version = await out.settled(error)
             if version is not None:
+                await self._abort(upload)  # what is there may have been there before
                 return version
             if error is None:
                 if isinstance(out.condition, Always):
@@ -234,14 +245,14 @@ class PartSending:
             failed += 1
             await out.patience.pause(error, failed)
 
-    async def _was_damaged(self, refused: StorageError) -> None:
-        """A completion was refused: if the file is what it should be, begin once more; else return."""
-        if isinstance(refused, AuthenticationError) or self._damaged:
-            return
-        self._damaged = True
-        if await self._out.checksum(0, self._out.size_bytes) == self._out.crc32c:
-            logger.warning("the file is right, so it is sent again: %s", refused)
-            raise _GoneError
+    async def _refused(self, error: StorageError) -> Never:
+        """What was sent is not to be the object: if the file is what it should be, begin once more."""
+        if not isinstance(error, AuthenticationError) and not self._damaged:
+            self._damaged = True
+            if await self._out.checksum(0, self._out.size_bytes) == self._out.crc32c:
+                logger.warning("damaged on its way, as the file is right; it is sent again: %s", error)
+                raise _GoneError
+        raise error
 
     async def _met(self) -> str:
         """The condition does not hold: the version, if what is there is what was to be stored."""
@@ -265,16 +276,20 @@ class PartSending:
         )
         if self._notes is not None and (passing or not isinstance(error, Exception)):
             return
-        await self._abort(upload, error)
+        if not await self._abort(upload):
+            error.add_note("its upload in parts could not be aborted; the next start does it")
         await self._forget()
 
-    async def _abort(self, upload: Upload, error: BaseException) -> None:
+    async def _abort(self, upload: Upload) -> bool:
+        """Abort an upload, if that goes quickly; one that is gone is fine."""
         try:
             async with self._out.means.clock.timeout(_GOODBYE_S):
                 await self._storage.abort_upload(upload.key, upload.upload_id)
         except (StorageError, TimeoutError) as failure:
+            logger.debug("an upload of %r is left: %s", upload.key, failure)
             self._doubtful = True
-            error.add_note(f"its upload could not be aborted, and is left: {failure}")
+            return False
+        return True
 
     async def _forget(self) -> None:
         if self._notes is not None:

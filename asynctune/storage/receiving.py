@@ -1,7 +1,8 @@
 """Owns the way of one object to a local file: in ranges at once, continued where a body breaks off, checked as a whole.
 
 A range has no checksum of its own. So each is checksummed as it is written, the checksums are joined, and if they are
-not the object's, all is fetched again: nothing tells which bytes are wrong.
+not the object's, all is fetched again: nothing tells which bytes are wrong. SHA-256 cannot be joined: it follows behind
+the ranges that are there up to some place without a gap, and reads them from the file.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from contextlib import AsyncExitStack, closing, suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Final
 
@@ -17,20 +18,22 @@ import google_crc32c
 
 from asynctune.errors import ConditionFailedError, NotFoundError, StorageError
 from asynctune.files import LocalFiles
-from asynctune.storage.carrying import Means, in_parallel
+from asynctune.storage.carrying import Digest, Means, feed, in_parallel
 from asynctune.storage.crc import crc32c_joined
 from asynctune.storage.local_lock import disk_errors
-from asynctune.storage.streams import source_chunks
-from asynctune.storage.threads import Stop
 from asynctune.storage.values import FileRange, ObjectInfo
 
-__all__ = ["receive_file"]
+__all__ = ["DamagedObjectError", "receive_file"]
 
 logger = logging.getLogger(__name__)
 
 _MOST_ROUNDS: Final = 3
 _WRITE_BYTES: Final = 1 << 20
 _SYNC_BYTES: Final = 8 << 20
+
+
+class DamagedObjectError(StorageError):
+    """The object has another size or content than was stored: asking again changes nothing."""
 
 
 async def receive_file(
@@ -45,16 +48,23 @@ async def receive_file(
     mode: int,
 ) -> None:
     """See `asynctune.storage.transfer.Transfer.receive`."""
-    receiving = _Receiving(means, key, path, size_bytes, crc32c, version)
+    receiving = _Receiving(means, key, path, size_bytes, crc32c, sha256, version)
     with disk_errors("get", path):
-        await receiving.run(sha256, mode)
+        await receiving.run(mode)
 
 
 class _Receiving:
     """One object on its way."""
 
     def __init__(
-        self, means: Means, key: str, path: str, size_bytes: int, crc32c: int | None, version: str | None
+        self,
+        means: Means,
+        key: str,
+        path: str,
+        size_bytes: int,
+        crc32c: int | None,
+        sha256: str | None,
+        version: str | None,
     ) -> None:
         self._means = means
         self._storage = means.storage
@@ -63,29 +73,31 @@ class _Receiving:
         self._size_bytes = size_bytes
         self._crc32c = crc32c
         self._version = version
+        self._sha256 = sha256
         self._kept_crc32c: int | None = None
         self._made = False
         self._patience = means.patience()
 
-    async def run(self, sha256: str | None, mode: int) -> None:
+    async def run(self, mode: int) -> None:
         ranges = self._ranges()
         if len(ranges) > 1:
             await self._pin()
         try:
             await self._means.threads.run(self._make)
-            await self._fetch_right(ranges, sha256)
+            await self._fetch_right(ranges)
             await self._means.threads.run(self._finish, mode)
         except BaseException:
             await self._means.threads.run(self._remove)
             raise
 
-    async def _fetch_right(self, ranges: list[tuple[int, int]], sha256: str | None) -> None:
+    async def _fetch_right(self, ranges: list[tuple[int, int]]) -> None:
+        wrong: str | None = ""
         for number in range(1, _MOST_ROUNDS + 1):
-            wrong = await self._wrong(await self._fetch(ranges), sha256)
+            wrong = await self._wrong(await self._fetch(ranges))
             if wrong is None:
                 return
             logger.warning("get of %r, for the %d. time: %s", self._key, number, wrong)
-        raise StorageError(
+        raise DamagedObjectError(
             f"get of {self._key!r} in {self._storage.location}: {wrong}, {_MOST_ROUNDS} times",
             operation="get",
             key=self._key,
@@ -113,7 +125,7 @@ class _Receiving:
                 f"get of {self._key!r}: it was replaced", operation="get", key=self._key
             )
         if info.size_bytes != self._size_bytes:
-            raise StorageError(
+            raise DamagedObjectError(
                 f"get of {self._key!r}: it has {info.size_bytes} bytes, not {self._size_bytes}",
                 operation="get",
                 key=self._key,
@@ -123,7 +135,7 @@ class _Receiving:
             return
         self._kept_crc32c = info.crc32c
         if self._crc32c not in (None, info.crc32c):
-            raise StorageError(
+            raise DamagedObjectError(
                 f"get of {self._key!r}: its checksum is {info.crc32c:08x}, not {self._crc32c:08x}",
                 operation="get",
                 key=self._key,
@@ -132,16 +144,16 @@ class _Receiving:
 
     # -- fetching ------------------------------------------------------------------------------------------------
 
-    async def _fetch(self, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Fetch all ranges into their places; checksum and size of each."""
-        found: dict[int, int] = {}
+    async def _fetch(self, ranges: list[tuple[int, int]]) -> _Fetched:
+        """Fetch all ranges into their places."""
+        fetched = _Fetched(ranges, None if self._sha256 is None else hashlib.sha256())
         await in_parallel(
-            (partial(self._fetch_range, begin, end, found) for begin, end in ranges),
+            (partial(self._fetch_range, begin, end, fetched) for begin, end in ranges),
             min(self._means.parts_at_once, len(ranges)),
         )
-        return [(found[begin], end - begin) for begin, end in ranges]
+        return fetched
 
-    async def _fetch_range(self, begin: int, end: int, found: dict[int, int]) -> None:
+    async def _fetch_range(self, begin: int, end: int, fetched: _Fetched) -> None:
         async with self._means.budget.take(end - begin):
             self._patience.progressed()
             piece = _Piece(self._means.files, self._path, begin)
@@ -149,7 +161,20 @@ class _Receiving:
                 await self._fill(piece, end)
             finally:
                 await self._means.threads.run(piece.close)
-        found[begin] = piece.crc32c
+        fetched.crc32c[begin] = piece.crc32c
+        if fetched.digest is not None:
+            await self._follow(fetched, fetched.digest)
+
+    async def _follow(self, fetched: _Fetched, digest: Digest) -> None:
+        """Hash what is there without a gap, if nobody else is at it."""
+        while not fetched.followed and (following := fetched.following()) is not None:
+            begin, end = following
+            source = FileRange(self._path, begin, end - begin)
+            fetched.followed = True
+            try:
+                await self._means.threads.run_stoppable(partial(feed, digest, source, self._key))
+            finally:
+                fetched.followed = False
 
     async def _fill(self, piece: _Piece, end: int) -> None:
         failed = 0
@@ -158,6 +183,8 @@ class _Receiving:
             try:
                 await self._fetch_rest(piece, end)
             except StorageError as error:
+                if began < piece.position == end:
+                    return  # it broke off behind its last byte
                 failed = 1 if piece.position > began else failed + 1
                 await self._patience.pause(error, failed)
             else:
@@ -191,25 +218,16 @@ class _Receiving:
 
     # -- the file as a whole ---------------------------------------------------------------------------------------
 
-    async def _wrong(self, found: list[tuple[int, int]], sha256: str | None) -> str | None:
+    async def _wrong(self, fetched: _Fetched) -> str | None:
         """What is wrong with what came; `None`: nothing."""
         expected = self._kept_crc32c if self._crc32c is None else self._crc32c
         if expected is not None:
-            crc32c = await self._means.threads.run(crc32c_joined, found)
+            crc32c = await self._means.threads.run(fetched.joined)
             if crc32c != expected:
                 return f"the checksum of what came is {crc32c:08x}, not {expected:08x}"
-        if sha256 is not None and await self._means.threads.run_stoppable(self._sha256) != sha256:
+        if fetched.digest is not None and fetched.digest.hexdigest() != self._sha256:
             return "the SHA-256 of what came is another"
         return None
-
-    def _sha256(self, stop: Stop) -> str:
-        digest = hashlib.sha256()
-        source = FileRange(self._path, 0, self._size_bytes)
-        with closing(source_chunks(source, operation="get", key=self._key)) as chunks:
-            for chunk in chunks:
-                stop.check()
-                digest.update(chunk)
-        return digest.hexdigest()
 
     def _make(self) -> None:
         fd = self._means.files.create(self._path)
@@ -228,6 +246,34 @@ class _Receiving:
         if self._made:
             with suppress(OSError):  # the error that led here is the one to report
                 self._means.files.unlink(self._path)
+
+
+class _Fetched:
+    """The ranges of one round.
+
+    Attributes:
+        crc32c: Checksums by where the ranges begin, of those that are there.
+        digest: Of what is there without a gap.
+        followed: Whether somebody is hashing.
+    """
+
+    def __init__(self, ranges: list[tuple[int, int]], digest: Digest | None) -> None:
+        self.crc32c: dict[int, int] = {}
+        self.digest = digest
+        self.followed = False
+        self._ranges = ranges
+        self._next = 0
+
+    def following(self) -> tuple[int, int] | None:
+        """The next range to be hashed, if it is there; each once."""
+        if self._next == len(self._ranges) or self._ranges[self._next][0] not in self.crc32c:
+            return None
+        self._next += 1
+        return self._ranges[self._next - 1]
+
+    def joined(self) -> int:
+        """The checksum of all."""
+        return crc32c_joined([(self.crc32c[begin], end - begin) for begin, end in self._ranges])
 
 
 class _Piece:

@@ -98,7 +98,8 @@ class S3Uploads(S3Bucket):
             page = await self._page_of(upload, full, marker)
             for part in page.get("Parts", ()):
                 crc32c = crc32c_of_text(part.get("ChecksumCRC32C"))
-                found.append(UploadedPart(part["PartNumber"], part["Size"], part["ETag"], crc32c))
+                md5 = part["ETag"].strip('"').lower() if crc32c is None else None
+                found.append(UploadedPart(part["PartNumber"], part["Size"], part["ETag"], crc32c, md5))
             following = int(page.get("NextPartNumberMarker") or 0)
             if not page.get("IsTruncated") or following <= marker:
                 return found

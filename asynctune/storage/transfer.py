@@ -149,8 +149,8 @@ class Transfer:
         Raises:
             NotFoundError: There is no such object.
             ConditionFailedError: It has another version by now.
-            StorageError: The storage or the disk fails; or the object has another size or checksum, which is not
-                retryable.
+            DamagedObjectError: The object has another size or checksum (of `asynctune.storage.receiving`).
+            StorageError: The storage or the disk fails.
         """
         await receive_file(
             self._means,

@@ -283,12 +283,14 @@ class UploadedPart:
         size_bytes: Its size.
         tag: What the storage wants to be given back at the completion (the ETag on S3); may be empty.
         crc32c: Its checksum, where the storage tells; `None`: it is covered by that of the whole object alone.
+        md5: What may be the MD5 of its bytes, in hexadecimal, where `list_parts` tells that and no crc32c.
     """
 
     number: int
     size_bytes: int
     tag: str = ""
     crc32c: int | None = None
+    md5: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
