@@ -29,10 +29,10 @@ _OF_EVERY_ROW: Final = frozenset({"config", "timestamp", "pid", "done"})
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """Where the files of an experiment are that was read from its copy."""
+    """Where an experiment is that results were read from, or its copy."""
 
     location: str
-    options: Mapping[str, Any] | None = field(repr=False)
+    options: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def open(self) -> PendingStore[ExperimentStore]:
         return ExperimentStore.open(self.location, mode="read", storage_options=self.options)
@@ -64,12 +64,18 @@ class Result:
     path: Path | str
     summary: Mapping[str, float] = field(default_factory=dict, repr=False)
     origin: _Origin | None = field(default=None, repr=False, compare=False)
+    copy: _Origin | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(
-        cls, trial: Trial, path: Path | str, summary: Mapping[str, float], origin: _Origin | None = None
+        cls,
+        trial: Trial,
+        path: Path | str,
+        summary: Mapping[str, float],
+        origin: _Origin | None = None,
+        copy: _Origin | None = None,
     ) -> Self:
-        """The result of a trial whose directory is `path`."""
+        """The result of a trial whose directory is `path`; of an experiment at `origin`, whose copy is at `copy`."""
         checkpoints = trial.checkpoints
         return cls(
             trial_id=trial.trial_id,
@@ -82,6 +88,7 @@ class Result:
             path=path,
             summary=summary,
             origin=origin,
+            copy=copy,
         )
 
     async def history(self) -> list[dict[str, Any]]:
@@ -107,7 +114,7 @@ class Result:
     ) -> Path:
         """Bring a verified copy of a checkpoint's files into a new or empty directory; its path.
 
-        From the experiment's directory, or from the bucket where this result was read from there.
+        From the experiment's directory, or from its copy, where it is not there (any more).
 
         Args:
             to: The directory.
@@ -120,8 +127,13 @@ class Result:
         wanted = self.checkpoint if checkpoint is None else checkpoint
         if wanted is None:
             raise CheckpointNotFoundError(f"trial {self.trial_id} has no checkpoint")
-        origin = self.origin or _Origin(os.path.dirname(self.path), None)
-        async with origin.open() as store:
+        try:
+            async with (self.origin or _Origin(os.path.dirname(self.path))).open() as store:
+                return await store.fetch(wanted, to)
+        except CheckpointNotFoundError:
+            if self.copy is None:
+                raise
+        async with self.copy.open() as store:
             return await store.fetch(wanted, to)
 
 
@@ -160,11 +172,15 @@ class ResultGrid(Sequence[Result]):
     async def of(cls, store: ExperimentStore, storage_options: Mapping[str, Any] | None = None) -> ResultGrid:
         """The results so far of an open experiment; `storage_options` as it was opened with, to read more later."""
         results = []
-        where = store.location
-        origin = _Origin(where, storage_options) if isinstance(where, str) else None
+        where, uri = store.location, store.upload_uri
+        origin = copy = None
+        if isinstance(where, str):
+            origin = _Origin(where, storage_options)
+        elif uri is not None:
+            copy = _Origin(uri, storage_options)
         async for trial in store.iterate():
             path = f"{where}/{trial.trial_name}" if isinstance(where, str) else where / trial.trial_name
-            results.append(Result.of(trial, path, store.metric_summary(trial.trial_id), origin))
+            results.append(Result.of(trial, path, store.metric_summary(trial.trial_id), origin, copy))
         metric, mode = store.tracked_metric
         return cls(results, location=str(store.location), metric=metric, mode=mode)
 

@@ -129,7 +129,7 @@ class ExperimentRun:
                     try:
                         await self._record(store, settings)
                         await self._drive(store, runner, search, callbacks, seen)
-                        self.results = await ResultGrid.of(store)
+                        self.results = await ResultGrid.of(store, self._bucket_options())
                     except BaseException as error:
                         await self._save_results(store)
                         if isinstance(error, Interrupted):
@@ -193,6 +193,11 @@ class ExperimentRun:
             storage_options=whence.options,
             tensorboard=run.tensorboard,
         )
+
+    def _bucket_options(self) -> dict[str, Any] | None:
+        """Credentials and endpoint, as they were given."""
+        given = None if self._whence is None else self._whence.options
+        return {**(self._plan.run.sync_config.storage_options or {}), **(given or {})} or None
 
     async def _was_cut_short(self) -> bool:
         """Whether a Tuner was killed here after it made the experiment, and before it recorded anything in it."""
@@ -289,7 +294,7 @@ class ExperimentRun:
 
     async def _save_results(self, store: ExperimentStore) -> None:
         try:
-            self.results = await ResultGrid.of(store)
+            self.results = await ResultGrid.of(store, self._bucket_options())
         except AsynctuneError as error:
             # on the way out of something worse, which must not be hidden
             logger.warning("the results cannot be read: %s", error)

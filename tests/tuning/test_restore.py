@@ -95,7 +95,7 @@ async def test_the_restore_table(tmp_path, flags, expected, restarted):
     tuner = await Tuner.restore(path, **flags)
     results = await tuner.fit()
     assert not (flags.get("resume_errored") and results.errors), results.errors
-    by_name = {result.path.name.removeprefix("coroutine_"): result for result in results}
+    by_name = {Path(result.path).name.removeprefix("coroutine_"): result for result in results}
     assert len(results) == 5
     first = results[0]
     assert iterations(first) == list(range(1, 11))
@@ -126,7 +126,7 @@ async def test_from_a_moved_directory_and_a_relative_path(tmp_path, monkeypatch)
     results = await tuner.fit()
     assert results.num_terminated == 5
     assert not path.exists()
-    assert all(result.path.is_relative_to(elsewhere) for result in results)
+    assert all(Path(result.path).is_relative_to(elsewhere) for result in results)
 
 
 def corrupt(checkpoint):

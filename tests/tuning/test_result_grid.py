@@ -16,6 +16,7 @@ import pytest
 from asynctune import (
     Checkpoint,
     CheckpointConfig,
+    CheckpointNotFoundError,
     ConfigError,
     ExperimentNotFoundError,
     ExperimentStore,
@@ -25,11 +26,14 @@ from asynctune import (
     ResultGrid,
     RunConfig,
     StorageError,
+    SyncConfig,
     TrialStatus,
     TuneConfig,
     Tuner,
     grid_search,
+    session,
 )
+from asynctune.storage.memory import MemoryStorage
 from asynctune.store.summary import as_named, updated
 from tests.tuning import trainables
 
@@ -325,3 +329,58 @@ async def test_the_table_of_an_experiment(tmp_path, blockbuster):
     assert list(table["config/x"]) == [2, 1]
     assert list(table["training_iteration"]) == [10, 10]
     assert json.loads(table.to_json())["loss"] == {"0": 0.2, "1": 0.1}
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    name = f"bucket-{tmp_path.name}"
+    yield f"memory://{name}/some/where"
+    MemoryStorage.forget(name)
+
+
+async def with_one_checkpoint(config):
+    made = Checkpoint.from_dict({"x": config["x"]})
+    await session.areport({"loss": config["x"]}, checkpoint=made)
+    if config["x"] == 2:
+        raise RuntimeError("stops here")
+
+
+def value_in(directory):
+    return Checkpoint.from_directory(directory).to_dict()
+
+
+async def test_a_checkpoint_that_is_in_the_copy_only_is_brought_from_there(tmp_path, bucket):
+    await Tuner(
+        with_one_checkpoint,
+        param_space={"x": grid_search([1, 2])},
+        tune_config=TuneConfig(metric="loss", mode="min"),
+        run_config=RunConfig(
+            name="e", local_dir=tmp_path, verbose=0, sync_config=SyncConfig(upload_dir=bucket)
+        ),
+    ).fit()
+    tuner = await Tuner.restore(
+        f"{bucket}/e", with_one_checkpoint, resume_errored=True, local_dir=tmp_path / "elsewhere"
+    )
+    results = await tuner.fit()
+    best = results.get_best_result()
+    assert best.checkpoint is not None
+    assert best.checkpoint.path is None, "nothing has asked for it"
+    files = await best.fetch_checkpoint(tmp_path / "best")
+    assert await asyncio.to_thread(value_in, files) == {"x": 1}
+    [best, _] = await ResultGrid.load(tmp_path / "elsewhere" / "e")  # a reader, which knows of the copy too
+    files = await best.fetch_checkpoint(tmp_path / "again")
+    assert await asyncio.to_thread(value_in, files) == {"x": 1}
+
+
+async def test_without_a_copy_a_checkpoint_that_is_gone_is_an_error(tmp_path):
+    results = await Tuner(
+        with_one_checkpoint,
+        param_space={"x": 1},
+        run_config=RunConfig(name="e", local_dir=tmp_path, verbose=0),
+    ).fit()
+    assert results[0].checkpoint is not None
+    files = await results[0].fetch_checkpoint(tmp_path / "1")
+    assert await asyncio.to_thread(value_in, files) == {"x": 1}
+    shutil.rmtree(results[0].checkpoint)
+    with pytest.raises(CheckpointNotFoundError):
+        await results[0].fetch_checkpoint(tmp_path / "2")
