@@ -16,13 +16,21 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from asynctune.checking import OF_CALLBACKS, OF_SCHEDULERS, OF_SEARCHERS, check_object
+from asynctune.checking import (
+    OF_CALLBACKS,
+    OF_SCHEDULERS,
+    OF_SEARCHERS,
+    check_object,
+    check_syncing,
+    is_uri,
+    without_credentials,
+)
 from asynctune.errors import ConfigError
+from asynctune.protocols import Syncer
 
 __all__ = [
     "CheckpointConfig",
@@ -85,25 +93,27 @@ class CheckpointConfig:
 class SyncConfig:
     """Where the experiment is mirrored to, and how often.
 
-    On one machine, and on a filesystem that all machines share, nothing has to be synchronized: everything is
-    written where it stays. So without `upload_dir` the other settings are checked, and then change nothing.
+    The mirror is `<upload_dir>/<name of the experiment>`. Without `upload_dir` the experiment's own directory is all
+    there is, on a disk or on a filesystem that all machines share.
 
     Attributes:
-        upload_dir: URI or directory that receives a copy; `None`: the local directory is all there is. Nothing else
-            in this release.
-        syncer: `"auto"`: the built-in way to copy. `None`: nothing is copied, as on a shared filesystem.
+        upload_dir: A directory's path, or a URI: `s3://`, `gs://`, `file://`, or with a `Syncer` whatever that takes.
+            `None`: nothing is mirrored.
+        syncer: `"auto"`: the built-in way to copy. A `Syncer`: this one. `None`: nothing is copied, as on a shared
+            filesystem.
         sync_period: Seconds between two copies of the result files, and with `sync_on_checkpoint=False` of
-            checkpoints.
-        sync_timeout: Seconds after which a copy that does not end has failed.
+            checkpoints. The state paces itself.
+        sync_timeout: Seconds after which a copy that makes no progress, or a call of a `Syncer` that does not end,
+            has failed. It is tried again.
         sync_on_checkpoint: Whether each checkpoint is copied when it is committed.
         storage_options: Credentials and endpoint of a bucket. Never stored, never shown.
 
     Raises:
-        ConfigError: A value that cannot work.
+        ConfigError: A value that cannot work, or two that contradict each other.
     """
 
-    upload_dir: str | None = None
-    syncer: Literal["auto"] | None = "auto"
+    upload_dir: str | os.PathLike[str] | None = None
+    syncer: Literal["auto"] | Syncer | None = field(default="auto", repr=False, hash=False)
     sync_period: float = 300
     sync_timeout: float = 1800
     sync_on_checkpoint: bool = True
@@ -124,33 +134,8 @@ class SyncConfig:
         ):
             msg = f"storage_options must be a mapping of names to values, not {type(options).__name__}"
             raise ConfigError(msg)  # its type and no more: it may hold credentials
-        if self.syncer is not None and self.syncer != "auto":
-            raise ConfigError(_no_such_syncer(self.syncer))
-        if self.upload_dir is not None:
-            place = _without_credentials(self.upload_dir)
-            if self.syncer is None:
-                msg = (
-                    f"syncer=None says that nothing is copied, and upload_dir={place!r} where to; leave out the one "
-                    "that is not meant"
-                )
-                raise ConfigError(msg)
-            msg = f"upload_dir={place!r}: this release keeps experiments on the local disk only; leave upload_dir unset"
-            raise ConfigError(msg)
-
-
-def _no_such_syncer(syncer: Any) -> str:
-    if callable(getattr(syncer, "sync_up", None)) or callable(getattr(syncer, "sync_down", None)):
-        return (
-            f"syncer={type(syncer).__name__}(...) copies to upload_dir, and this release keeps experiments on the "
-            'local disk only; leave it at "auto"'
-        )
-    shown = repr(syncer) if isinstance(syncer, str) else type(syncer).__name__
-    return f'syncer must be "auto" or None, not {shown}'
-
-
-def _without_credentials(place: Any) -> Any:
-    """A place to be shown: its user, password and query are left out."""
-    return re.sub(r"(?<=//)[^/]*@|\?.*", "", place) if isinstance(place, str) else place
+        place = check_syncing(self.upload_dir, self.syncer, options)
+        object.__setattr__(self, "upload_dir", place)  # frozen, and being made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,9 +297,6 @@ class RunConfig:
             check_object("callback", callback, OF_CALLBACKS)
 
 
-_URI: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
-
 def _check_stop(stop: Any) -> None:
     if isinstance(stop, Mapping):
         for metric, value in stop.items():
@@ -334,10 +316,10 @@ def _check_place(name: str, place: Any) -> None:
     if not isinstance(place, str | os.PathLike) or isinstance(os.fspath(place), bytes):
         msg = f"{name} must be a directory's path, not {place!r}"
         raise ConfigError(msg)
-    if _URI.match(text := os.fspath(place)):
+    if is_uri(text := os.fspath(place)):
         msg = (
-            f"{name}={_without_credentials(text)!r}: this release keeps experiments on the local disk only; give the "
-            "path of a directory"
+            f"{name}={without_credentials(text)!r}: trials run in a directory on the local disk only; give its path, "
+            "and a bucket as sync_config=SyncConfig(upload_dir=...)"
         )
         raise ConfigError(msg)
 

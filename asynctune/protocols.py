@@ -1,7 +1,7 @@
 """Owns the seams: what users implement, and what rooms hand to each other.
 
-Users implement `Searcher`, `TrialScheduler`, `Callback` and `TrialRunner`. No code runs here. A class need not
-inherit from any of these; having the methods is enough, and of a `Callback` having some of them.
+Users implement `Searcher`, `TrialScheduler`, `Callback`, `TrialRunner` and `Syncer`. No code runs here. A class need
+not inherit from any of these; having the methods is enough, and of a `Callback` having some of them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ __all__ = [
     "Decision",
     "Searcher",
     "Stateful",
+    "Syncer",
     "TrialReport",
     "TrialRunner",
     "TrialScheduler",
@@ -203,6 +204,45 @@ class TrialRunner(Protocol):
 
     async def aclose(self) -> None:
         """End everything that runs. Again: does nothing."""
+        ...
+
+
+@runtime_checkable
+class Syncer(Protocol):
+    """Copies directories to and from a place that only it has to understand.
+
+    Each method is plain or `async`. A plain one may block: it is called in a thread. It returns when its work is done;
+    one that only begins it has a further method `wait()`, called after each of the others, that returns then. One that
+    returns `False` or raises has failed, and is called again later. One that does not return within
+    `SyncConfig.sync_timeout` has failed too; an `async` one is cancelled then.
+
+    At most one `sync_up` or `delete`, and beside it one `sync_down`, is called at a time. asynctune copies each thing
+    to a remote directory of its own; whether a `sync_up` removes remote files that are not in `local_dir` makes no
+    difference to it.
+
+    `asynctune.testing.SyncerTests` checks one.
+    """
+
+    def sync_up(self, local_dir: str, remote_dir: str, exclude: list[str] | None = None) -> Any:
+        """Make `remote_dir`, with what it lies in, and copy to it what is in `local_dir`.
+
+        Args:
+            local_dir: Absolute path of a directory that does not change meanwhile.
+            remote_dir: A place below `upload_dir`, spelled like it.
+            exclude: Patterns such as `"*.tmp"` or `"logs/*"` of paths relative to `local_dir` that are left out, as
+                `fnmatch` has them: `*` goes across slashes. `None` from asynctune itself.
+        """
+        ...
+
+    def sync_down(self, remote_dir: str, local_dir: str, exclude: list[str] | None = None) -> Any:
+        """Copy to `local_dir`, an existing directory, what is in `remote_dir`.
+
+        Where nothing is, it copies nothing, or fails: asynctune looks at what came.
+        """
+        ...
+
+    def delete(self, remote_dir: str) -> Any:
+        """Delete `remote_dir` with all in it, and nothing beside it. That it is gone already is no failure."""
         ...
 
 

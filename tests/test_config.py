@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, assert_type
 
 import pytest
 
+from asynctune import CommandSyncer, Syncer
 from asynctune.config import (
     CHECKPOINT_PERIOD_VARIABLE,
     CheckpointConfig,
@@ -128,25 +131,130 @@ def test_what_is_no_syncer_is_refused(value):
     assert type(value).__name__ in str(refused.value)
 
 
-@pytest.mark.parametrize("place", ["s3://bucket/runs", "/mnt/copy", ""], ids=repr)
-def test_a_mirror_is_refused_rather_than_silently_not_made(place):
-    with pytest.raises(ConfigError, match="leave upload_dir unset") as refused:
+class Copying:
+    """Has what a syncer needs."""
+
+    password = "hunter2"
+
+    def sync_up(self, local_dir, remote_dir, exclude=None): ...
+
+    async def sync_down(self, remote_dir, local_dir, exclude=None): ...
+
+    def delete(self, remote_dir): ...
+
+    def __repr__(self):
+        return self.password
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("place", "stored"),
+    [
+        ("s3://bucket/runs/", "s3://bucket/runs/"),
+        ("gs://bucket", "gs://bucket"),
+        ("S3://bucket/a@b", "S3://bucket/a@b"),
+        ("memory://test/x", "memory://test/x"),
+        ("file:///mnt/copy", "file:///mnt/copy"),
+        ("/mnt/copy", "/mnt/copy"),
+        ("~/copy of it", "~/copy of it"),
+        (Path("/mnt/copy"), "/mnt/copy"),
+    ],
+    ids=repr,
+)
+def test_where_the_built_in_syncer_copies_to(place, stored):
+    config = SyncConfig(upload_dir=place)
+    assert (config.upload_dir, config.syncer) == (stored, "auto")
+    assert dataclasses.replace(config, sync_period=1).upload_dir == stored
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("", "must be a directory's path or a URI"),
+        ("a\0b", "must be a directory's path or a URI"),
+        (7, "not int"),
+        (b"/mnt", "not bytes"),
+        (["s3://bucket"], "not list"),
+        ("azure://container/x", "azure:// is no storage that asynctune knows"),
+        ("https://bucket.example/x", "https:// is no storage"),
+        ("s3:///runs", "names no bucket"),
+        (Path("s3://bucket/runs"), "two slashes"),
+        ("gs:/bucket/runs", "two slashes"),
+    ],
+    ids=repr,
+)
+def test_a_place_that_cannot_be_one_is_refused(place, why):
+    with pytest.raises(ConfigError, match=why) as refused:
         SyncConfig(upload_dir=place)
-    assert repr(place) in str(refused.value)
+    assert "upload_dir" in str(refused.value)
 
 
-def test_a_syncer_of_ones_own_is_refused_with_what_it_would_need():
-    class MySyncer:
+@pytest.mark.parametrize(
+    "place",
+    ["azure://container/x", "host:/mnt/copy", "ssh://me@host:22/x", "/mnt/copy", "hdfs://host:9000/x"],
+)
+def test_a_syncer_of_ones_own_may_copy_anywhere(place):
+    config = SyncConfig(upload_dir=place, syncer=Copying())
+    assert config.upload_dir == place
+    assert isinstance(config.syncer, Syncer)
+    assert hash(config) == hash(dataclasses.replace(config))
+    assert Copying.password not in repr(config), "its repr may hold credentials"
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"syncer": Copying()}, r"syncer=Copying\(\.\.\.\) copies to upload_dir, and none is given"),
+        ({"syncer": Copying}, r"not the class Copying; write Copying\(\.\.\.\)"),
+        ({"syncer": None, "upload_dir": "s3://b/x"}, "syncer=None .* upload_dir='s3://b/x'"),
+        (
+            {"syncer": Copying(), "upload_dir": "s3://b/x", "storage_options": {"key": "hunter2"}},
+            "give them to the Copying",
+        ),
+        *(
+            ({"upload_dir": place, "storage_options": {"key": "hunter2"}}, "takes none; leave them out")
+            for place in ("/mnt/copy", "file:///mnt/copy", "memory://x")
+        ),
+    ],
+    ids=lambda value: repr(value).replace("hunter2", "") if isinstance(value, str) else None,
+)
+def test_settings_that_contradict_each_other(settings, why):
+    with pytest.raises(ConfigError, match=why) as refused:
+        SyncConfig(**settings)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_what_type_checkers_take_for_a_syncer():
+    class Typed:
+        def sync_up(self, local_dir: str, remote_dir: str, exclude: list[str] | None = None) -> bool:
+            return True
+
+        def sync_down(
+            self, remote_dir: str, local_dir: str, exclude: Sequence[str] | None = None
+        ) -> None: ...
+
+        async def delete(self, remote_dir: str) -> bool:
+            return True
+
+    syncer: Syncer = CommandSyncer("t {source} {target}", "t {source} {target}", "t {target}")
+    config = SyncConfig(upload_dir="s3://bucket", syncer=syncer)
+    assert_type(config.syncer, Literal["auto"] | Syncer | None)
+    assert isinstance(SyncConfig(upload_dir="s3://bucket", syncer=Typed()).syncer, Typed)
+
+
+def test_options_of_a_bucket():
+    options = {"key": "hunter2"}
+    assert SyncConfig(upload_dir="s3://bucket/x", storage_options=options).storage_options == options
+    assert SyncConfig(upload_dir="/mnt/copy", storage_options={}).upload_dir == "/mnt/copy"
+
+
+def test_half_a_syncer_is_refused_with_what_it_lacks():
+    class Half:
         def sync_up(self, local_dir, remote_dir, exclude=None): ...
 
-    with pytest.raises(ConfigError, match=r"syncer=MySyncer.*upload_dir"):
-        SyncConfig(syncer=MySyncer())  # type: ignore[arg-type]
-
-
-def test_to_copy_and_not_to_copy_contradict_each_other():
-    with pytest.raises(ConfigError, match="syncer=None") as refused:
-        SyncConfig(upload_dir="s3://bucket/runs", syncer=None)
-    assert "upload_dir='s3://bucket/runs'" in str(refused.value)
+    with pytest.raises(ConfigError, match="syncer Half has no method sync_down, delete"):
+        SyncConfig(upload_dir="/mnt/copy", syncer=Half())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", [[("key", "hunter2")], "key=hunter2", {1: "hunter2"}], ids=repr)
@@ -160,11 +268,28 @@ def test_credentials_are_never_shown():
     config = SyncConfig(storage_options={"secret": "hunter2"})
     assert config.storage_options == {"secret": "hunter2"}
     assert "hunter2" not in f"{config} {config!r} {RunConfig(sync_config=config)!r}"
-    for place in ("s3://me:hunter2@bucket/runs", "https://bucket/runs?X-Signature=hunter2"):
-        with pytest.raises(ConfigError, match="upload_dir") as refused:
-            SyncConfig(upload_dir=place)
-        assert "hunter2" not in str(refused.value)
-        assert "bucket/runs" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "s3://me:hunter2@bucket/runs",
+        "s3://hunter2@bucket/runs",
+        "s3://me:hunter2/with/slash@bucket/runs",
+        "s3://me:hunter2/bucket/runs",
+        "gs://bucket/runs?token=hunter2",
+        "s3://bucket/runs#hunter2",
+        "https://me:hunter2@bucket/runs?X-Signature=hunter2",
+    ],
+)
+@pytest.mark.parametrize("syncer", ["auto", Copying()], ids=["auto", "own"])
+def test_credentials_in_a_place_are_refused_and_not_shown(place, syncer):
+    if syncer != "auto" and "//hunter2@" in place:
+        pytest.skip("a user alone, as in ssh://user@host, is a syncer's own affair")
+    with pytest.raises(ConfigError, match="upload_dir") as refused:
+        SyncConfig(upload_dir=place, syncer=syncer)
+    assert "hunter2" not in str(refused.value)
+    assert "runs" in str(refused.value)
 
 
 # -- RunConfig, TuneConfig, FailureConfig ------------------------------------------------------------------
@@ -221,7 +346,7 @@ def test_experiments_are_made_on_a_disk(place):
         lambda: result_dir(None, {"TUNE_RESULT_DIR": place}),
     ):
         with pytest.raises(
-            ConfigError, match=r"(local_dir|TUNE_RESULT_DIR)='\w+://.*runs': .*the local disk only"
+            ConfigError, match=r"(local_dir|TUNE_RESULT_DIR)='\w+://.*runs': .*upload_dir"
         ) as said:
             refused()
         assert "hunter2" not in str(said.value)
