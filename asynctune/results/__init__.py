@@ -9,6 +9,9 @@ Each module has one step of the way from a report to a file::
     trial_files  one trial's files, brought in line or appended to (blocking: for the thread)
     projector    ResultFiles: batches from the loop to the thread, retries, durability on request
     history      reading result.json back
+    freezing     copies of files that have changed, as they were at one moment (blocking: for threads)
+    mirroring    ResultUploads: the files to the mirror, every so often and on request
+    fetching     the files back from a bucket to an empty directory
 
 The journal has the truth. A file here may lag behind it, and is completed from it when the store is opened.
 """

@@ -75,6 +75,8 @@ class ResultFiles:
             (once until writing works again), `results_incomplete` or `results_repaired`.
         tensorboard: Whether to write TensorBoard events; needs the extra `tensorboard`.
         interval_s: Seconds from the end of a batch to the next.
+        written: Called on the loop with the name of each trial whose files were written, before what waits for that
+            goes on.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class ResultFiles:
         emit: Callable[..., None],
         tensorboard: bool = False,
         interval_s: float = 1.0,
+        written: Callable[[str], object] = lambda _trial_name: None,
     ) -> None:
         self._root = experiment_dir
         self._placer = Placer(experiment_dir, files)
@@ -93,6 +96,7 @@ class ResultFiles:
         self._emit = emit
         self._tensorboard = tensorboard
         self._interval_s = interval_s
+        self._written = written
         self._trial_files: TrialFiles | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="asynctune-results")
         self._turn = asyncio.Lock()
@@ -170,6 +174,11 @@ class ResultFiles:
             except OSError as error:
                 raise self._storage_error("sync", error) from error
         return covered
+
+    async def between_writes(self, work: Callable[[], T]) -> T:
+        """Run `work` in the room's thread while no file is written; it should be short."""
+        async with self._turn:
+            return await self._in_thread(work)
 
     async def complete(self, ops: Iterable[tuple[int, bytes, OpeningInfo]], lookup: Lookup) -> None:
         """Bring the files to exactly the timeline that the journal tells; for recovery, before any `add`.
@@ -258,6 +267,8 @@ class ResultFiles:
             for trial_id in batch.done:
                 self._backlog.done(trial_id)
                 self._failed.discard(trial_id)
+            for trial_id in batch.trials:  # those that failed too: some of their files may be written
+                self._written(batch.trials[trial_id].trial_name)
             failures |= batch.failures
             self._tell_notices()
         return not batch.gave_up

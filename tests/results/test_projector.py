@@ -523,3 +523,41 @@ async def test_without_tensorboard_nothing_is_missed(tmp_path, monkeypatch):
     world.add(row(1))
     await world.files.aclose()
     assert world.rows() == [1]
+
+
+async def test_who_mirrors_the_files_is_told_before_who_waits_for_them(tmp_path):
+    told: list[str] = []
+    world = World(tmp_path, written=told.append)
+    world.add(Announce(trial_id="t1"), row(1), row(1, trial_id="t2"))
+    await world.files.flush()
+    assert sorted(told) == ["name_t1", "name_t2"]
+    told.clear()
+    world.disk.fail(errno.ENOSPC, on="write")
+    world.add(row(2))
+    with pytest.raises(StorageError):
+        await world.files.flush()
+    assert told == ["name_t1"], "some of its files may be written"
+    await world.files.sync()
+    assert told == ["name_t1"] * 2
+    await world.files.aclose()
+
+
+async def test_nothing_is_written_while_somebody_looks(tmp_path):
+    world = World(tmp_path)
+    entered, gate = threading.Event(), threading.Event()
+
+    def look() -> list[float]:
+        entered.set()
+        gate.wait(30)
+        return world.rows()
+
+    looking = asyncio.create_task(world.files.between_writes(look))
+    await asyncio.to_thread(entered.wait)
+    world.add(row(1))
+    writing = asyncio.create_task(world.files.flush())
+    await asyncio.sleep(0)
+    gate.set()
+    assert await looking == []
+    await writing
+    assert await world.files.between_writes(world.rows) == [1]
+    await world.files.aclose()

@@ -1,0 +1,174 @@
+"""Result files come back from a bucket, in few requests, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from asynctune.errors import ConditionFailedError, StorageError
+from asynctune.files import LocalFiles
+from asynctune.results.fetching import fetch_results
+from asynctune.storage.memory import MemoryStorage
+from asynctune.storage.transfer import Transfer
+from asynctune.testing import FaultyStorage, ManualClock
+from tests.results.world import tree
+
+
+class World:
+    """A bucket, and an empty directory."""
+
+    def __init__(self, root):
+        self.root = root
+        self.storage = FaultyStorage(MemoryStorage())
+        self.transfer = Transfer(self.storage, clock=ManualClock(), timeout_s=20)
+
+    async def put(self, **content):
+        for trial_name, names in content.items():
+            for name, data in names.items():
+                await self.storage.storage.put(f"{trial_name}/{name}", data)
+
+    async def fetch(self, wanted=lambda _: True, receiver=None):
+        return await fetch_results(
+            self.storage,
+            receiver or self.transfer,
+            str(self.root),
+            wanted=wanted,
+            files=LocalFiles(),
+        )
+
+    def counted(self, operation):
+        return [each.key for each in self.storage.log if each.operation == operation]
+
+
+@pytest.fixture
+async def world(tmp_path):
+    made = World(tmp_path)
+    yield made
+    made.storage.heal()
+    made.transfer.close()
+
+
+async def test_the_files_of_all_trials_come_back(world, tmp_path):
+    mine = {"params.json": b"{}", "result.json": b"1\n", "progress.csv": b"a\n", "result.cut-1.json": b"2\n"}
+    await world.put(t1=mine, t2={"params.json": b"{}", "stdout": b"out" * 1000})
+    fetched = await world.fetch()
+    assert (fetched.files, fetched.size_bytes) == (6, 2 + 2 + 2 + 2 + 2 + 3000)
+    assert tree(tmp_path) == {
+        **{f"t1/{name}": data for name, data in mine.items()},
+        "t2/params.json": b"{}",
+        "t2/stdout": b"out" * 1000,
+    }
+    assert len(world.counted("list_objects")) == 1
+    assert os.stat(tmp_path / "t1/result.json").st_mode & 0o777 == 0o644
+    assert await world.fetch() == fetched, "it can be called again"
+
+
+async def test_what_is_no_result_file_of_a_trial_stays_there(world, tmp_path):
+    await world.put(
+        t1={"result.json": b"1\n", "notes.txt": b"of the user", "checkpoint_000001/result.json": b"model"},
+        t2={"result.json": b"2\n"},
+        **{".asynctune": {"CURRENT": b"state", "result.json": b"no trial"}},
+    )
+    await world.storage.storage.put("result.json", b"of nobody")
+    fetched = await world.fetch(lambda name: name == "t1")
+    assert fetched.files == 1
+    assert tree(tmp_path) == {"t1/result.json": b"1\n"}
+
+
+async def test_checkpoints_are_jumped_over(world, tmp_path):
+    for trial_name in ("a", "b"):
+        await world.put(
+            **{
+                trial_name: {
+                    **{
+                        f"checkpoint_{n:06d}{end}/part-{m}": b""
+                        for n in (1, 2)
+                        for end in ("", "-2.1")
+                        for m in range(200)
+                    },
+                    **{f"checkpoint_mine/{m}": b"" for m in range(300)},
+                    "result.json": trial_name.encode(),
+                }
+            }
+        )
+    await world.put(gone={f"x{n}": b"" for n in range(300)}, z={"result.json": b"z"})
+    seen = []
+    listing = world.storage.storage.list_objects
+
+    async def counting(*arguments, **options):
+        async for each in listing(*arguments, **options):
+            seen.append(each.key)
+            yield each
+
+    world.storage.storage.list_objects = counting  # type: ignore[method-assign]
+    fetched = await world.fetch(lambda name: name != "gone")
+    assert tree(tmp_path) == {f"{name}/result.json": name.encode() for name in "abz"}
+    assert fetched.files == 3
+    assert len(seen) < 2 * (101 + 301) + 102 + 10
+    assert len(world.counted("list_objects")) == 4
+
+
+async def test_a_file_that_was_replaced_meanwhile_is_read_as_it_is(world, tmp_path):
+    await world.put(t1={"result.json": b"1\n", "params.json": b"{}"})
+
+    class Late(Transfer):
+        late = True
+
+        async def receive(self, key, path, **options):
+            if self.late and key == "t1/result.json":
+                self.late = False
+                await world.put(t1={"result.json": b"1\n22\n"})
+            await super().receive(key, path, **options)
+
+    receiver = Late(world.storage, clock=ManualClock(), timeout_s=20)
+    await world.fetch(receiver=receiver)
+    receiver.close()
+    assert tree(tmp_path) == {"t1/result.json": b"1\n22\n", "t1/params.json": b"{}"}
+
+
+async def test_a_file_that_was_removed_meanwhile_is_left_out(world, tmp_path):
+    await world.put(t1={"result.json": b"1\n", "params.json": b"{}"})
+
+    class Late(Transfer):
+        async def receive(self, key, path, **options):
+            await world.storage.storage.delete(["t1/result.json"])
+            await super().receive(key, path, **options)
+
+    receiver = Late(world.storage, clock=ManualClock(), timeout_s=20)
+    assert (await world.fetch(receiver=receiver)).files == 1
+    receiver.close()
+    assert tree(tmp_path) == {"t1/params.json": b"{}"}
+
+
+async def test_a_file_that_is_replaced_again_and_again_is_an_error(world):
+    await world.put(t1={"result.json": b"1\n"})
+
+    class Never:
+        async def receive(self, key, path, **options):
+            raise ConditionFailedError("another version", operation="get", key=key)
+
+    with pytest.raises(ConditionFailedError):
+        await world.fetch(receiver=Never())
+
+
+@pytest.mark.parametrize(("operation", "nth"), [("list_objects", 1), ("get", 1), ("get", 2), ("get", 4)])
+async def test_a_failure_is_raised_and_leaves_no_half_file(world, tmp_path, operation, nth):
+    files = {f"t{n}": {"result.json": b"%d\n" % n * 1000} for n in range(4)}
+    await world.put(**files)
+    world.storage.fail(StorageError("no", operation=operation), on=operation, nth=nth, lasting=True)
+    with pytest.raises(StorageError, match="no"):
+        await world.fetch()
+    for name, data in tree(tmp_path).items():
+        if not os.path.basename(name).startswith("."):
+            assert data == files[os.path.dirname(name)]["result.json"]
+    world.storage.heal()
+    await world.fetch()
+    assert tree(tmp_path) == {f"{name}/result.json": each["result.json"] for name, each in files.items()}
+
+
+async def test_a_disk_that_refuses_is_a_storage_error(world, tmp_path):
+    await world.put(t1={"result.json": b"1\n"})
+    (tmp_path / "t1").write_bytes(b"a file in its place")
+    with pytest.raises(StorageError, match="cannot fetch result files"):
+        await world.fetch()
