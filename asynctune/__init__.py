@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from asynctune.checkpoints.command_syncer import CommandSyncer
     from asynctune.checkpoints.staging import StagedCheckpoint, stage_for_adoption
     from asynctune.config import CheckpointConfig, FailureConfig, RunConfig, SyncConfig, TuneConfig
     from asynctune.errors import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from asynctune.protocols import (
         Callback,
         Searcher,
+        Syncer,
         TrialReport,
         TrialRunner,
         TrialScheduler,
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "checkpoints.command_syncer": ("CommandSyncer",),
     "checkpoints.staging": ("StagedCheckpoint", "stage_for_adoption"),
     "config": ("CheckpointConfig", "FailureConfig", "RunConfig", "SyncConfig", "TuneConfig"),
     "errors": (
@@ -100,7 +103,15 @@ _ROOMS = {
         "UploadError",
         "UserCodeError",
     ),
-    "protocols": ("Callback", "Searcher", "TrialReport", "TrialRunner", "TrialScheduler", "TrialTask"),
+    "protocols": (
+        "Callback",
+        "Searcher",
+        "Syncer",
+        "TrialReport",
+        "TrialRunner",
+        "TrialScheduler",
+        "TrialTask",
+    ),
     "runners.inline": ("InlineRunner",),
     "runners.process": ("ProcessRunner",),
     "session": ("TrialInterrupted",),
@@ -143,6 +154,7 @@ __all__ = [
     "CheckpointConfig",
     "CheckpointExistsError",
     "CheckpointNotFoundError",
+    "CommandSyncer",
     "ConditionFailedError",
     "ConfigError",
     "CorruptStateError",
@@ -169,6 +181,7 @@ __all__ = [
     "StoreEvent",
     "StoreStats",
     "SyncConfig",
+    "Syncer",
     "Trainable",
     "TransitionError",
     "Trial",

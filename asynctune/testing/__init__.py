@@ -1,8 +1,8 @@
-"""For people who test code against asynctune, or write a searcher, a scheduler, a runner or a storage of their own.
+"""For people who test code against asynctune, or write a searcher, scheduler, runner, storage or syncer of their own.
 
 Time moved by hand, a disk and a storage that fail when told to, and suites that say whether an implementation keeps
-its promises (`SearcherTests`, `TrialSchedulerTests`, `TrialRunnerTests`, `ObjectStorageTests`; these need pytest, the
-others do not). Nothing in asynctune imports this package.
+its promises (`SearcherTests`, `TrialSchedulerTests`, `TrialRunnerTests`, `ObjectStorageTests`, `SyncerTests`; these
+need pytest, the others do not). Nothing in asynctune imports this package.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from asynctune.testing.clock import ManualClock
+from asynctune.testing.directory_syncer import DirectorySyncer
 from asynctune.testing.faulty_storage import FaultyStorage
 from asynctune.testing.files import CHANGES, LOOKS, Fault, FaultyFiles, Operation
 from asynctune.testing.storage_faults import StorageCall, StorageFault
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from asynctune.testing.schedulers import TrialSchedulerTests
     from asynctune.testing.searchers import SearcherTests
     from asynctune.testing.storage import ObjectStorageTests
+    from asynctune.testing.syncers import SyncerTests
 
 __all__ = [
     "CHANGES",
     "LOOKS",
+    "DirectorySyncer",
     "Fault",
     "FaultyFiles",
     "FaultyStorage",
@@ -35,6 +38,7 @@ __all__ = [
     "SearcherTests",
     "StorageCall",
     "StorageFault",
+    "SyncerTests",
     "TrialRunnerTests",
     "TrialSchedulerTests",
 ]
@@ -43,6 +47,7 @@ _SUITES: Final = {
     "ObjectStorageTests": "asynctune.testing.storage",
     "ReportLog": "asynctune.testing.runners",
     "SearcherTests": "asynctune.testing.searchers",
+    "SyncerTests": "asynctune.testing.syncers",
     "TrialRunnerTests": "asynctune.testing.runners",
     "TrialSchedulerTests": "asynctune.testing.schedulers",
 }
