@@ -6,11 +6,9 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
 from asynctune.clock import Clock
-from asynctune.errors import NotFoundError
 from asynctune.files import LocalFiles
 from asynctune.results.history import read_history
 from asynctune.results.projector import ResultFiles
@@ -18,8 +16,7 @@ from asynctune.results.rows import TrialInfo, trial_of
 from asynctune.results.trial_files import RESULT_FILE
 from asynctune.state.recovered import SegmentRows
 from asynctune.state.thread import WorkThread
-from asynctune.storage.base import ObjectStorage
-from asynctune.storage.transfer import Transfer
+from asynctune.store.access import Access
 from asynctune.store.projections import with_openings
 
 __all__ = ["read_copied_history"]
@@ -29,8 +26,7 @@ async def read_copied_history(
     trial: TrialInfo,
     rows: Iterable[SegmentRows],
     *,
-    storage: ObjectStorage,
-    transfer: Transfer,
+    access: Access,
     scratch_dir: str,
     clock: Clock,
     files: LocalFiles,
@@ -40,8 +36,7 @@ async def read_copied_history(
     Args:
         trial: Which.
         rows: The committed rows that the bucket's result files may lack, of all trials.
-        storage: The copy.
-        transfer: Brings files from it.
+        access: The way to the copy.
         scratch_dir: Where a directory may be made for a moment.
         clock: Time.
         files: The disk.
@@ -55,11 +50,7 @@ async def read_copied_history(
     thread = WorkThread("asynctune-read")
     try:
         await thread.run(os.makedirs, directory)
-        key = f"{trial.trial_name}/{RESULT_FILE}"
-        if (info := await storage.head(key)) is not None:
-            with suppress(NotFoundError):  # replaced meanwhile: nothing ever removes it
-                path = os.path.join(directory, RESULT_FILE)
-                await transfer.receive(key, path, size_bytes=info.size_bytes, version=info.version)
+        await access.fetch_file(f"{trial.trial_name}/{RESULT_FILE}", os.path.join(directory, RESULT_FILE))
         results = ResultFiles(place, files=files, clock=clock, emit=_told_nobody)
         try:
             mine = [each for each in with_openings(rows) if trial_of(each[1]) == trial.trial_id]

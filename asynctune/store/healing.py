@@ -42,10 +42,10 @@ def replaceable(
     here = Position(left.experiment_id, left.history, left.seq, left.crc)
     if left.experiment_id is None or relate(here, copy) not in {"same", "bucket_ahead"}:
         damage.add_note(
-            f"{remote.uri} has a copy up to commit {copy.seq}, and commit {left.seq} was on this disk: to go on "
+            f"{remote} has a copy up to commit {copy.seq}, and commit {left.seq} was on this disk: to go on "
             "from the copy, without the rest, move the directory away and open the URI"
         )
         raise damage
-    message = f"{damage}. {remote.uri} has all of it, up to commit {copy.seq}, and takes its place"
+    message = f"{damage}. {remote} has all of it, up to commit {copy.seq}, and takes its place"
     logger.warning("%s", message)
     return message

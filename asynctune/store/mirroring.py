@@ -12,7 +12,6 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 from asynctune.checkpoints.bucket import Bucket
-from asynctune.checkpoints.mirroring import BucketCopies
 from asynctune.checkpoints.uploads import UploadLeft
 from asynctune.clock import Clock
 from asynctune.errors import AsynctuneError, StorageError, UploadError
@@ -21,10 +20,8 @@ from asynctune.results.mirroring import ResultUploads
 from asynctune.state.mirror.claiming import give_up
 from asynctune.state.mirror.mirror import StateMirror
 from asynctune.state.mirror.offline import Identity
-from asynctune.storage.base import ObjectStorage
-from asynctune.storage.notes import UploadNotes
-from asynctune.storage.transfer import Transfer
 from asynctune.store import reconcile
+from asynctune.store.access import Access
 from asynctune.store.place import Remote
 from asynctune.store.projections import Projections
 from asynctune.store.reconcile import Opened
@@ -57,7 +54,6 @@ class Mirroring:
         emit: Publishes events.
 
     Attributes:
-        transfer: Moves files there and back.
         bucket: What the checkpoints are told of it.
         mirror: The state's.
         results: The result files'.
@@ -73,9 +69,9 @@ class Mirroring:
         emit: Emit,
     ) -> None:
         assert opened.remote is not None
-        assert opened.storage is not None
+        assert opened.access is not None
         self.remote: Remote = opened.remote
-        self.storage: ObjectStorage = opened.storage
+        self._access: Access = opened.access
         self.is_new = opened.claimed is not None and opened.claimed.named.current.swap == 1
         self._claimed = opened.claimed
         self._clock = clock
@@ -84,12 +80,8 @@ class Mirroring:
         if opened.claimed is not None:
             self._owned.set()
         sync, journal = opened.remote.sync, opened.directory.journal
-        notes = UploadNotes(f"{journal.directory}/uploads", location=self.storage.location, files=files)
-        self.transfer = Transfer(
-            self.storage, clock=clock, notes=notes, files=files, timeout_s=sync.sync_timeout
-        )
         self.mirror = StateMirror(
-            self.storage,
+            self._access.storage,
             opened.claimed,
             identity=Identity(
                 journal.experiment_id, journal.claim, journal.history, opened.directory.node_ip
@@ -101,9 +93,8 @@ class Mirroring:
             observer=self,
             quiet_s=reconcile.QUIET_S,
         )
-        self._copies = BucketCopies(self.storage, self.transfer, notes=notes, files=files)
         self.bucket = Bucket(
-            copies=self._copies,
+            copies=self._access.copies,
             reached=self.mirror.reached,
             flush=self._flush,
             claimed=self._wait_until_owned,
@@ -112,15 +103,16 @@ class Mirroring:
         )
 
         self.results = ResultUploads(
-            self.transfer,
+            self._access.sender,
             projections,
             root=opened.path,
-            stage_dir=f"{journal.directory}/results",
+            stage_dir=f"{journal.directory}/frozen",
             files=files,
             clock=clock,
             emit=emit,
             period_s=sync.sync_period,
             covered=self.mirror.projected,
+            finish=self._access.finish,
         )
         self._behind = _is_behind(opened)
 
@@ -136,7 +128,7 @@ class Mirroring:
             StorageError: The disk refused.
         """
         await self.results.begin()
-        if not self._behind:
+        if not await self._access.begin() and not self._behind:
             return
         for count, name in enumerate(list(_names(records)), 1):
             self.results.changed(name)
@@ -196,7 +188,7 @@ class Mirroring:
         if not closed:
             missing.insert(0, f"what was committed after {self.mirror.mirrored_seq}")
         raise UploadError(
-            f"not everything is in {self.remote.uri}: {'; '.join(missing)}. All of it is safe on this disk; open the "
+            f"not everything is in {self.remote}: {'; '.join(missing)}. All of it is safe on this disk; open the "
             "experiment again from here, and the rest is brought there"
         )
 
@@ -208,7 +200,7 @@ class Mirroring:
                 await self.results.project()
         except (StorageError, TimeoutError) as error:
             logger.warning(
-                "the result files in %s are not up to date: %s", self.remote.uri, str(error) or "no time left"
+                "the result files in %s are not up to date: %s", self.remote, str(error) or "no time left"
             )
 
     async def aclose(self, *, give_back: bool) -> None:
@@ -224,12 +216,10 @@ class Mirroring:
                 await give_up(self._claimed)
         except AsynctuneError as error:
             logger.warning(
-                "%s could not be given back, the next opening waits for it: %s", self.remote.uri, error
+                "%s could not be given back, the next opening waits for it: %s", self.remote, error
             )
         finally:
-            self._copies.close()
-            self.transfer.close()
-            await self.storage.aclose()
+            await self._access.aclose()
 
 
 def _is_behind(opened: Opened) -> bool:

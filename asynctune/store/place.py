@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from asynctune.checking import without_credentials
 from asynctune.config import SyncConfig, result_dir
 from asynctune.errors import ConfigError
 from asynctune.storage.uri import StorageURI, parse_uri
@@ -25,14 +26,30 @@ class Remote:
     """The copy of an experiment.
 
     Attributes:
-        uri: Where it is: `<upload_dir>/<name>`.
+        place: Where it is: `<upload_dir>/<name>`.
+        uri: The same, taken apart; `None`: only the `Syncer` of `sync` knows what the place means.
         sync: How it is kept.
         options: Credentials and endpoint; never stored, never shown.
     """
 
-    uri: StorageURI
+    place: str
+    uri: StorageURI | None
     sync: SyncConfig
     options: Mapping[str, Any] = field(repr=False, default_factory=dict)
+
+    def __str__(self) -> str:
+        """For messages."""
+        return str(without_credentials(self.place))
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self.place.rstrip("/").rpartition("/")[2]
+
+    @classmethod
+    def at(cls, uri: StorageURI, sync: SyncConfig, options: Mapping[str, Any]) -> Remote:
+        """The copy at a URI."""
+        return cls(place=str(uri), uri=uri, sync=sync, options=options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +76,13 @@ class Place:
     def name(self) -> str:
         """The experiment's name."""
         if not self.path and self.remote is not None:
-            return self.remote.uri.prefix.rpartition("/")[2]
+            return self.remote.name
         return os.path.basename(self.path)
 
     @property
     def shown(self) -> str:
         """For messages and `location`."""
-        return str(self.remote.uri) if self.by_uri and self.remote is not None else self.path
+        return str(self.remote) if self.by_uri and self.remote is not None else self.path
 
 
 def is_uri(location: object) -> bool:
@@ -87,6 +104,8 @@ def place_of(
         ConfigError: They contradict each other, or cannot be.
     """
     options = dict(storage_options or {})
+    if sync_config is not None and sync_config.syncer not in (None, "auto"):
+        return _by_syncer(location, mode, local_dir, sync_config, options)
     if is_uri(location):
         return _of_uri(parse_uri(location), mode, local_dir, sync_config, options)
     path = local_path(location)
@@ -105,8 +124,7 @@ def place_of(
             raise ConfigError(msg)
         return Place(path=path)
     uri = _child(parse_uri(_absolute(sync_config.upload_dir)), os.path.basename(path))
-    remote = Remote(uri=uri, sync=sync_config, options=_options(sync_config, options))
-    return Place(path=path, remote=remote)
+    return Place(path=path, remote=Remote.at(uri, sync_config, _options(sync_config, options)))
 
 
 def copy_of(
@@ -118,6 +136,38 @@ def copy_of(
 ) -> Place:
     """The place of a directory that turned out to be the copy of an experiment, and not the experiment itself."""
     return _of_uri(StorageURI("file", "", path), mode, local_dir, sync_config, {})
+
+
+def _by_syncer(
+    location: str | os.PathLike[str],
+    mode: str,
+    local_dir: str | os.PathLike[str] | None,
+    sync: SyncConfig,
+    options: dict[str, Any],
+) -> Place:
+    if options:
+        msg = f"storage_options are for the built-in syncer; give them to the {type(sync.syncer).__name__}"
+        raise ConfigError(msg)
+    above = os.fspath(sync.upload_dir or "").rstrip("/")
+    text = os.fsdecode(location).rstrip("/") if isinstance(location, str | os.PathLike) else ""
+    parent, _, name = text.rpartition("/")
+    if name and parent == above:
+        remote = Remote(place=f"{above}/{name}", uri=None, sync=sync)
+        if mode == "read":
+            return Place(path="", remote=remote, by_uri=True)
+        return Place(path=_staged(name, local_dir), remote=remote, by_uri=True, makes_parent=True)
+    path = local_path(location)
+    if local_dir is not None:
+        msg = f"local_dir stages an experiment opened from its copy, and {path} is not in upload_dir; leave it out"
+        raise ConfigError(msg)
+    if mode == "read":
+        return Place(path=path)
+    remote = Remote(place=f"{above}/{os.path.basename(path)}", uri=None, sync=sync)
+    return Place(path=path, remote=remote)
+
+
+def _staged(name: str, local_dir: str | os.PathLike[str] | None) -> str:
+    return os.path.join(local_path(result_dir(None) if local_dir is None else local_dir), name)
 
 
 def _of_uri(
@@ -143,11 +193,10 @@ def _of_uri(
     else:
         base = sync_config or SyncConfig()
         sync = replace(base, upload_dir=str(above), syncer="auto")
-    remote = Remote(uri=uri, sync=sync, options=_options(sync, options))
+    remote = Remote.at(uri, sync, _options(sync, options))
     if mode == "read":
         return Place(path="", remote=remote, by_uri=True)
-    parent = local_path(result_dir(None) if local_dir is None else local_dir)
-    path = os.path.join(parent, name)
+    path = _staged(name, local_dir)
     if uri.scheme == "file" and path == uri.prefix:
         msg = (
             f"{path} is the copy of an experiment, kept by upload_dir; to go on with it name the directory where it is "

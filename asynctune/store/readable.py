@@ -96,7 +96,7 @@ class ReadableStore(Guarded):
         if self._reader is not None:
             return self._reader.source.copy_uri
         remote = None if self._engine is None else self._engine.remote
-        return None if remote is None else str(remote.uri)
+        return None if remote is None else str(remote)
 
     @property
     def copy_source(self) -> CopySource | None:

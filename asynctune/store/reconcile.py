@@ -31,8 +31,7 @@ from asynctune.state.mirror.installing import is_being_replaced, replacing_error
 from asynctune.state.mirror.register import open_register
 from asynctune.state.mirror.relations import Position
 from asynctune.state.thread import WorkThread
-from asynctune.storage.base import ObjectStorage
-from asynctune.storage.uri import open_storage
+from asynctune.store.access import Access, open_access
 from asynctune.store.finding import STATE_DIR, is_copy, storage_error
 from asynctune.store.healing import replaceable
 from asynctune.store.opening import Found, OpenedForWriting, exists_error, find, look, node_ip, take
@@ -58,7 +57,7 @@ class Opened:
         path: Its directory.
         directory: What was found there, and its claim.
         remote: Where the copy is; `None`: there is none.
-        storage: Open at `remote`; whoever gets this closes it.
+        access: The way to it; whoever gets this closes it.
         claimed: The claim of the copy; `None`: there is no copy, or it could not be reached.
         notes: What people should know, as (kind of event, sentence).
     """
@@ -66,7 +65,7 @@ class Opened:
     path: str
     directory: OpenedForWriting
     remote: Remote | None = None
-    storage: ObjectStorage | None = None
+    access: Access | None = None
     claimed: Claimed | None = None
     notes: list[tuple[str, str]] = field(default_factory=list)
 
@@ -78,7 +77,7 @@ class Opened:
     async def let_go(self) -> None:
         """Close what is open, for an opening that cannot be used; again: does nothing."""
         claimed, self.claimed = self.claimed, None
-        storage, self.storage = self.storage, None
+        access, self.access = self.access, None
         try:
             if claimed is not None:
                 await give_up(claimed)
@@ -87,8 +86,8 @@ class Opened:
         finally:
             self.directory.journal.close()
             self.directory.lock.release()
-            if storage is not None:
-                await storage.aclose()
+            if access is not None:
+                await access.aclose()
 
 
 async def open_place(
@@ -132,7 +131,7 @@ class _Opening:
         self._waiting = waiting
         self.thread = WorkThread("asynctune-open")
         self._remote = place.remote
-        self._storage: ObjectStorage | None = None
+        self._access: Access | None = None
         self._away: StorageError | None = None
         self._copy: Position | None = None
         self._found: Found | None = None
@@ -147,7 +146,7 @@ class _Opening:
         if self._remote is None:
             await self._in_thread(self._take, None)
             return self._result()
-        if self._storage is None:  # the experiment itself told where its copy is
+        if self._access is None:  # the experiment itself told where its copy is
             await self._look_at_copy()
         local = await self._in_thread(self._look)
         if self._away is not None:
@@ -163,7 +162,7 @@ class _Opening:
             path=self._place.path,
             directory=self._directory,
             remote=self._remote,
-            storage=self._storage,
+            access=self._access,
             claimed=self._claimed,
             notes=self._notes,
         )
@@ -177,9 +176,12 @@ class _Opening:
             ExperimentExistsError, ExperimentNotFoundError: That does not fit the mode.
         """
         assert self._remote is not None
-        self._storage = await open_storage(self._remote.uri, self._remote.options)
+        self._access = access = await open_access(
+            self._remote, self._place.path, clock=self._clock, files=self._files
+        )
         try:
-            register = await open_register(self._storage, writing=False, clock=self._clock)
+            await access.look()
+            register = await open_register(access.storage, writing=False, clock=self._clock)
             named = await register.read()
         except StorageError as error:
             if not error.retryable:
@@ -189,11 +191,11 @@ class _Opening:
         exists = named is not None and named.current.seq > 0
         self._copy = named.current.position if named is not None and exists else None
         if exists and self._mode == "create":
-            raise exists_error(str(self._remote.uri))
+            raise exists_error(str(self._remote))
         if self._place.by_uri and not exists:
             # nothing is made on this disk for an experiment that is not there
             raise ExperimentNotFoundError(
-                f"there is no experiment at {self._remote.uri}; check the location. A new one is made in a directory, "
+                f"there is no experiment at {self._remote}; check the location. A new one is made in a directory, "
                 "with sync_config=SyncConfig(upload_dir=...) for its copy"
             )
         return exists
@@ -205,7 +207,7 @@ class _Opening:
         if local is None or local.seq == 0 or self._place.by_uri:
             raise self._away
         message = (
-            f"{self._remote.uri} cannot be reached ({self._away}); the experiment goes on from {self._place.path}, and "
+            f"{self._remote} cannot be reached ({self._away}); the experiment goes on from {self._place.path}, and "
             "its copy is brought up to date when the bucket is back. If another machine went on meanwhile, this "
             "one will be fenced then"
         )
@@ -217,10 +219,15 @@ class _Opening:
     def _check_place(self) -> None:
         """Refuse what can be seen to be wrong before anything is made."""
         place, path = self._place, self._place.path
-        if place.by_uri and self._remote is not None and self._remote.uri.scheme == "file":
+        if (
+            place.by_uri
+            and self._remote is not None
+            and self._remote.uri is not None
+            and self._remote.uri.scheme == "file"
+        ):
             if not is_copy(self._remote.uri.prefix, self._files):
                 raise ConfigError(
-                    f"local_dir stages an experiment opened from its copy, and {self._remote.uri} is none; leave it out"
+                    f"local_dir stages an experiment opened from its copy, and {self._remote} is none; leave it out"
                 )
         elif self._remote is None and is_copy(path, self._files):
             raise ConfigError(
@@ -289,10 +296,10 @@ class _Opening:
 
     async def _meet(self, local: Position | None) -> None:
         assert self._found is not None
-        assert self._storage is not None
+        assert self._access is not None
         epochs, address = await self._in_thread(self._facts)
         self._claimed = claimed = await claim_mirror(
-            self._storage,
+            self._access.storage,
             local,
             clock=self._clock,
             node_ip=address,
@@ -342,20 +349,18 @@ class _Opening:
     def _check(self, _relation: str, current: Current | None) -> None:
         assert self._remote is not None
         if current is not None and current.seq > 0 and self._mode == "create":
-            raise exists_error(str(self._remote.uri))
+            raise exists_error(str(self._remote))
 
     async def _replace(self, claimed: Claimed) -> None:
-        assert self._storage is not None
+        assert self._access is not None
         assert self._found is not None
         if claimed.relation == "fork":
             await self._in_thread(set_aside_fork, claimed, self._found, self._files)
-        await fetch_result_files(
-            claimed, self._storage, self._found.path, files=self._files, clock=self._clock
-        )
+        await fetch_result_files(claimed, self._access, self._found.path)
         aside = await self._in_thread(install_copy, claimed, self._found, self._files, self._clock)
         if claimed.relation == "fork":
             message = (
-                f"{self._found.path} and {self._remote and self._remote.uri} had parted: the copy goes on, and "
+                f"{self._found.path} and {self._remote} had parted: the copy goes on, and "
                 f"{claimed.set_aside} commits that only this disk had were set aside in {aside}"
             )
             logger.warning("%s", message)
@@ -381,8 +386,8 @@ class _Opening:
                 await give_up(self._claimed)
             except AsynctuneError as left:
                 error.add_note(f"the copy could not be given back: {left}")
-        if self._storage is not None:
-            await self._storage.aclose()
+        if self._access is not None:
+            await self._access.aclose()
         if self._directory is not None:
             self._directory.journal.close()
         if self._found is not None:

@@ -31,7 +31,8 @@ def remember(state_dir: str, remote: Remote, files: LocalFiles) -> None:
         OSError: The disk refused.
     """
     settings = {name: getattr(remote.sync, name) for name in _SETTINGS}
-    value = {"form": _FORM, "uri": str(remote.uri), **settings}
+    syncer = None if remote.uri is not None else type(remote.sync.syncer).__name__
+    value = {"form": _FORM, "uri": str(remote), "syncer": syncer, **settings}
     data = (json.dumps(value, indent=2) + "\n").encode()
     path = f"{state_dir}/{NOTE}"
     if _read(path, files) == data:
@@ -53,6 +54,7 @@ def recall(state_dir: str, files: LocalFiles, options: dict[str, Any]) -> Remote
     """Where the copy is, as it was written down; `None`: there is none.
 
     Raises:
+        ConfigError: It was kept by a `Syncer`, which was not given again.
         CorruptStateError: The note cannot be read; going on without the copy would be worse than asking.
         OSError: The disk refused.
     """
@@ -64,17 +66,25 @@ def recall(state_dir: str, files: LocalFiles, options: dict[str, Any]) -> Remote
         value = json.loads(data)
         if value["form"] != _FORM:
             raise ValueError(f"it has form {value['form']!r}, and this asynctune knows {_FORM}")
+        if value["syncer"] is not None:
+            raise ConfigError(
+                f"the copy of this experiment is kept by a {value['syncer']}, which cannot be stored: give it again, "
+                f"sync_config=SyncConfig(upload_dir=..., syncer={value['syncer']}(...)), or SyncConfig() to go on "
+                "without a copy"
+            )
         uri = parse_uri(value["uri"])
         sync = SyncConfig(
             upload_dir=value["uri"].rpartition("/")[0], **{name: value[name] for name in _SETTINGS}
         )
-    except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+    except ConfigError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptStateError(
             f"{path}, which says where the experiment's copy is, cannot be read ({error}); give "
             "sync_config=SyncConfig(upload_dir=...), or SyncConfig() to go on without a copy",
             path=path,
         ) from error
-    return Remote(uri=uri, sync=sync, options=options)
+    return Remote.at(uri, sync, options)
 
 
 def noted(state_dir: str, files: LocalFiles) -> str | None:

@@ -12,21 +12,17 @@ from collections.abc import Mapping
 from asynctune.clock import Clock
 from asynctune.files import LocalFiles
 from asynctune.packing import pack
-from asynctune.results.fetching import fetch_results
 from asynctune.state.epochs import claim_epoch
 from asynctune.state.mirror.claiming import Claimed
 from asynctune.state.mirror.installing import install
-from asynctune.storage.base import ObjectStorage
-from asynctune.storage.transfer import Transfer
+from asynctune.store.access import Access
 from asynctune.store.finding import storage_error
 from asynctune.store.opening import Found, node_ip
 
 __all__ = ["fetch_result_files", "install_copy", "set_aside_fork"]
 
 
-async def fetch_result_files(
-    claimed: Claimed, storage: ObjectStorage, path: str, *, files: LocalFiles, clock: Clock
-) -> None:
+async def fetch_result_files(claimed: Claimed, access: Access, path: str) -> None:
     """Bring the result files of all trials that the copy knows.
 
     Raises:
@@ -34,17 +30,7 @@ async def fetch_result_files(
     """
     assert claimed.mirrored is not None
     records = claimed.mirrored.recovered.records
-    transfer = Transfer(storage, clock=clock, files=files)
-    try:
-        await fetch_results(
-            storage,
-            transfer,
-            path,
-            wanted=lambda name: _is_trial(name, records),
-            files=files,
-        )
-    finally:
-        transfer.close()
+    await access.fetch_results(path, lambda name: _is_trial(name, records))
 
 
 def set_aside_fork(claimed: Claimed, found: Found, files: LocalFiles) -> str:

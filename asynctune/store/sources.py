@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from asynctune.checkpoints.bucket import Bucket
-from asynctune.checkpoints.mirroring import BucketCopies
 from asynctune.clock import Clock
 from asynctune.errors import ExperimentNotFoundError
 from asynctune.files import LocalFiles
@@ -26,12 +25,11 @@ from asynctune.state.recovery import follow
 from asynctune.state.segments import Commit
 from asynctune.state.thread import WorkThread
 from asynctune.storage.base import ObjectStorage
-from asynctune.storage.transfer import Transfer
-from asynctune.storage.uri import open_storage
+from asynctune.store.access import Access, open_access
 from asynctune.store.copied_history import read_copied_history
 from asynctune.store.finding import STATE_DIR, is_copy
 from asynctune.store.opening import OpenedForReading, describe, newest_claim, open_for_reading
-from asynctune.store.place import Place, copy_of
+from asynctune.store.place import Place, Remote, copy_of
 from asynctune.store.records import Records, check_format
 from asynctune.store.remembering import noted
 from asynctune.store.trials import TrialTable
@@ -94,8 +92,8 @@ async def open_source(place: Place, *, clock: Clock, files: LocalFiles) -> Sourc
             return DirectorySource(place.path, scratch, files=files)
         place = copy_of(place.path, mode="read", local_dir=None, sync_config=None)
         assert place.remote is not None
-    storage = await open_storage(place.remote.uri, place.remote.options)
-    return CopySource(place, storage, scratch, clock=clock, files=files)
+    access = await open_access(place.remote, os.path.join(scratch, "experiment"), clock=clock, files=files)
+    return CopySource(place.remote, access, scratch, clock=clock, files=files)
 
 
 class DirectorySource:
@@ -147,21 +145,18 @@ class CopySource:
     """The copy of an experiment. Downloads its state, and checkpoints only when they are asked for."""
 
     def __init__(
-        self, place: Place, storage: ObjectStorage, scratch_dir: str, *, clock: Clock, files: LocalFiles
+        self, remote: Remote, access: Access, scratch_dir: str, *, clock: Clock, files: LocalFiles
     ) -> None:
-        assert place.remote is not None
         self.scratch_dir = scratch_dir
         self.experiment_dir = os.path.join(scratch_dir, "experiment")
-        self.storage = storage
-        self._uri = str(place.remote.uri)
+        self._access = access
+        self._uri = str(remote)
         self.copy_uri: str | None = self._uri
         self._clock = clock
         self._files = files
         self._cache = ObjectCache()
         self._named: Named | None = None
-        self.transfer = Transfer(storage, clock=clock, files=files, timeout_s=place.remote.sync.sync_timeout)
-        self._copies = BucketCopies(storage, self.transfer, files=files)
-        self.bucket: Bucket | None = Bucket.for_reading(self._copies)
+        self.bucket: Bucket | None = Bucket.for_reading(access.copies)
         self.mirrored: Mirrored | None = None
         """As read last; its `recovered.rows` are those that the bucket's result files may lack."""
 
@@ -173,8 +168,9 @@ class CopySource:
             CorruptStateError, UnsupportedFormatError: It cannot be read.
             StorageError: The bucket refused.
         """
+        await self._access.look()
         mirrored = await read_mirror(
-            self.storage,
+            self._access.storage,
             clock=self._clock,
             cache=self._cache,
             rows_after=lambda _records, current: current.projected,
@@ -198,13 +194,19 @@ class CopySource:
         return OpenedForReading(records, recovered, claim, alive, opening)
 
     @property
+    def storage(self) -> ObjectStorage:
+        """The copy's own storage, or what a syncer brought of the state."""
+        return self._access.storage
+
+    @property
     def changed_at(self) -> float | None:
         """When the copy's state was replaced last, by the storage's clock; `None` where that is not known."""
         return None if self._named is None else self._named.modified_at or None
 
     async def look(self, since: Position) -> Look | None:
         """Nothing new, or `None`: the copy was replaced."""
-        register = await open_register(self.storage, writing=False, clock=self._clock)
+        await self._access.look()
+        register = await open_register(self._access.storage, writing=False, clock=self._clock)
         named = await register.read()
         before = self._named
         if named is None or before is None or named.current.swap_nonce != before.current.swap_nonce:
@@ -226,8 +228,7 @@ class CopySource:
         return await read_copied_history(
             TrialInfo(trial_id=trial_id, trial_name=name, config=config),
             [] if self.mirrored is None else self.mirrored.recovered.rows,
-            storage=self.storage,
-            transfer=self.transfer,
+            access=self._access,
             scratch_dir=self.scratch_dir,
             clock=self._clock,
             files=self._files,
@@ -235,9 +236,7 @@ class CopySource:
 
     async def aclose(self) -> None:
         """Close the connection, and remove the directory of private copies."""
-        self._copies.close()
-        self.transfer.close()
-        await self.storage.aclose()
+        await self._access.aclose()
         await _in_thread(_remove, self.scratch_dir, self._files)
 
 

@@ -315,7 +315,7 @@ def faulty(bucket, monkeypatch):
             storage.fail(StorageError("nobody answers", retryable=True), lasting=True)
         return storage
 
-    monkeypatch.setattr("asynctune.store.reconcile.open_storage", open_faulty)
+    monkeypatch.setattr("asynctune.store.access.open_storage", open_faulty)
 
     def switch(*, to_away: bool, only_new: bool = False) -> None:
         away[0] = to_away
