@@ -51,6 +51,10 @@ class Access(Protocol):
         """
         ...
 
+    def announce(self, emit: Callable[..., None]) -> None:
+        """Say what people should know of this way to a copy, at an opening for writing."""
+        ...
+
     async def begin(self) -> bool:
         """Get ready to write, with the experiment's directory claimed; whether all result files have to be sent anew.
 
@@ -123,6 +127,9 @@ class BucketAccess:
 
     async def look(self) -> None:
         """A storage always shows what is there."""
+
+    def announce(self, emit: Callable[..., None]) -> None:
+        """Nothing is to be said."""
 
     async def begin(self) -> bool:
         """Nothing has to be made ready."""

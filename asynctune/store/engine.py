@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.clock import Clock
@@ -44,6 +44,8 @@ from asynctune.store.trials import TrialTable
 __all__ = ["Engine"]
 
 logger = logging.getLogger("asynctune")
+
+_GRACE_S: Final = 1.0
 
 
 class Engine:
@@ -320,7 +322,10 @@ class Engine:
         Raises:
             StorageError, FencedError, CaptureError: Something is not durable; the experiment is let go all the same.
         """
-        limit = asyncio.timeout(timeout_s)
+        # with a bucket, the parts below have deadlines of their own, which end before
+        limit = asyncio.timeout(
+            timeout_s if timeout_s is None or self.mirroring is None else timeout_s + _GRACE_S
+        )
         try:
             self.check()
             async with limit:
@@ -345,13 +350,17 @@ class Engine:
             await self.flush()  # first: what is changed by now does not wait for saves and deletions
         except CaptureError as error:
             failed = error
-        left = await self.checkpoints.aclose(drain_timeout_s=timeout_s)
+        mirroring = self.mirroring
+        ends = None if timeout_s is None else self._clock.monotonic() + timeout_s
+        left = await self.checkpoints.aclose(
+            drain_timeout_s=timeout_s if mirroring is None else mirroring.time_for_uploads(timeout_s)
+        )
         if (covered := await self.projections.sync()) is not None:
             self.records.put("projected", covered)
         self.records.put("opening", opening_record(self.opening, self._clock.time()))
         await self.writer.flush()
-        if self.mirroring is not None:
-            await self.mirroring.finish(left, timeout_s)
+        if mirroring is not None:
+            await mirroring.finish(left, None if ends is None else max(0.0, ends - self._clock.monotonic()))
         if failed is not None:
             raise failed
 

@@ -33,6 +33,7 @@ logger = logging.getLogger("asynctune")
 
 _SHOWN: Final = 5
 _NAMES_AT_ONCE: Final = 1000
+_SHARE_OF_UPLOADS: Final = 0.8
 
 
 class Emit(Protocol):
@@ -115,6 +116,7 @@ class Mirroring:
             finish=self._access.finish,
         )
         self._behind = _is_behind(opened)
+        self._access.announce(emit)
 
     @property
     def runs(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
@@ -163,6 +165,16 @@ class Mirroring:
 
     # -- the end -----------------------------------------------------------------------------------------------
 
+    def time_for_uploads(self, timeout_s: float | None) -> float | None:
+        """How many of the seconds for the close uploads may take: the state is small, and worth more than one of them.
+
+        Without a limit they take what they need, but for a bucket that is away.
+        """
+        if timeout_s is not None:
+            return _SHARE_OF_UPLOADS * timeout_s
+        stats = self.mirror.stats
+        return None if stats.claimed and stats.away_s is None else self.remote.sync.sync_timeout
+
     async def finish(self, left: Sequence[UploadLeft], timeout_s: float | None) -> None:
         """Bring the rest of the state there, and mark the copy as closed.
 
@@ -176,7 +188,7 @@ class Mirroring:
         """
         limit_s = self.remote.sync.sync_timeout if timeout_s is None else timeout_s
         end = self._clock.monotonic() + limit_s
-        await self._finish_results(limit_s)
+        await self._finish_results(limit_s / 2)
         closed = await self.mirror.close(max(0.0, end - self._clock.monotonic()))
         if closed and not left:
             return

@@ -338,13 +338,13 @@ class _Opening:
 
         This opening holds the directory's lock, which the owner would hold.
         """
-        if (alive := is_alive(owner)) is not None:
-            return not alive
         assert self._found is not None
         try:
-            return read_claim(self._found.state_dir, owner.epoch, self._files).nonce == owner.nonce
+            if read_claim(self._found.state_dir, owner.epoch, self._files).nonce == owner.nonce:
+                return True
         except (FrameError, OSError):
-            return False
+            pass  # it was an opening of another directory
+        return is_alive(owner) is False
 
     def _check(self, _relation: str, current: Current | None) -> None:
         assert self._remote is not None

@@ -18,7 +18,7 @@ from asynctune.checkpoints.bucket import TreeCopies
 from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.state_exports import ExportFile, StateExports
 from asynctune.checkpoints.syncer_calls import SyncerCalls
-from asynctune.checkpoints.syncing import SyncedResults, SyncedTrees
+from asynctune.checkpoints.syncing import SyncedResults, SyncedTrees, tell_unfenced
 from asynctune.clock import Clock
 from asynctune.errors import StorageError
 from asynctune.files import LocalFiles
@@ -83,6 +83,7 @@ class SyncerAccess:
         assert syncer is not None
         assert syncer != "auto"
         self._path = path
+        self._place = remote.place
         self._clock = clock
         self._files = files
         self._threads = DiskThreads()
@@ -131,6 +132,10 @@ class SyncerAccess:
         os.makedirs(f"{root}/{PREFIX}")
         for name, path in found.items():
             os.rename(path, f"{root}/{PREFIX}{name}")
+
+    def announce(self, emit: Callable[..., None]) -> None:
+        """Say that nothing keeps two machines apart."""
+        tell_unfenced(self._calls, self._place, emit)
 
     async def begin(self) -> bool:
         """See `Access.begin`."""
