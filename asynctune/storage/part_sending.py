@@ -194,7 +194,7 @@ class PartSending:
             if not self._rules.in_order or (there is not None and there.crc32c is not None):
                 crc32c = await out.checksum(offset, size_bytes)
             if there is not None and await self._fits(there, offset, size_bytes, crc32c):
-                parts[number] = replace(there, crc32c=crc32c)
+                parts[number] = replace(there, crc32c=crc32c, md5=None)
                 self.resumed += 1
                 return
             if there is not None and self._rules.in_order:

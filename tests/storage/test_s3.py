@@ -263,6 +263,20 @@ def upload_of(condition: Condition) -> tuple[Upload, list[UploadedPart]]:
     return upload, [UploadedPart(1, 3, '"tag"', google_crc32c.value(b"abc"))]
 
 
+async def test_a_part_without_a_checksum_may_be_known_by_its_md5():
+    """Servers that keep no CRC-32C; an ETag in quotes, as it has to be given back."""
+    md5 = "0123456789abcdef0123456789abcdef"
+    tag = f'"{md5.upper()}"'
+    listed = {"PartNumber": 1, "Size": 3, "ETag": tag}
+    checksum = {"ChecksumCRC32C": crc32c_text(7)}
+    storage, _ = scripted(list_parts=[{"Parts": [listed, {**listed, **checksum, "PartNumber": 2}]}])
+    upload, _ = upload_of(OnlyCreate())
+    assert await storage.list_parts(upload) == [
+        UploadedPart(1, 3, tag, None, md5),
+        UploadedPart(2, 3, tag, 7),
+    ]
+
+
 async def test_two_writes_that_met_are_sent_again():
     met = refusal("ConditionalRequestConflict", 409)
     storage, client = scripted(put_object=[met, {"ETag": '"v"'}])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from asynctune.storage.local import LocalStorage
 from asynctune.storage.notes import UploadNotes
 from asynctune.storage.sending import Sent
 from asynctune.storage.transfer import Transfer
-from asynctune.storage.values import IfVersion, OnlyCreate, Upload
+from asynctune.storage.values import IfVersion, OnlyCreate, Upload, UploadedPart
 from asynctune.testing import FaultyStorage, ManualClock
 from asynctune.testing.storage_faults import StorageCall
 from asynctune.testing.storage_scenes import cancelled, file_of, let_run, pattern
@@ -346,7 +348,7 @@ def touch(path: str) -> None:
     os.utime(path, ns=(0, 0))
 
 
-def replace(path: str) -> None:
+def swap(path: str) -> None:
     before = os.stat(path)
     with open(f"{path}.new", "wb") as file:
         file.write(DATA)
@@ -355,7 +357,7 @@ def replace(path: str) -> None:
 
 
 @pytest.mark.parametrize("noted", [False, True], ids=["forgotten", "noted"])
-@pytest.mark.parametrize("change", [grow, shrink, flip, touch, replace, os.unlink], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("change", [grow, shrink, flip, touch, swap, os.unlink], ids=lambda f: f.__name__)
 async def test_a_file_that_changes_never_becomes_an_object(storage, make, notes, tmp_path, change, noted):
     path = await file_of(tmp_path, DATA)
     storage.call(lambda _: asyncio.to_thread(change, path), on="put_part", nth=2)
@@ -446,6 +448,41 @@ async def test_parts_that_do_not_fit_are_sent_again(storage, make, notes, tmp_pa
     assert stored(storage, KEY) == DATA
     assert sent.resumed_parts == (0 if storage.upload_rules.in_order else 2)
     check_nothing_is_left(storage, make(), tmp_path)
+
+
+class NoChecksums(FaultyStorage):
+    """Tells of parts what a server of S3's protocol may tell: `md5` makes an ETag of the part's bytes."""
+
+    md5: Callable[[bytes], str | None]
+
+    async def list_parts(self, upload: Upload) -> list[UploadedPart]:
+        held = bucket_of(self).uploads[upload.upload_id].parts
+        return [
+            replace(part, crc32c=None, md5=self.md5(b"".join(held[part.number][1].chunks)))
+            for part in await super().list_parts(upload)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("md5", "resumed"),
+    [
+        (lambda data: hashlib.md5(data).hexdigest(), 3),
+        (lambda data: hashlib.md5(b"of what was encrypted").hexdigest(), 0),
+        (lambda data: None, 0),
+    ],
+    ids=["md5", "another", "none"],
+)
+async def test_parts_without_a_checksum_are_known_by_their_md5_or_sent_again(
+    make, notes, tmp_path, md5, resumed
+):
+    storage = NoChecksums(memory())
+    storage.md5 = md5
+    path = await file_of(tmp_path, DATA)
+    await interrupted(storage, make(storage=storage, notes=notes, parts_at_once=1), path)
+    sent = await send(make(storage=storage, notes=notes), path)
+    assert sent.resumed_parts == resumed
+    assert stored(storage, KEY) == DATA
+    assert storage.count("begin_upload") == 1
 
 
 async def test_an_upload_that_was_completed_is_found_done(storage, make, notes, tmp_path):
