@@ -12,7 +12,7 @@ import os
 import shlex
 import signal
 import sys
-from pathlib import Path
+import tempfile
 from typing import Final
 
 import click
@@ -34,10 +34,17 @@ _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_
     Optuna proposes the trials and stops the ones without promise; they train in worker processes, with a
     checkpoint after each epoch. Kill it with SIGKILL at any moment and start it again: it goes on.
 
-    DIRECTORY (default: asynctune-demo, here) is made if it is missing.
+    DIRECTORY (default: asynctune-demo, here) is made if it is missing. It may be the URI of a copy: the experiment
+    goes on from there, in a directory of its name, here.
     """,
 )
-@click.argument("directory", default="asynctune-demo", type=click.Path(path_type=Path))
+@click.argument("directory", default="asynctune-demo")
+@click.option(
+    "--upload-dir",
+    metavar="PLACE",
+    help="Keep a copy below PLACE (s3://bucket/prefix, gs://bucket/prefix, a directory), in the name of DIRECTORY, and "
+    "go on from that where DIRECTORY is gone. Credentials and endpoint come from the environment.",
+)
 @click.option(
     "--trials",
     type=click.IntRange(1, 1000),
@@ -52,11 +59,23 @@ _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_
     show_default=True,
     help="Worker processes at a time.",
 )
-def main(directory: Path, trials: int | None, epochs: int | None, seed: int | None, workers: int) -> None:
+def main(
+    directory: str,
+    upload_dir: str | None,
+    trials: int | None,
+    epochs: int | None,
+    seed: int | None,
+    workers: int,
+) -> None:
     """Run the demo."""
     given = {"trials": trials, "epochs": epochs, "seed": seed}
     try:
-        _run(directory, {name: value for name, value in given.items() if value is not None}, workers)
+        _run(
+            directory,
+            upload_dir,
+            {name: value for name, value in given.items() if value is not None},
+            workers,
+        )
     except AsynctuneError as error:
         click.echo(f"asynctune demo: {error}", err=True)
         sys.exit(1)
@@ -68,32 +87,39 @@ def main(directory: Path, trials: int | None, epochs: int | None, seed: int | No
         raise
 
 
-def _run(directory: Path, given: dict[str, int], workers: int) -> None:
+def _run(directory: str, upload_dir: str | None, given: dict[str, int], workers: int) -> None:
     for module, package in _PACKAGES.items():
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError("demo", package, "the demo")
     os.environ.update(_ONE_THREAD)
     # Only now: these need the extra.
-    from asynctune.demo.experiment import prepare  # noqa: PLC0415
-    from asynctune.demo.telling import before_it_runs, best_checkpoint, what_came_out  # noqa: PLC0415
+    from asynctune.demo.experiment import Places, prepare  # noqa: PLC0415
+    from asynctune.demo.telling import before_it_runs, best_checkpoint, copy_lines, what_came_out  # noqa: PLC0415
     from asynctune.demo.training import METRIC, Digits, DigitsModel  # noqa: PLC0415
 
-    prepared = asyncio.run(prepare(directory.absolute(), given, workers))
+    places = Places.of(directory, upload_dir)
+    prepared = asyncio.run(prepare(places, given, workers))
     if prepared.is_finished:
         click.echo("This experiment is finished; nothing is left to run.")
         results = prepared.tuner.get_results()
     else:
-        for line in before_it_runs(prepared.before, prepared.trials):
+        for line in before_it_runs(prepared.before, prepared.trials, prepared.found_at, places.copy):
             click.echo(line)
         results = prepared.tuner.run()
 
     best = results.get_best_result()
     made = best_checkpoint(best, METRIC)
-    with made.as_directory() as files:  # as any other program would use it
-        model = DigitsModel(best.config, Digits.load())
-        model.load(files)
-    for line in what_came_out(results, best, made, model.accuracy("test"), directory):
+    model = DigitsModel(best.config, Digits.load())
+    with tempfile.TemporaryDirectory() as files:
+        # as any other program would; it may be in the copy only
+        model.load(asyncio.run(best.fetch_checkpoint(files, made)))
+    for line in what_came_out(
+        results, best, made, model.accuracy("test"), places.shown, places.copy is not None
+    ):
         click.echo(line)
+    if places.copy is not None:
+        for line in copy_lines(places.copy, prepared.tuner.stats(), places.elsewhere):
+            click.echo(line)
 
 
 def _say_how_to_go_on() -> None:

@@ -5,34 +5,44 @@ from __future__ import annotations
 import shlex
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
+from asynctune.store.stats import StoreStats
 from asynctune.trial import Checkpoint, TrialStatus
+from asynctune.tuning.picture import copy_text
 from asynctune.tuning.result_grid import Result, ResultGrid
 
-__all__ = ["COMMAND", "before_it_runs", "best_checkpoint", "what_came_out"]
+__all__ = ["COMMAND", "before_it_runs", "best_checkpoint", "copy_lines", "what_came_out"]
 
 COMMAND: Final = "python -m asynctune.demo"
 _MORE: Final = 12
 
 
-def before_it_runs(before: Sequence[Result] | None, trials: int) -> list[str]:
+def before_it_runs(
+    before: Sequence[Result] | None, trials: int, found_at: str | None = None, copy: str | None = None
+) -> list[str]:
     """What is going to happen.
 
     Args:
         before: The trials of an experiment that goes on; `None` for a new one.
         trials: How many there will be.
+        found_at: Where that experiment is.
+        copy: Where a copy is kept; `None`: nowhere, or where it was kept before.
     """
     if before is None:
+        lines = [f"{_plural(trials, 'trial')} of a neural network on the handwritten digits of scikit-learn."]
+        if copy is None:
+            return [*lines, "Kill this at any moment, by any means, and start it again: it goes on."]
         return [
-            f"{_plural(trials, 'trial')} of a neural network on the handwritten digits of scikit-learn.",
-            "Kill this at any moment, by any means, and start it again: it goes on.",
+            *lines,
+            f"A copy is kept in {copy}.",
+            "Kill this at any moment, by any means, delete its directory, and start it again: it goes on.",
         ]
     ended = [each for each in before if each.status.is_finished]
     epochs = sum(_epoch(each.checkpoint) for each in before)
     kept, of = _plural(epochs, "epoch"), _plural(trials, "trial")
-    lines = [f"Going on with {kept} in checkpoints; {len(ended)} of {of} ended before."]
+    whence = f"Going on from {found_at}, with" if found_at == copy is not None else "Going on with"
+    lines = [f"{whence} {kept} in checkpoints; {len(ended)} of {of} ended before."]
     for each in before:
         if not each.status.is_finished:
             epoch = _epoch(each.checkpoint)
@@ -48,7 +58,12 @@ def best_checkpoint(best: Result, metric: str) -> Checkpoint:
 
 
 def what_came_out(
-    results: ResultGrid, best: Result, made: Checkpoint, test_accuracy: float, directory: Path
+    results: ResultGrid,
+    best: Result,
+    made: Checkpoint,
+    test_accuracy: float,
+    directory: str,
+    has_copy: bool = False,
 ) -> list[str]:
     """The best trial, what its best checkpoint is worth, and how to look further.
 
@@ -58,6 +73,7 @@ def what_came_out(
         made: Its best checkpoint.
         test_accuracy: Of that, on images that the search has not seen; from 0 to 1.
         directory: Of the experiment, as the user gave it.
+        has_copy: Whether there is another place that the experiment would go on from.
     """
     config = ", ".join(
         f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
@@ -66,7 +82,8 @@ def what_came_out(
     )
     longest = max(each.metrics.get("training_iteration", 0) for each in results)
     early = sum(_ended_early(each, longest) for each in results)
-    where = shlex.quote(str(directory))
+    where = shlex.quote(directory)
+    anew = f"{COMMAND} another-directory" if has_copy else f"rm -r {where}"
     return [
         "",
         f"best: trial {best.trial_id}, accuracy {best.metrics['accuracy']:.4f} on the validation images",
@@ -76,8 +93,20 @@ def what_came_out(
         "",
         f"look closer:  python -m asynctune.inspect {where}",
         f"search on:    {COMMAND} {where} --trials {len(results) + _MORE}",
-        f"start anew:   rm -r {where}",
+        f"start anew:   {anew}",
     ]
+
+
+def copy_lines(copy: str, stats: StoreStats | None, elsewhere: Sequence[str]) -> list[str]:
+    """How far the copy is, and how another machine goes on with it.
+
+    Args:
+        copy: Where it is.
+        stats: Of the run; `None`: there was nothing to run.
+        elsewhere: The command's arguments there.
+    """
+    lines = [] if stats is None else [copy_text(copy, stats)]
+    return [*lines, f"elsewhere:    {COMMAND} {shlex.join(elsewhere)}"]
 
 
 def _ended_early(result: Result, longest: int) -> bool:

@@ -1,19 +1,23 @@
-"""The whole demo in its own process, as people start it: killed, interrupted, damaged, refused."""
+"""The whole demo in its own process, as people start it: killed, interrupted, damaged, moved, refused."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import boto3  # type: ignore[import-untyped]
 import psutil
 import pytest
 from click.testing import CliRunner, Result
@@ -21,6 +25,7 @@ from click.testing import CliRunner, Result
 from asynctune import ExperimentStore
 from asynctune.demo.__main__ import main
 from tests.killing import ROOT, Ended
+from tests.storage.moto import moto_server
 
 DEMO: Final = ["-m", "asynctune.demo"]
 # One worker: trials report in one order, so that the search goes the same way each time.
@@ -28,7 +33,7 @@ SMALL: Final = ["--trials", "3", "--epochs", "3", "--workers", "1"]
 
 
 def as_begun(directory: Path) -> list[str]:
-    return [*DEMO, str(directory), *SMALL]
+    return [str(directory), *SMALL]
 
 
 def in_process(*arguments: object) -> Result:
@@ -42,11 +47,11 @@ def _same_environment(monkeypatch):
         monkeypatch.setenv(name, "1")  # as the command does, for good
 
 
-def start(directory: Path) -> subprocess.Popen[str]:
+def start(*arguments: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *as_begun(directory)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        [sys.executable, *DEMO, *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -63,8 +68,12 @@ def epochs(directory: Path) -> int:
 
 def stop_at(directory: Path, epoch: int, number: int) -> Ended:
     """Start the demo, and send it a signal when so many epochs have a checkpoint."""
-    with start(directory) as process:
-        while epochs(directory) < epoch and process.poll() is None:
+    return stop_when(lambda: epochs(directory) >= epoch, as_begun(directory), number)
+
+
+def stop_when(is_time: Callable[[], bool], arguments: Sequence[str], number: int, cwd: Path = ROOT) -> Ended:
+    with start(*arguments, cwd=cwd) as process:
+        while not is_time() and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(number)
         output, _ = process.communicate()
@@ -157,7 +166,7 @@ def test_it_goes_on_after_sigterm_and_past_a_damaged_checkpoint(undisturbed, dir
 
 
 def test_a_killed_worker_costs_its_epoch_and_no_more(undisturbed, directory):
-    with start(directory) as process:
+    with start(*as_begun(directory)) as process:
         while not epochs(directory):
             assert process.poll() is None
             time.sleep(0.005)
@@ -169,6 +178,100 @@ def test_a_killed_worker_costs_its_epoch_and_no_more(undisturbed, directory):
     assert trials(directory) == trials(undisturbed[1])
 
 
+# -- with a copy -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A client and a bucket's name, on a server that the environment tells of."""
+    with moto_server() as endpoint:
+        for name, value in {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="bucket")
+        yield client
+        client.close()
+
+
+def has_whole_copies(client: Any, count: int) -> bool:
+    """Whether the checkpoints of so many epochs have come to the bucket, and are complete there."""
+    page = client.list_objects_v2(Bucket="bucket", Prefix="demos/mine/Digits")
+    steps: dict[str, int] = {}
+    for entry in page.get("Contents", ()):
+        if entry["Key"].endswith("/.manifest.json"):
+            _, _, trial, checkpoint, _ = entry["Key"].split("/")
+            steps[trial] = max(steps.get(trial, 0), int(checkpoint[11:17]))
+    return sum(steps.values()) >= count
+
+
+@pytest.mark.timeout(150)
+def test_killed_and_its_directory_deleted_it_goes_on_from_the_copy(undisturbed, tmp_path, bucket):
+    directory = tmp_path / "mine"
+    begun = ["mine", "--upload-dir", "s3://bucket/demos", *SMALL]
+    from_uri = ["s3://bucket/demos/mine", "--workers", "1"]
+    lives = []
+    for arguments, copies in ((begun, 2), (begun, 4), (from_uri, 7)):
+        is_time = functools.partial(has_whole_copies, bucket, copies)
+        stopped = stop_when(is_time, arguments, signal.SIGKILL, cwd=tmp_path)
+        assert stopped.code == -signal.SIGKILL, stopped.output
+        lives.append(stopped.output)
+        shutil.rmtree(directory)
+    with start(*from_uri, cwd=tmp_path) as process:
+        output, _ = process.communicate()
+    lives.append(output)
+    print(*lives, sep="\n---\n")
+    assert process.returncode == 0
+    assert "A copy is kept in s3://bucket/demos/mine." in lives[0]
+    going_on = (
+        r"^Going on from s3://bucket/demos/mine, with (\d) epochs? in checkpoints; \d of 3 trials ended"
+    )
+    kept = [int(found[1]) for life in lives[1:] if (found := re.search(going_on, life, re.MULTILINE))]
+    # What was whole in the bucket may not have been named by its state yet.
+    assert len(kept) == 3
+    assert kept == sorted(kept)
+    assert kept[-1] >= 4
+    # Each trial is there once, with each epoch once, and with the same numbers as if nothing had happened.
+    assert trials(directory) == trials(undisturbed[1])
+    assert best(output) == best(undisturbed[0])
+    assert re.search(r"^copy: complete, in s3://bucket/demos/mine$", output, re.MULTILINE)
+    assert "elsewhere:    python -m asynctune.demo s3://bucket/demos/mine\n" in output
+
+
+def test_a_copy_in_a_directory_is_shown_and_gone_on_with(tmp_path, directory):
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    first = in_process(directory, "--trials", 1, "--epochs", 1, "--upload-dir", copies)
+    assert first.exit_code == 0, first.output
+    assert f"copy: complete, in {copies}/demo\n" in first.output
+    shutil.rmtree(directory)
+    again = in_process(directory, "--upload-dir", copies)
+    assert again.exit_code == 0, again.output
+    assert again.output.startswith("This experiment is finished; nothing is left to run.\n")
+    assert best(again.output) == best(first.output)
+    assert f"elsewhere:    python -m asynctune.demo demo --upload-dir {copies}\n" in again.output
+    assert not directory.exists(), "nothing was to be done there"
+    more = in_process(directory, "--upload-dir", copies, "--trials", 2)
+    assert more.output.startswith(f"Going on from {copies}/demo, with 1 epoch in checkpoints; 1 of 2 trials")
+    assert [len(rows) for _, rows in trials(directory)] == [1, 1]
+
+
+def test_a_copy_is_added_to_an_experiment_that_had_none(tmp_path, directory):
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    in_process(directory, "--trials", 1, "--epochs", 1)
+    more = in_process(directory, "--trials", 2, "--upload-dir", f"file://{copies}")
+    assert more.exit_code == 0, more.output
+    assert f"copy: complete, in {copies}/demo\n" in more.output
+    shutil.rmtree(directory)
+    again = in_process(directory, "--upload-dir", f"file://{copies}")
+    assert best(again.output) == best(more.output)
+
+
 BAD: Final = {
     "a file": (["{}/file"], 1, "not a directory"),
     "other files": (["{}/files"], 1, "no experiment state"),
@@ -176,6 +279,8 @@ BAD: Final = {
     "another number of epochs": (["{}/demo", "--epochs", "7"], 1, "begun with --epochs 3, not 7"),
     "another seed": (["{}/demo", "--seed", "7"], 1, "begun with --seed 1, not 7"),
     "no trials": (["{}/x", "--trials", "0"], 2, "Invalid value for '--trials'"),
+    "two places of a copy": (["s3://b/x", "--upload-dir", "s3://b"], 1, "leave --upload-dir out"),
+    "no copy there": (["memory://nowhere/x"], 1, "no experiment at memory://nowhere/x"),
     "two directories": (["{}/x", "{}/y"], 2, "unexpected extra argument"),
 }
 
@@ -213,7 +318,7 @@ def test_a_missing_package_names_the_extra(directory, module, monkeypatch):
 def test_on_a_terminal_the_tuner_draws_and_every_line_fits(directory):
     ours, other = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-    command = [sys.executable, *as_begun(directory)]
+    command = [sys.executable, *DEMO, *as_begun(directory)]
     seen = b""
     with subprocess.Popen(
         command, cwd=ROOT, stdin=other, stdout=other, stderr=other, env=environment

@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from asynctune.demo.telling import before_it_runs, best_checkpoint, what_came_out
+from asynctune.demo.telling import before_it_runs, best_checkpoint, copy_lines, what_came_out
+from asynctune.store.stats import StoreStats
 from asynctune.trial import Checkpoint, TrialStatus
 from asynctune.tuning.result_grid import Result, ResultGrid
 
@@ -46,6 +47,25 @@ def test_a_restart_says_what_is_kept_and_where_each_trial_goes_on():
     ]
 
 
+def test_a_copy_is_named_before_and_after():
+    copy = "s3://b/my demo"
+    assert f"A copy is kept in {copy}." in before_it_runs(None, 24, None, copy)
+    assert "delete its directory" in before_it_runs(None, 24, None, copy)[-1]
+    from_copy, at_home = (before_it_runs([], 3, found_at, copy) for found_at in (copy, "/home/demo"))
+    assert from_copy == [
+        "Going on from s3://b/my demo, with 0 epochs in checkpoints; 0 of 3 trials ended before."
+    ]
+    assert at_home == ["Going on with 0 epochs in checkpoints; 0 of 3 trials ended before."]
+    stats = StoreStats.of_reader(
+        9, 0, 0, mirrored_seq=7, uploads_pending=1, uploads_failed=0, uploads_done=0, upload_bytes=0, trials=3
+    )
+    assert copy_lines(copy, stats, [copy]) == [
+        "copy: 2 commits and 1 checkpoint behind, in s3://b/my demo",
+        "elsewhere:    python -m asynctune.demo 's3://b/my demo'",
+    ]
+    assert len(copy_lines(copy, None, [copy])) == 1
+
+
 def test_the_best_checkpoint_need_not_be_the_newest():
     best = result("a", TrialStatus.TERMINATED, made(6, 0.9), made(7, 0.9), made(8, 0.8))
     assert best_checkpoint(best, "accuracy").step == 7
@@ -55,7 +75,7 @@ def test_the_end_tells_what_to_do_next_in_80_columns():
     best = result("db464_00017", TrialStatus.TERMINATED, made(16, 0.98), layers=2, learning_rate=0.00123456)
     others = [result("b", TrialStatus.TERMINATED, made(3, 0.4)), result("c", TrialStatus.ERROR, made(3, 0.4))]
     grid = ResultGrid([best, *others], location="/d/my demo")
-    lines = what_came_out(grid, best, made(9, 0.99, step=10), 0.97, Path("my demo"))
+    lines = what_came_out(grid, best, made(9, 0.99, step=10), 0.97, "my demo")
     assert lines == [
         "",
         "best: trial db464_00017, accuracy 0.9800 on the validation images",
@@ -68,3 +88,4 @@ def test_the_end_tells_what_to_do_next_in_80_columns():
         "start anew:   rm -r 'my demo'",
     ]
     assert max(map(len, lines)) <= 80
+    assert "rm " not in what_came_out(grid, best, made(9, 0.99, step=10), 0.97, "my demo", has_copy=True)[-1]
