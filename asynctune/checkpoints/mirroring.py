@@ -8,7 +8,7 @@ when it is deleted. So what has a manifest is complete. When that happens is dec
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ from asynctune.storage.carrying import in_parallel
 from asynctune.storage.notes import UploadNotes
 from asynctune.storage.receiving import DamagedObjectError
 from asynctune.storage.threads import Threads
-from asynctune.storage.values import Directory, ObjectInfo
+from asynctune.storage.values import Directory, ObjectInfo, Upload
 from asynctune.trial import MANIFEST_FILE
 
 __all__ = ["BucketCopies", "FileTransfer"]
@@ -136,8 +136,11 @@ class BucketCopies:
         source = await self._threads.run(_look, self._files, record, path)
         confirmed = self._confirmed.setdefault(record.directory, set())
         if not new:
-            await self._abort_unknown(source.prefix)
+            noted = await self._noted(source.prefix)
+            # Those whose ids are not written down here, nobody can go on with.
+            await self._transfer.abort_leftovers(source.prefix, {upload.upload_id for upload in noted})
             await self._confirm(source, confirmed)
+            await self._give_up(upload for upload in noted if upload.key in confirmed)
         sent = _Sent(confirmed, progress)
         work = (
             partial(self._send, key, source.path_of(file), file, sent)
@@ -176,11 +179,17 @@ class BucketCopies:
 
         await in_parallel((partial(ask, key) for key in unsure), self._files_at_once)
 
-    async def _abort_unknown(self, prefix: str) -> None:
-        """Abort uploads that nobody can go on with: their ids are not written down here."""
+    async def _noted(self, prefix: str) -> list[Upload]:
+        """Uploads in parts below a directory that are written down."""
         notes = [] if self._notes is None else await self._notes.every()
-        known = {upload.upload_id for upload in notes if upload.key.startswith(prefix)}
-        await self._transfer.abort_leftovers(prefix, known)
+        return [upload for upload in notes if upload.key.startswith(prefix)]
+
+    async def _give_up(self, uploads: Iterable[Upload]) -> None:
+        """Abort uploads that are of no use any more, and forget them; one that is gone is fine."""
+        for upload in uploads:
+            await self._storage.abort_upload(upload.key, upload.upload_id)
+            assert self._notes is not None
+            await self._notes.forget(upload.key)
 
     # -- away ------------------------------------------------------------------------------------------------
 
@@ -193,11 +202,7 @@ class BucketCopies:
         await self._storage.delete(keys)
         if record.mirrored:
             return
-        for upload in [] if self._notes is None else await self._notes.every():
-            if upload.key.startswith(prefix):
-                await self._storage.abort_upload(upload.key, upload.upload_id)
-                assert self._notes is not None
-                await self._notes.forget(upload.key)
+        await self._give_up(await self._noted(prefix))
         await self._transfer.abort_leftovers(prefix, ())
 
     # -- back ------------------------------------------------------------------------------------------------

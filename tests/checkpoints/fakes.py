@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
+from asynctune.checkpoints.bucket import Bucket
 from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.checkpoints.verify import VerifyReport, verify_directory
-from asynctune.clock import SystemClock
+from asynctune.clock import Clock, SystemClock
 from asynctune.config import CheckpointConfig
 from asynctune.errors import StorageError
 from asynctune.files import LocalFiles
@@ -137,8 +138,20 @@ class CountingFiles(LocalFiles):
 class Events(list[dict[str, Any]]):
     """Collects what is emitted."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._more = asyncio.Event()
+
     def __call__(self, kind: str, /, **data: Any) -> None:
         self.append({"kind": kind, **data})
+        self._more.set()
+        self._more = asyncio.Event()
+
+    async def happened(self, kind: str, count: int = 1) -> dict[str, Any]:
+        """Wait until there are so many of this kind; the last of them."""
+        while len(self.of(kind)) < count:
+            await self._more.wait()
+        return self.of(kind)[count - 1]
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self if event["kind"] == kind]
@@ -156,6 +169,8 @@ class Room:
         sink: MemorySink | None = None,
         epoch: int = 1,
         deleting: bool = True,
+        clock: Clock | None = None,
+        bucket: Bucket | None = None,
     ) -> None:
         self.path = path
         (path / ".asynctune").mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -167,9 +182,10 @@ class Room:
             sink=self.sink,
             config=CheckpointConfig() if config is None else config,
             files=self.files,
-            clock=SystemClock(),
+            clock=SystemClock() if clock is None else clock,
             emit=self.events,
             epoch=epoch,
+            bucket=bucket,
         )
         self._deleting = deleting
         self._run: asyncio.Task[None] | None = None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from asynctune.checkpoints.records import (
@@ -38,6 +40,14 @@ def test_a_record_comes_back():
     assert (checkpoint.trial_id, checkpoint.step, checkpoint.size_bytes) == ("t", 5, 7)
     assert checkpoint.metrics == {"acc": 0.5}
     assert checkpoint.files == {"a": 3, "b/c": 4}
+
+
+def test_what_is_said_of_the_bucket_comes_back_and_old_records_say_nothing_of_it():
+    retired = replace(RECORD, mirrored=True, deleting=True, bucket_deleting=True)
+    value = unpack(pack(retired.to_value()))
+    assert CheckpointRecord.from_value("t", 5, value) == retired
+    del value["bucket_deleting"]
+    assert CheckpointRecord.from_value("t", 5, value) == replace(retired, bucket_deleting=False)
 
 
 @pytest.mark.parametrize(
