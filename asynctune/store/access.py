@@ -56,7 +56,7 @@ class Access(Protocol):
         ...
 
     async def begin(self) -> bool:
-        """Get ready to write, with the experiment's directory claimed; whether all result files have to be sent anew.
+        """Get ready to write, with the experiment's directory locked; whether all result files have to be sent anew.
 
         Raises:
             StorageError: The disk refused.

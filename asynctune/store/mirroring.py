@@ -115,7 +115,7 @@ class Mirroring:
             covered=self.mirror.projected,
             finish=self._access.finish,
         )
-        self._behind = _is_behind(opened)
+        self._behind = opened.results_anew or _is_behind(opened)
         self._access.announce(emit)
 
     @property
@@ -130,7 +130,7 @@ class Mirroring:
             StorageError: The disk refused.
         """
         await self.results.begin()
-        if not await self._access.begin() and not self._behind:
+        if not self._behind:
             return
         for count, name in enumerate(list(_names(records)), 1):
             self.results.changed(name)

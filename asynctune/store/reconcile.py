@@ -59,6 +59,7 @@ class Opened:
         remote: Where the copy is; `None`: there is none.
         access: The way to it; whoever gets this closes it.
         claimed: The claim of the copy; `None`: there is no copy, or it could not be reached.
+        results_anew: All result files have to be sent anew.
         notes: What people should know, as (kind of event, sentence).
     """
 
@@ -67,6 +68,7 @@ class Opened:
     remote: Remote | None = None
     access: Access | None = None
     claimed: Claimed | None = None
+    results_anew: bool = False
     notes: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -137,6 +139,7 @@ class _Opening:
         self._found: Found | None = None
         self._claimed: Claimed | None = None
         self._directory: OpenedForWriting | None = None
+        self._results_anew = False
         self._notes: list[tuple[str, str]] = []
 
     async def run(self) -> Opened:
@@ -149,6 +152,8 @@ class _Opening:
         if self._access is None:  # the experiment itself told where its copy is
             await self._look_at_copy()
         local = await self._in_thread(self._look)
+        assert self._access is not None
+        self._results_anew = await self._access.begin()
         if self._away is not None:
             self._check_can_do_without(local)
             await self._in_thread(self._take, None)
@@ -164,6 +169,7 @@ class _Opening:
             remote=self._remote,
             access=self._access,
             claimed=self._claimed,
+            results_anew=self._results_anew,
             notes=self._notes,
         )
 

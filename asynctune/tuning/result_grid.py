@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Self, overload
 
+from asynctune.config import SyncConfig
 from asynctune.errors import CheckpointNotFoundError, ConfigError, MissingExtraError, StorageError
 from asynctune.metrics import find_number, number_names
 from asynctune.results.history import read_history
@@ -33,9 +34,12 @@ class _Origin:
 
     location: str
     options: Mapping[str, Any] | None = field(default=None, repr=False)
+    sync: SyncConfig | None = None
 
     def open(self) -> PendingStore[ExperimentStore]:
-        return ExperimentStore.open(self.location, mode="read", storage_options=self.options)
+        return ExperimentStore.open(
+            self.location, mode="read", storage_options=self.options, sync_config=self.sync
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,27 +161,44 @@ class ResultGrid(Sequence[Result]):
 
     @classmethod
     async def load(
-        cls, path_or_uri: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+        cls,
+        path_or_uri: str | os.PathLike[str],
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        sync_config: SyncConfig | None = None,
     ) -> ResultGrid:
         """The results of an experiment by its directory or URI; nothing but its state is read.
+
+        Args:
+            path_or_uri: Of the experiment.
+            storage_options: Credentials and endpoint of a bucket.
+            sync_config: With the `Syncer` that keeps the copy at this place, where one does.
 
         Raises:
             ExperimentNotFoundError: There is none.
             CorruptStateError: It cannot be read.
         """
-        async with ExperimentStore.open(path_or_uri, mode="read", storage_options=storage_options) as store:
-            return await cls.of(store, storage_options)
+        async with ExperimentStore.open(
+            path_or_uri, mode="read", storage_options=storage_options, sync_config=sync_config
+        ) as store:
+            return await cls.of(store, storage_options=storage_options, sync_config=sync_config)
 
     @classmethod
-    async def of(cls, store: ExperimentStore, storage_options: Mapping[str, Any] | None = None) -> ResultGrid:
-        """The results so far of an open experiment; `storage_options` as it was opened with, to read more later."""
+    async def of(
+        cls,
+        store: ExperimentStore,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        sync_config: SyncConfig | None = None,
+    ) -> ResultGrid:
+        """The results so far of an open experiment; the settings as it was opened with, to read more of it later."""
         results = []
         where, uri = store.location, store.upload_uri
         origin = copy = None
         if isinstance(where, str):
-            origin = _Origin(where, storage_options)
+            origin = _Origin(where, storage_options, sync_config)
         elif uri is not None:
-            copy = _Origin(uri, storage_options)
+            copy = _Origin(uri, storage_options, sync_config)
         async for trial in store.iterate():
             path = f"{where}/{trial.trial_name}" if isinstance(where, str) else where / trial.trial_name
             results.append(Result.of(trial, path, store.metric_summary(trial.trial_id), origin, copy))

@@ -53,16 +53,25 @@ class Whence:
         location: Its directory, or the URI of its copy.
         local_dir: Where it is staged then.
         options: Credentials and endpoint of the bucket.
+        sync: How the copy is kept, if that was given again; a `Syncer` has to be.
     """
 
     location: str
     local_dir: str | os.PathLike[str] | None = None
     options: Mapping[str, Any] | None = field(default=None, repr=False)
+    sync: SyncConfig | None = None
 
     def reading(self) -> PendingStore[ExperimentStore]:
         """Open it to look at it."""
-        options = self.options if is_uri(self.location) else None
-        return ExperimentStore.open(self.location, mode="read", storage_options=options)
+        return ExperimentStore.open(self.location, mode="read", **self.read_with())
+
+    def read_with(self) -> dict[str, Any]:
+        """What else it takes to read it."""
+        by_syncer = self.sync is not None and self.sync.syncer not in (None, "auto")
+        return {
+            "storage_options": self.options if is_uri(self.location) else None,
+            "sync_config": self.sync if by_syncer else None,
+        }
 
     def directory(self) -> Path:
         """Where it is, or will be, on this disk."""
@@ -70,7 +79,7 @@ class Whence:
             self.location,
             "resume",
             local_dir=self.local_dir,
-            sync_config=None,
+            sync_config=self.sync,
             storage_options=self.options,
         )
         return Path(place.path)
@@ -129,7 +138,7 @@ class ExperimentRun:
                     try:
                         await self._record(store, settings)
                         await self._drive(store, runner, search, callbacks, seen)
-                        self.results = await ResultGrid.of(store, self._bucket_options())
+                        self.results = await ResultGrid.of(store, **self._read_with())
                     except BaseException as error:
                         await self._save_results(store)
                         if isinstance(error, Interrupted):
@@ -187,17 +196,20 @@ class ExperimentRun:
             whence.location,
             mode="resume",
             local_dir=whence.local_dir,
-            # what is left at its default stays as it was
-            sync_config=None if run.sync_config == SyncConfig() else run.sync_config,
+            sync_config=whence.sync,
             checkpoint_config=run.checkpoint_config,
             storage_options=whence.options,
             tensorboard=run.tensorboard,
         )
 
-    def _bucket_options(self) -> dict[str, Any] | None:
-        """Credentials and endpoint, as they were given."""
+    def _read_with(self) -> dict[str, Any]:
+        """What else it takes to read the copy."""
+        sync = self._plan.run.sync_config
         given = None if self._whence is None else self._whence.options
-        return {**(self._plan.run.sync_config.storage_options or {}), **(given or {})} or None
+        return {
+            "storage_options": {**(sync.storage_options or {}), **(given or {})} or None,
+            "sync_config": sync if sync.syncer not in (None, "auto") else None,
+        }
 
     async def _was_cut_short(self) -> bool:
         """Whether a Tuner was killed here after it made the experiment, and before it recorded anything in it."""
@@ -294,7 +306,7 @@ class ExperimentRun:
 
     async def _save_results(self, store: ExperimentStore) -> None:
         try:
-            self.results = await ResultGrid.of(store, self._bucket_options())
+            self.results = await ResultGrid.of(store, **self._read_with())
         except AsynctuneError as error:
             # on the way out of something worse, which must not be hidden
             logger.warning("the results cannot be read: %s", error)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from asynctune.config import RunConfig, TuneConfig, result_dir
+from asynctune.config import RunConfig, SyncConfig, TuneConfig, result_dir
 from asynctune.errors import ConfigError, ExperimentNotFoundError
 from asynctune.protocols import TrialRunner
 from asynctune.store.stats import StoreStats
@@ -214,14 +214,16 @@ class Tuner:
         """
         _check_types(tune_config, run_config, runner)
         location = await asyncio.to_thread(_absolute, path_or_uri)
-        whence = Whence(location, local_dir, storage_options)
+        sync = None if run_config is None else run_config.sync_config
+        # what is left at its default stays as it was
+        whence = Whence(location, local_dir, storage_options, None if sync == SyncConfig() else sync)
         async with whence.reading() as store:
             if is_unbegun(store):
                 raise ExperimentNotFoundError(
                     f"the experiment at {location} was never begun: its creation was cut short before anything was "
                     "recorded; make it with Tuner(...) and the same name"
                 )
-            results = await ResultGrid.of(store, storage_options)
+            results = await ResultGrid.of(store, **whence.read_with())
             finished = bool((store.metadata.get(PROGRESS_KEY) or {}).get("finished"))
             errored = results.num_errors > 0 and (resume_errored or restart_errored)
             nothing_to_run = finished and not errored and tune_config is None

@@ -240,7 +240,7 @@ async def test_a_fork_is_set_aside_and_the_copy_wins(location, bucket, tmp_path,
 
 
 async def test_a_takeover_fences_the_old_driver(location, bucket, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("asynctune.store.reconcile.QUIET_S", 0.05)
+    monkeypatch.setattr("asynctune.store.reconcile.QUIET_S", 1.0)
     store = await ExperimentStore.open(location, sync_config=mirrored(bucket))
     await run(store, 3)
     await store.flush(mirror=True)
