@@ -12,7 +12,7 @@ from asynctune.clock import Clock
 from asynctune.errors import ConfigError, ExperimentLockedError, StorageError
 from asynctune.state.epochs import Claim, is_alive, new_claim
 from asynctune.state.lineage import extend_history
-from asynctune.state.mirror.current import Current
+from asynctune.state.mirror.current import Current, same_owner
 from asynctune.state.mirror.named import Named, Register
 from asynctune.state.mirror.objects import in_thread
 from asynctune.state.mirror.reading import Mirrored, ObjectCache, read_mirror
@@ -177,7 +177,13 @@ async def give_up(claimed: Claimed) -> None:
     Raises:
         StorageError: The storage refused.
     """
-    await claimed.register.swap(claimed.named.current.next(closed=True), claimed.named)
+    named = claimed.named
+    for _ in range(_TRIES):
+        content = named.current.next(closed=True)
+        named = await claimed.register.swap(content, named)
+        # it may have gone further than the claim; and whoever owns it now is none of our business
+        if named.current.closed or not same_owner(named.current.claim, claimed.claim):
+            return
 
 
 # -- waiting for quiet -----------------------------------------------------------------------------------------

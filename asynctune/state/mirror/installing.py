@@ -7,11 +7,13 @@ there, the local state is neither the old one nor the new one: openings without 
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Mapping
 from typing import Final
 
 from asynctune.errors import CorruptStateError
 from asynctune.files import LocalFiles
+from asynctune.state.codec import FrameError
 from asynctune.state.epochs import Claim
 from asynctune.state.mirror.current import mark_of
 from asynctune.state.mirror.reading import Mirrored, end_name
@@ -74,8 +76,8 @@ def install(
             files hold); `None`: those.
 
     Raises:
-        OSError: The disk refused; the state is still being replaced, and can be again.
-        FrameError: The disk gave back something else than was written; likewise.
+        OSError: The disk refused, or gave back something else than was written; the state is still being replaced,
+            and can be again.
     """
     if not files.exists(state_dir):
         with contextlib.suppress(FileExistsError):
@@ -99,14 +101,17 @@ def install(
     if current.seq > 0:
         held = dict(mirrored.recovered.records if records is None else records)
         image = Image(current.seq, current.crc, list(held), list(held.values()))
-        write_snapshot(
-            state_dir,
-            image,
-            experiment_id=current.experiment_id,
-            claim=claim,
-            history=history,
-            files=files,
-        )
+        try:
+            write_snapshot(
+                state_dir,
+                image,
+                experiment_id=current.experiment_id,
+                claim=claim,
+                history=history,
+                files=files,
+            )
+        except FrameError as error:
+            raise OSError(errno.EIO, f"the snapshot does not read back ({error})", state_dir) from error
     files.unlink(marker)
     files.sync_dir(state_dir)
     return aside

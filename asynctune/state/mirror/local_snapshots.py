@@ -7,6 +7,7 @@ link in `.asynctune/uploads/`. All calls block and belong in a thread.
 from __future__ import annotations
 
 import contextlib
+import secrets
 from dataclasses import dataclass
 from typing import Final
 
@@ -70,13 +71,12 @@ def hold_newest(
     """
     while (found := newest_snapshot(directory, files, after=after, upto=upto)) is not None:
         seq, _ = found
-        path = f"{directory}/{UPLOADS}/{_HELD}{seq}-{mark_of(claim)}"
+        # a name of its own for each call: two may hold the same one at once, and let it go one after the other
+        path = f"{directory}/{UPLOADS}/{_HELD}{seq}-{mark_of(claim)}-{secrets.token_hex(4)}"
         if not files.exists(f"{directory}/{UPLOADS}"):
             with contextlib.suppress(FileExistsError):
                 files.make_dir(f"{directory}/{UPLOADS}")
         try:
-            with contextlib.suppress(FileNotFoundError):
-                files.unlink(path)
             files.link(f"{directory}/snap-{seq}", path)
         except FileNotFoundError:
             continue  # pruned in this moment: there is a newer one

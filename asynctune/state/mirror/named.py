@@ -95,9 +95,13 @@ async def read_named(storage: ObjectStorage) -> Named | None:
         CorruptStateError, UnsupportedFormatError: It cannot be understood.
         StorageError: The storage refused.
     """
+    seen = False
     for _ in range(_TRIES):
         # a bucket that is not there is an error of the listing, and no missing object
         swapped, entries = await together(read_key(storage, CURRENT_KEY), list_entries(storage))
+        if seen and not entries and swapped is None:
+            break  # never an empty place: something was there a moment ago
+        seen = seen or bool(entries)
         try:
             listed = await _newest_listed(storage, entries)
         except NotFoundError:
@@ -112,7 +116,7 @@ async def read_named(storage: ObjectStorage) -> Named | None:
             listed.size_bytes,
         )
     raise StorageError(
-        f"read of the mirror at {storage.location}: it is replaced faster than it can be read",
+        f"read of the mirror at {storage.location}: it is replaced, or removed, faster than it can be read",
         operation="read",
         retryable=True,
     )

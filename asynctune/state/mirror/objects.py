@@ -12,7 +12,7 @@ from asynctune.errors import CorruptStateError, NotFoundError, StorageError
 from asynctune.state.mirror.current import Ref
 from asynctune.state.thread import WorkThread
 from asynctune.storage.base import ObjectStorage
-from asynctune.storage.values import Always, OnlyCreate, Source, Stored
+from asynctune.storage.values import Always, Condition, OnlyCreate, Source, Stored
 
 __all__ = ["in_thread", "put_object", "read_object", "together"]
 
@@ -66,7 +66,7 @@ async def put_object(storage: ObjectStorage, ref: Ref, data: Source) -> None:
     Raises:
         StorageError: It may be there or not; with other bytes it never is.
     """
-    condition = OnlyCreate() if storage.supports_conditions else Always()
+    condition: Condition = OnlyCreate() if storage.supports_conditions else Always()
     failure: StorageError | None = None
     try:
         if isinstance(await storage.put(ref.key, data, condition=condition, crc32c=ref.crc32c), Stored):

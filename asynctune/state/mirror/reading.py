@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, cast
 
 from asynctune.clock import Clock, SystemClock
@@ -192,7 +193,7 @@ def _recover(
             contents[str(run.name)], keys[str(run.name)] = data[run.start : run.end], key
     contents[end_name(current)] = _end(current)
     directory = f"{location}/{PREFIX}".rstrip("/")
-    rows = None if rows_after is None else (lambda records: rows_after(records, current))
+    rows = None if rows_after is None else partial(_wanted, rows_after, current)
     try:
         recovered = recover(directory, cast("LocalFiles", HeldFiles(contents)), rows_after=rows)
     except CorruptStateError as error:
@@ -205,6 +206,12 @@ def _recover(
         what = recovered.notices[0].message if recovered.notices else f"it ends at commit {recovered.seq}"
         raise _damaged(f"{location}/{named.key}", None, what)
     return contents, recovered
+
+
+def _wanted(
+    rows_after: Callable[[dict[str, bytes], Current], int], current: Current, records: dict[str, bytes]
+) -> int:
+    return rows_after(records, current)
 
 
 def end_name(current: Current) -> str:

@@ -17,7 +17,7 @@ from asynctune.state.mirror.unfenced import ListingRegister
 from asynctune.storage.base import ObjectStorage
 from asynctune.storage.probe import PROBE_PREFIX, keeps_conditions
 from asynctune.storage.settling import put_settled
-from asynctune.storage.values import IfVersion, OnlyCreate, Stored
+from asynctune.storage.values import Condition, IfVersion, OnlyCreate, Stored
 
 __all__ = ["SwapRegister", "open_register"]
 
@@ -72,7 +72,7 @@ class SwapRegister:
     async def swap(self, current: Current, expected: Named | None) -> Named:
         """See `Register.swap`."""
         version = None if expected is None else expected.version
-        condition = OnlyCreate() if version is None else IfVersion(version)
+        condition: Condition = OnlyCreate() if version is None else IfVersion(version)
         data = encode_current(current)
         try:
             outcome = await put_settled(self._storage, CURRENT_KEY, data, condition=condition)

@@ -101,7 +101,7 @@ def join_runs(parts: Iterable[bytes]) -> bytes:
     Raises:
         FrameError: A part holds something else than runs, or does not go on where the one before ends.
     """
-    joined: list[bytes] = []
+    joined: list[memoryview] = []
     before: Run | None = None
     for data in parts:
         runs = split_runs(data)
@@ -111,10 +111,10 @@ def join_runs(parts: Iterable[bytes]) -> bytes:
                 msg = f"a run from commit {run.name.first_seq} where commit {before.last_seq + 1} belongs"
                 raise FrameError(msg)
             if before is not None and (run.name.epoch, run.nonce) == (before.name.epoch, before.nonce):
-                joined.append(data[kept : run.start])
+                joined.append(memoryview(data)[kept : run.start])
                 kept = run.commits
             before = run
-        joined.append(data[kept:])
+        joined.append(memoryview(data)[kept:])
     return b"".join(joined)
 
 

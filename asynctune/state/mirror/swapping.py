@@ -92,6 +92,7 @@ class Swapper:
         self._unnamed: set[str] = set()
         self._ready: Ref | None = None
         self._attempts: dict[int, int] = {}
+        self._asked = 0  # up to where the result files are known to be complete
         self._listed: list[str] = [named.key] if named.key.startswith(LISTED_PREFIX) else []
 
     @property
@@ -247,7 +248,9 @@ class Swapper:
 
     async def _put_held(self, held: HeldSnapshot) -> Ref:
         """Put it, and let it go; it stays unnamed for now."""
-        ref = Ref(snapshot_name(self._identity.claim, held.seq), held.size_bytes, held.crc32c, 0, held.seq)
+        attempt = self._attempts[held.seq] = self._attempts.get(held.seq, -1) + 1
+        name = snapshot_name(self._identity.claim, held.seq, attempt)
+        ref = Ref(name, held.size_bytes, held.crc32c, 0, held.seq)
         try:
             await put_object(self._storage, ref, FileRange(held.path, 0, held.size_bytes))
         except BaseException:
@@ -271,11 +274,13 @@ class Swapper:
                 "back so far, and no snapshot is newer",
                 path=self._state_dir,
             )
-        try:
-            await self._project(held.seq)
-        except BaseException:
-            self._thread.call(_ignore, release, held, self._files)
-            raise
+        if held.seq > max(self.current.projected, self._asked):
+            try:
+                await self._project(held.seq)
+            except BaseException:
+                self._thread.call(_ignore, release, held, self._files)
+                raise
+            self._asked = held.seq
         ref = await self._put_held(held)
         self._unnamed.add(ref.name)
         base = replace(
