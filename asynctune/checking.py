@@ -60,9 +60,10 @@ _SCHEMES: Final = ("s3", "gs", "file", "memory")
 _BROKEN: Final = re.compile(r"(s3|gs|file|memory):/(?!/)", re.IGNORECASE)
 
 # A password may hold a slash, so that it reaches beyond what looks like the host; a number after a colon is a port.
+_PASSWORD: Final = re.compile(r"(?<=//)[^/:]*:(?!\d+(/|$))[^/]*")
 _SECRETS: Final = (
     re.compile(r"(?<=//)(?=[^/]*[:@]).*@", re.DOTALL),
-    re.compile(r"(?<=//)[^/:]*:(?!\d+(/|$))[^/]*"),
+    _PASSWORD,
     re.compile(r"[?#].*", re.DOTALL),
 )
 
@@ -163,9 +164,8 @@ def _check_uri(text: str, *, known_only: bool) -> str | None:
         return None
     scheme, (authority, _, _) = found[1].lower(), found[2].partition("/")
     shown = without_credentials(text)
-    if re.search(r"[?#]", found[2]) or (
-        "@" in authority and (known_only or ":" in authority.rpartition("@")[0])
-    ):
+    has_user = "@" in authority and (known_only or ":" in authority.rpartition("@")[0])
+    if has_user or re.search(r"[?#]", found[2]) or _PASSWORD.search(text):
         raise ConfigError(
             f"upload_dir={shown!r} was given with a user, a password or a query; credentials go into storage_options, "
             "or to where the cloud's own tools look for them"

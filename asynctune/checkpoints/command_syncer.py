@@ -156,6 +156,11 @@ class _Template:
         self.name = name
         self.program = os.path.basename(self._arguments[0]) if self._arguments else ""
         self.has_options = "{options}" in self._arguments
+        for argument in self._arguments:
+            if _SHELL.fullmatch(argument) or _EXPANDED.search(argument):
+                raise ConfigError(
+                    f"{name} is run without a shell, which would interpret a part of it; use a script"
+                )
         fields = {field for argument in self._arguments for field in _FIELD.findall(argument)}
         if missing := needed - fields:
             raise ConfigError(
@@ -171,11 +176,6 @@ class _Template:
             raise ConfigError(
                 f"{name} is run without a shell: begin it with the command env, or set the variable before"
             )
-        for argument in self._arguments:
-            if _SHELL.fullmatch(argument) or _EXPANDED.search(argument):
-                raise ConfigError(
-                    f"{name} is run without a shell, which would interpret a part of it; use a script"
-                )
 
     def filled(self, fields: Mapping[str, str], options: Sequence[str] = ()) -> list[str]:
         """The arguments, with each field in its place."""

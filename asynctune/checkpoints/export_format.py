@@ -61,7 +61,8 @@ def encode_current(number: int, named: dict[str, ExportEntry], current: bytes) -
         "current": current,
     }
     payload = pack(value, "the state's CURRENT", max_bytes=MAX_CURRENT_BYTES - 64)
-    return _MAGIC + google_crc32c.value(payload).to_bytes(_CRC_BYTES, "little") + payload
+    crc32c: int = google_crc32c.value(payload)
+    return _MAGIC + crc32c.to_bytes(_CRC_BYTES, "little") + payload
 
 
 def decode_current(data: bytes) -> tuple[int, dict[str, ExportEntry], bytes]:

@@ -95,6 +95,8 @@ class StateExports:
         files: The operating system.
         threads: Where the blocking calls go.
         nonce: 12 hex digits of this opening; drawn if not given.
+        stage_dir: An existing directory where generations are frozen before `begin`, when the experiment's own may be
+            another opening's yet, or not be there; `None`: there all the same.
     """
 
     def __init__(
@@ -106,10 +108,12 @@ class StateExports:
         files: LocalFiles,
         threads: DiskThreads,
         nonce: str | None = None,
+        stage_dir: str | None = None,
     ) -> None:
         self._calls = calls
         self._remote = f"{remote.rstrip('/')}/{_EXPORT}"
         self._local = os.path.join(experiment_dir, *_EXPORT.split("/"))
+        self._stage_dir = self._local if stage_dir is None else stage_dir
         self._files = files
         self._threads = threads
         self._nonce = nonce or secrets.token_hex(6)
@@ -136,7 +140,7 @@ class StateExports:
         known.number += 1  # also after a failure: what that left is never added to
         name = f"{known.number:010d}-{self._nonce}"
         known.others.add(name)
-        local = os.path.join(self._local, name)
+        local = os.path.join(self._stage_dir, name)
         have = known.named[0] if known.named else {}
         with disk_errors("export the state", local):
             try:
@@ -168,6 +172,7 @@ class StateExports:
         """
         with disk_errors("export the state", self._local):
             left = await self._threads.run(self._begin)
+        self._stage_dir = self._local
         self._known.others |= set(left)
         self._known.number = max(self._known.number, after, *map(_number, left), 0)
 
@@ -221,7 +226,7 @@ class StateExports:
 
     def _freeze(self, local: str, name: str, files: Iterable[ExportFile]) -> dict[str, ExportEntry]:
         with suppress(FileExistsError):
-            self._files.make_dir(self._local)
+            self._files.make_dir(self._stage_dir)
         self._files.make_dir(local)
         directory = os.path.join(local, "files")
         self._files.make_dir(directory)
@@ -259,6 +264,8 @@ class StateExports:
 
     def _note(self, name: str) -> None:
         """Write down which generations the next opening finds in the mirror; not worth a sync."""
+        if self._stage_dir != self._local:
+            return
         fresh = os.path.join(self._local, "sent.new")
         with suppress(FileNotFoundError):
             self._files.unlink(fresh)

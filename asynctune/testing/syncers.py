@@ -81,7 +81,7 @@ class SyncerTests:
 
     # -- trees -----------------------------------------------------------------------------------------------
 
-    def test_it_has_the_methods_of_a_syncer(self, syncer: Syncer) -> None:
+    async def test_it_has_the_methods_of_a_syncer(self, syncer: Syncer) -> None:
         """See `asynctune.protocols.Syncer`."""
         assert isinstance(syncer, Syncer)
 

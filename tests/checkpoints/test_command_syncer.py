@@ -32,7 +32,8 @@ def told(tmp_path):
 def saying(script):
     """A syncer whose every command is this script."""
     command = shlex.join([sys.executable, "-c", script])
-    return CommandSyncer(*(f"{command} {rest}" for rest in ("{source} {target}",) * 2 + ("{target}",)))
+    both = f"{command} {{source}} {{target}}"
+    return CommandSyncer(both, both, f"{command} {{target}}")
 
 
 async def test_fields_stay_within_their_arguments(told):
@@ -52,7 +53,8 @@ async def test_fields_stay_within_their_arguments(told):
 
 async def test_nothing_becomes_an_option(told):
     command, arguments = told
-    syncer = CommandSyncer(*[f"{command} {{source}} {{target}}"] * 2, f"{command} {{target}}")
+    both = f"{command} {{source}} {{target}}"
+    syncer = CommandSyncer(both, both, f"{command} {{target}}")
     await syncer.sync_up("-r", "--delete")
     assert arguments() == ["./-r", "./--delete"]
     await syncer.delete("-rf")

@@ -118,6 +118,6 @@ async def test_one_that_fails_when_it_is_cancelled_leaves_no_complaint():
 async def test_a_thread_of_its_own_answers_whatever_it_raises():
     assert await in_daemon_thread("test", lambda: 7) == 7
     with pytest.raises(KeyError):
-        await in_daemon_thread("test", lambda: {}["x"])
+        await in_daemon_thread("test", lambda: dict[str, int]()["x"])
     with pytest.raises(RuntimeError, match="StopIteration"):
         await in_daemon_thread("test", lambda: next(iter(())))

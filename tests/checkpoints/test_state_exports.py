@@ -56,7 +56,7 @@ class World:
         self.threads = DiskThreads()
         self.syncer = Watched()
 
-    def exports(self, experiment="exp", nonce=NONCE):
+    def exports(self, experiment="exp", nonce=NONCE, stage_dir=None):
         home = self.root / experiment / ".asynctune"
         home.mkdir(parents=True, exist_ok=True)
         return StateExports(
@@ -66,6 +66,7 @@ class World:
             files=LocalFiles(),
             threads=self.threads,
             nonce=nonce,
+            stage_dir=stage_dir,
         )
 
     @property
@@ -201,6 +202,18 @@ async def test_what_a_killed_process_left_here_is_removed_and_its_number_not_use
     await again.begin()
     assert not left.exists()
     assert await again.send(files(snap_1=b"one"), b"c") == 8
+
+
+async def test_before_it_begins_nothing_is_written_in_the_experiment(world):
+    stage = world.root / "stage"
+    stage.mkdir()
+    exports = world.exports(stage_dir=str(stage))
+    await exports.send(files(snap_1=b"one"), b"c1")
+    assert os.listdir(world.root / "exp/.asynctune") == os.listdir(stage) == []
+    await exports.begin()
+    await exports.send(files(snap_1=b"one"), b"c2")
+    assert os.listdir(world.root / "exp/.asynctune/export") == ["sent"]
+    assert (await world.back())[1] == b"c2"
 
 
 async def test_files_are_taken_by_another_name_or_copied(world, monkeypatch):

@@ -174,7 +174,7 @@ async def test_one_at_a_time_in_each_direction_in_order():
         gates[name].set()
         await let_run()
     assert order == ["+a", "+d", "-a", "+b", "-b", "+c", "-c"]
-    assert (told.count("a"), told.count("c")) == (1, 3)
+    assert (told.count("a"), told.count("c")) in {(1, 2), (1, 3)}
     gates["d"].set()
     await asyncio.gather(*tasks)
 

@@ -56,7 +56,8 @@ async def committed(room):
 
 
 async def test_a_checkpoint_goes_there_and_comes_back(tmp_path, threads):
-    remote, progress = tmp_path / "remote", []
+    remote = tmp_path / "remote"
+    progress: list[int] = []
     copies = trees_of(DirectorySyncer(), remote, threads)
     async with Room(tmp_path / "exp") as room:
         record, path = await committed(room)

@@ -101,7 +101,7 @@ async def test_checkpoints_are_jumped_over(world, tmp_path):
             seen.append(each.key)
             yield each
 
-    world.storage.storage.list_objects = counting  # type: ignore[method-assign]
+    world.storage.storage.list_objects = counting
     fetched = await world.fetch(lambda name: name != "gone")
     assert tree(tmp_path) == {f"{name}/result.json": name.encode() for name in "abz"}
     assert fetched.files == 3

@@ -89,6 +89,7 @@ def test_a_file_that_is_cut_while_it_is_copied_is_copied_as_it_is(tmp_path):
     freezer = Freezer(str(tmp_path), str(tmp_path / "stage"), Cutting(), ManualClock())
     freezer.begin()
     frozen = freezer.freeze("t", "stdout", 1, b"")
+    assert frozen is not None
     assert (frozen.size_bytes, frozen.crc32c) == (1 << 20, crc32c(b"x" * (1 << 20)))
 
 

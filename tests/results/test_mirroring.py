@@ -18,6 +18,7 @@ from asynctune.results.projector import ResultFiles
 from asynctune.results.rows import Announce, Cut, TrialInfo, encode
 from asynctune.storage.memory import MemoryStorage
 from asynctune.storage.transfer import Transfer
+from asynctune.storage.values import ObjectInfo
 from asynctune.testing import FaultyFiles, FaultyStorage, ManualClock
 from tests.results.world import OPENING, row, trial
 
@@ -74,7 +75,7 @@ class World:
     async def there(self) -> dict[str, bytes]:
         """What the mirror has."""
         storage = self.storage.storage
-        keys = [each.key async for each in storage.list_objects()]
+        keys = [each.key async for each in storage.list_objects() if isinstance(each, ObjectInfo)]
         return {key: (await storage.read(key)).data for key in keys}
 
     def here(self) -> dict[str, bytes]:
@@ -342,7 +343,7 @@ async def test_a_pass_that_is_cancelled_forgets_nothing(tmp_path):
 
 
 async def test_what_was_sent_counts_when_it_is_finished(tmp_path):
-    calls = []
+    calls: list[int] = []
 
     async def finish():
         calls.append(len(calls))

@@ -221,6 +221,6 @@ async def test_a_bad_syncer_is_found_out(tmp_path, bad, test):
         await getattr(Suite(), test)(*arguments)
 
 
-def test_half_a_syncer_is_found_out():
+async def test_half_a_syncer_is_found_out():
     with pytest.raises(AssertionError):
-        SyncerTests().test_it_has_the_methods_of_a_syncer(object())  # type: ignore[arg-type]
+        await SyncerTests().test_it_has_the_methods_of_a_syncer(object())  # type: ignore[arg-type]
