@@ -7,6 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from asynctune.inspect import tables
 from asynctune.inspect.directory import list_experiments
+from asynctune.inspect.garbage import find_garbage
 from asynctune.inspect.reading import ManyExperimentsError, Query, experiment
 from asynctune.inspect.report import Mode
 from asynctune.inspect.screen import Answer
@@ -15,6 +16,7 @@ from asynctune.inspect.verifying import verify
 __all__ = [
     "answer_best",
     "answer_checkpoints",
+    "answer_gc",
     "answer_summary",
     "answer_trial",
     "answer_trials",
@@ -23,7 +25,7 @@ __all__ = [
 
 
 async def answer_summary(location: str, query: Query) -> Answer:
-    """An experiment with its trials, or the experiments of a directory."""
+    """An experiment with its trials, or the experiments of a directory or bucket."""
     try:
         async with experiment(location) as opened:
             return "summary", await opened.trials(query), tables.summary_view
@@ -54,6 +56,11 @@ async def answer_best(location: str, metric: str | None, mode: Mode | None, limi
     """The best trials."""
     async with experiment(location) as opened:
         return "best", await opened.best(metric, mode, limit), tables.best_view
+
+
+async def answer_gc(location: str, limit: int) -> Answer:
+    """What crashed drivers left in the bucket."""
+    return "gc", await find_garbage(location, limit), tables.gc_view
 
 
 async def answer_verify(location: str, *, show_progress: bool) -> Answer:

@@ -42,7 +42,7 @@ def build_head(
         driver: Its `writer_info`, which asks the operating system whether the process lives.
         states: How far saved states are.
         as_of: The present, seconds since the Unix epoch.
-        last_change_at: When the state was written last.
+        last_change_at: When the state was written last, there where it is read.
     """
     opening, metadata, total = store.opening, store.metadata, len(store.trials)
     settings, started_over = tuning(metadata, total), store.started_over
@@ -65,6 +65,8 @@ def build_head(
         objective=own_objective(settings, store.tracked_metric),
         started_over=started_over,
         in_place_of={new: old for old, new in started_over.items()},
+        copy_uri=None if store.upload_uri is None else path_text(store.upload_uri),
+        from_copy=store.copy_source is not None,
     )
 
 

@@ -14,6 +14,7 @@ from asynctune.inspect import tables
 from asynctune.inspect.answers import (
     answer_best,
     answer_checkpoints,
+    answer_gc,
     answer_summary,
     answer_trial,
     answer_trials,
@@ -32,6 +33,7 @@ PROGRAM: Final = "python -m asynctune.inspect"
 _SUMMARY_ROWS: Final = 20
 _TRIAL_ROWS: Final = 50
 _CHECKPOINT_ROWS: Final = 50
+_LEAK_ROWS: Final = 50
 _LINES_AROUND_TABLE: Final = 20
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -122,10 +124,11 @@ _selection = _options(
 
 @click.group(cls=_EitherOrder, context_settings={"help_option_names": ["-h", "--help"]})
 def _inspect() -> None:
-    """Shows what is in the experiment at LOCATION, or which experiments are in a directory of them.
+    """Shows what is in the experiment at LOCATION, or which experiments are in a directory or bucket of them.
 
-    Reads only, takes no lock, and may run while a driver writes. LOCATION may also come after the command. A
-    directory that is called like a command is written with a path, as in ./trials.
+    LOCATION is a directory, or the URI of the copy in a bucket: s3://bucket/prefix/name, gs://bucket/prefix/name.
+    It may also come after the command. A directory that is called like a command is written with a path, as in
+    ./trials. Reads only, takes no lock, and may run while a driver writes.
 
     Exit codes: 0 fine, 1 a problem was found, 2 usage, 3 nothing there.
     """
@@ -200,8 +203,22 @@ def best(location: str, metric: str | None, mode: Any, limit: int, **options: An
 @_location
 @_output
 def verify(location: str, **options: Any) -> Exit:
-    """Compare the whole state and every file of every checkpoint with their checksums."""
+    """Compare the whole state and every file of every checkpoint with their checksums.
+
+    Of a copy in a bucket every checkpoint is downloaded, a few at a time, and removed at once.
+    """
     return _screen(options).answer(answer_verify(location, show_progress=not options["no_color"]))
+
+
+@_inspect.command()
+@_location
+@click.option("--limit", type=click.IntRange(0), metavar="N", help="List the largest N; 0: all.")
+@_output
+def gc(location: str, limit: int | None, **options: Any) -> Exit:
+    """List what crashed drivers left in a bucket and nothing needs. Deletes nothing."""
+    if limit is None:
+        limit = 0 if options["as_json"] else _LEAK_ROWS
+    return _screen(options).answer(answer_gc(location, limit))
 
 
 def _trials(

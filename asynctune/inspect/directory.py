@@ -1,18 +1,15 @@
-"""Owns the answer for a directory of experiments: each is opened in turn, and one that cannot be is a line too."""
+"""Owns the answer for a directory or bucket of experiments: each is opened, and one that cannot be is a line too."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-
 from asynctune.clock import Clock, SystemClock
 from asynctune.errors import AsynctuneError, ConfigError, ExperimentNotFoundError
-from asynctune.inspect.places import experiments_in
+from asynctune.inspect.buckets import experiments_at, full_location, location_below, open_to_read
 from asynctune.inspect.reading import Inspection, Query
 from asynctune.inspect.report import ExperimentLine, ExperimentsReport, Mode, Problem
 from asynctune.inspect.text import path_text, printable
-from asynctune.store.finding import local_path
-from asynctune.store.store import ExperimentStore
+from asynctune.state.mirror.objects import together
+from asynctune.store.place import is_uri
 
 __all__ = ["list_experiments"]
 
@@ -20,25 +17,26 @@ __all__ = ["list_experiments"]
 async def list_experiments(
     location: str, metric: str | None, mode: Mode | None, clock: Clock | None = None
 ) -> ExperimentsReport:
-    """One line for each experiment in a directory of them; one that cannot be read is a line and a problem.
+    """One line for each experiment in a directory or bucket; one that cannot be read is a line and a problem.
 
     Args:
-        location: The directory.
+        location: The directory, or a bucket with a prefix.
         metric: Metric by which to name the best trials; `None`: each experiment's own, if it has one.
         mode: Which end of it is best; `None` without a metric.
         clock: Time.
 
     Raises:
         ConfigError: A metric without a mode, or the reverse.
-        ExperimentNotFoundError: There is none.
-        OSError: The directory cannot be listed.
+        StorageError, OSError: It cannot be listed.
     """
     if (metric is None) != (mode is None):
         given, missing = ("--metric", "--mode") if mode is None else ("--mode", "--metric")
         raise ConfigError(f"{given} needs {missing} for a directory of experiments")
-    clock, location = clock or SystemClock(), local_path(location)
-    names = await asyncio.to_thread(experiments_in, location)
-    lines = [await _line(os.path.join(location, name), name, metric, mode, clock) for name in names]
+    clock, location = clock or SystemClock(), full_location(location)
+    names = await experiments_at(location)
+    waiting = [_line(location_below(location, name), name, metric, mode, clock) for name in names]
+    # of a bucket a few at once: most of the time is waiting
+    lines = await together(*waiting) if is_uri(location) else [await line for line in waiting]
     return ExperimentsReport(
         location=path_text(location),
         as_of=clock.time(),
@@ -57,7 +55,7 @@ async def _line(
 ) -> ExperimentLine:
     shown, where = path_text(name), path_text(location)
     try:
-        async with await ExperimentStore.open(location, mode="read") as store:
+        async with await open_to_read(location) as store:
             query = Query(limit=1, metric=metric, mode=mode)
             report = await Inspection(store, clock).trials(query)
     except ExperimentNotFoundError as error:

@@ -9,6 +9,8 @@ from asynctune.errors import (
     CheckpointNotFoundError,
     ConfigError,
     ExperimentNotFoundError,
+    MissingExtraError,
+    NotFoundError,
     TrialNotFoundError,
 )
 
@@ -30,11 +32,18 @@ class MetricNotFoundError(AsynctuneError):
     """No trial that was looked at has reported this metric, or has this column."""
 
 
-_NOTHING_THERE = (ExperimentNotFoundError, TrialNotFoundError, CheckpointNotFoundError, MetricNotFoundError)
+_NOTHING_THERE = (
+    ExperimentNotFoundError,
+    TrialNotFoundError,
+    CheckpointNotFoundError,
+    MetricNotFoundError,
+    NotFoundError,  # of a bucket
+)
+_CANNOT_BE_ASKED = (ConfigError, MissingExtraError)
 
 
 def exit_for(error: AsynctuneError | OSError) -> Exit:
     """The exit code for an error that ended a command."""
     if isinstance(error, _NOTHING_THERE):
         return Exit.NOTHING_THERE
-    return Exit.USAGE if isinstance(error, ConfigError) else Exit.PROBLEM
+    return Exit.USAGE if isinstance(error, _CANNOT_BE_ASKED) else Exit.PROBLEM

@@ -45,6 +45,8 @@ _STYLES: Final = {
     "PAUSED": "yellow",
     "PENDING": "dim",
     "MISSING": "red",
+    "not there yet": "yellow",
+    "not yet": "yellow",
     "live": "cyan",
     "dead": "yellow",
     "cannot be read": "red",
@@ -86,10 +88,12 @@ def experiment_facts(report: TrialsReport) -> dict[str, Text]:
     changed = "" if head.last_change_at is None else f", last change {ago(head.last_change_at, head.as_of)}"
     facts = {
         "experiment": Text.assemble((head.name, "bold"), f"  {head.experiment_id}"),
-        "location": Text(head.location),
+        "location": Text(head.location + (", a copy" if head.from_copy else "")),
         "created": Text(f"{clock_time(head.created_at)}{changed}"),
         "driver": _driver(head, report.counts.get(TrialStatus.RUNNING, 0)),
     }
+    if head.copy_uri is not None and not head.from_copy:
+        facts["copy"] = Text(head.copy_uri)
     facts |= _search_facts(head)
     trials = f"{head.trials_total:,}" + (f": {counts_text(report.counts)}" if head.trials_total else "")
     facts["trials"] = Text(trials)

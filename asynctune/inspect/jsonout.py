@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 from asynctune.inspect.exits import Exit
+from asynctune.inspect.leaks import GarbageReport, Leak
 from asynctune.inspect.report import (
     BestReport,
     CheckpointEntry,
@@ -39,7 +40,13 @@ FORMAT: Final = 1
 _NOT_FINITE: Final = {math.inf: "Infinity", -math.inf: "-Infinity"}
 
 Report: TypeAlias = (
-    TrialsReport | TrialReport | CheckpointsReport | BestReport | VerifyReport | ExperimentsReport
+    TrialsReport
+    | TrialReport
+    | CheckpointsReport
+    | BestReport
+    | VerifyReport
+    | ExperimentsReport
+    | GarbageReport
 )
 
 
@@ -151,6 +158,19 @@ def _fields(report: Report) -> dict[str, Any]:
                 "metric": _name(report.metric),
                 "experiments": map(_experiment, report.lines),
             }
+        case GarbageReport():
+            return {
+                "experiment": _head(report.head),
+                "older_than_s": report.older_than_s,
+                "leaks_total": report.leaks_total,
+                "objects": report.objects,
+                "size_bytes": report.size_bytes,
+                "uploads_listed": report.uploads_listed,
+                "uploads_under_way": report.uploads_under_way,
+                "other_objects": report.other_objects,
+                "other_bytes": report.other_bytes,
+                "leaks": map(_leak, report.leaks),
+            }
 
 
 def _verified(report: VerifyReport) -> dict[str, Any]:
@@ -173,6 +193,8 @@ def _head(head: Head) -> dict[str, Any]:
     return {
         "name": head.name,
         "location": head.location,
+        "from_copy": head.from_copy,
+        "copy_uri": head.copy_uri,
         "experiment_id": head.experiment_id,
         "created_at": json_value(head.created_at),
         "last_change_at": json_value(head.last_change_at),
@@ -258,6 +280,7 @@ def _checkpoint(entry: CheckpointEntry) -> dict[str, Any]:
         "trial_id": json_value(checkpoint.trial_id),
         "step": checkpoint.step,
         "path": None if checkpoint.path is None else path_text(checkpoint.path),
+        "uri": entry.uri,
         "presence": entry.presence,
         "metrics": json_value(checkpoint.metrics),
         "files": json_value(checkpoint.files),
@@ -278,6 +301,17 @@ def _experiment(line: ExperimentLine) -> dict[str, Any]:
         "best": None if line.best is None else _trial(line.best),
         "begun": line.begun,
         "error": line.error,
+    }
+
+
+def _leak(leak: Leak) -> dict[str, Any]:
+    return {
+        "kind": leak.kind,
+        "name": leak.name,
+        "objects": leak.objects,
+        "size_bytes": leak.size_bytes,
+        "modified_at": json_value(leak.modified_at),
+        "reason": leak.reason,
     }
 
 

@@ -1,4 +1,4 @@
-"""Owns how a command gets its answer: opens stores in read mode, and looks for files in threads.
+"""Owns how a command gets its answer: opens stores in read mode, and looks for files in threads, or for their records.
 
 Takes no lock and writes nothing, so it may run beside a driver at any time.
 """
@@ -6,7 +6,6 @@ Takes no lock and writes nothing, so it may run beside a driver at any time.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -15,8 +14,9 @@ from typing import Final
 
 from asynctune.clock import Clock, SystemClock
 from asynctune.errors import ConfigError, CorruptStateError, ExperimentNotFoundError, TrialNotFoundError
+from asynctune.inspect.buckets import experiments_at, open_to_read
 from asynctune.inspect.building import build_head, check_names, find_trial, no_such_name, trial_row
-from asynctune.inspect.places import experiments_in, last_change, look_for, missing_problems
+from asynctune.inspect.places import as_recorded, last_change, look_for, missing_problems
 from asynctune.inspect.report import (
     BestReport,
     CheckpointEntry,
@@ -32,6 +32,7 @@ from asynctune.inspect.report import (
 from asynctune.inspect.scan import Order, Scan
 from asynctune.inspect.text import count, path_text, printable
 from asynctune.inspect.tuned import objective, saved_states
+from asynctune.store.sources import CopySource
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import Checkpoint, Trial, TrialStatus
 
@@ -78,13 +79,19 @@ class Inspection:
 
     @property
     def path(self) -> str:
-        """Directory of the experiment."""
-        return os.fspath(self._store.location)
+        """Directory of the experiment, or the URI of its copy."""
+        return str(self._store.location)
+
+    @property
+    def copy(self) -> CopySource | None:
+        """What is read, where that is a copy."""
+        return self._store.copy_source
 
     async def head(self) -> Head:
         """What is said of the experiment whatever was asked."""
-        changed, driver = await asyncio.to_thread(lambda: (last_change(self.path), self._store.writer_info))
-        states = await saved_states(self._store)
+        copy = self.copy
+        changed = copy.changed_at if copy is not None else await asyncio.to_thread(last_change, self.path)
+        states, driver = await saved_states(self._store), self._store.writer_info
         return build_head(self._store, driver, states, as_of=self._clock.time(), last_change_at=changed)
 
     async def catch_up(self) -> None:
@@ -147,7 +154,7 @@ class Inspection:
             failures=scan.failures,
             failed_trials=scan.failed_trials,
             retries=scan.retries,
-            problems=(*_damage(head), *missing_problems(_newest(rows))),
+            problems=(*_damage(head), *missing_problems(_newest(rows), head)),
         )
 
     async def trial(self, trial_id: str) -> TrialReport:
@@ -164,7 +171,7 @@ class Inspection:
             row=trial_row(trial, head, entries[-1].presence if entries else None),
             directory=path_text(f"{self._store.location}/{trial.trial_name}"),
             checkpoints=entries,
-            problems=(*_damage(head), *missing_problems(entries)),
+            problems=(*_damage(head), *missing_problems(entries, head)),
         )
 
     async def checkpoints(self, trial_id: str | None, limit: int) -> CheckpointsReport:
@@ -187,7 +194,7 @@ class Inspection:
             total=len(kept),
             size_bytes=sum(checkpoint.size_bytes for checkpoint in kept),
             entries=entries[-limit:] if limit else entries,
-            problems=(*_damage(head), *missing_problems(entries)),
+            problems=(*_damage(head), *missing_problems(entries, head)),
         )
 
     async def best(self, metric: str | None, mode: Mode | None, limit: int) -> BestReport:
@@ -218,7 +225,7 @@ class Inspection:
             ranked=scan.with_value,
             ranking=tuple(rows),
             checkpoints=entries,
-            problems=(*_damage(head), *missing_problems(entries)),
+            problems=(*_damage(head), *missing_problems(entries, head)),
         )
 
     # -- one step each -------------------------------------------------------------------------------------
@@ -237,7 +244,17 @@ class Inspection:
 
     async def _entries(self, checkpoints: Sequence[Checkpoint]) -> tuple[CheckpointEntry, ...]:
         """Each checkpoint with where its files are; what is gone only counts if it is still recorded."""
-        entries = await asyncio.to_thread(look_for, checkpoints)
+        found: list[tuple[Checkpoint, str | None]] = []
+        for index, checkpoint in enumerate(checkpoints):
+            if index % _TRIALS_BETWEEN_YIELDS == 0:
+                await asyncio.sleep(0)
+            uri = self._store.checkpoint_uri(checkpoint)
+            found.append((checkpoint, None if uri is None else path_text(uri)))
+        if self.copy is not None:
+            driver = self._store.writer_info
+            driven = driver is not None and driver["alive"] is not False
+            return tuple(as_recorded(checkpoint, uri, driven=driven) for checkpoint, uri in found)
+        entries = await asyncio.to_thread(look_for, found)
         if any(entry.presence == "missing" for entry in entries):
             await self._store.refresh()
             entries = [self._confirmed(entry) for entry in entries]
@@ -267,9 +284,9 @@ async def experiment(location: str, clock: Clock | None = None) -> AsyncIterator
         OSError: The disk refused.
     """
     try:
-        store = await ExperimentStore.open(location, mode="read")
+        store = await open_to_read(location)
     except ExperimentNotFoundError as error:
-        names = await asyncio.to_thread(experiments_in, location)
+        names = await experiments_at(location)
         if not names:
             raise
         listed = ", ".join(map(path_text, names[:_NAMES_LISTED])) + (

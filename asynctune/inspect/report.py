@@ -30,9 +30,9 @@ __all__ = [
     "Writer",
 ]
 
-Presence = Literal["present", "missing", "deleted", "elsewhere"]
-"""Where a checkpoint's files are: here; not where they should be; deleted by retention since the record was
-read; in the mirror alone."""
+Presence = Literal["present", "missing", "deleted", "elsewhere", "in_bucket", "pending"]
+"""Where a checkpoint's files are. Of a directory: here; not where they should be; deleted by retention since the record
+was read; in the bucket alone. Of a copy, as recorded: in the bucket; not there yet; not there, and nobody brings it."""
 
 Mode = Literal["min", "max"]
 """Which end of a metric is best."""
@@ -129,11 +129,11 @@ class Head:
     """What is said of an experiment whatever was asked.
 
     Attributes:
-        location: Its directory, printable.
+        location: Its directory, or the URI of its copy, printable.
         name: Last part of it.
         experiment_id: As stored.
         created_at: When it was created.
-        last_change_at: When its state last changed on disk; `None` where that cannot be told.
+        last_change_at: When its state last changed there; `None` where that cannot be told.
         as_of: The moment the report speaks of.
         writer: Who has it open.
         tear: What a crash left behind at the end of the journal, or `None`.
@@ -147,6 +147,8 @@ class Head:
         objective: Its own metric and mode.
         started_over: Ids of trials that were started over, each with the id of the new one.
         in_place_of: The inverse.
+        copy_uri: Where its copy is, printable, which is `location` for a copy; `None` without one.
+        from_copy: Whether a copy was looked at, and not the driver's own directory.
     """
 
     location: str
@@ -167,11 +169,18 @@ class Head:
     objective: tuple[str, Mode] | None = None
     started_over: Mapping[str, str] = field(default_factory=dict)
     in_place_of: Mapping[str, str] = field(default_factory=dict)
+    copy_uri: str | None = None
+    from_copy: bool = False
+
+    @property
+    def is_driven(self) -> bool:
+        """Whether a driver is at work, or may be."""
+        return self.writer.state in {"live", "unknown"}
 
     @property
     def trials_as_of(self) -> float:
         """Until when an unfinished trial has been running: to now, unless no driver is there to run it."""
-        if self.writer.state in {"live", "unknown"} or self.last_change_at is None:
+        if self.is_driven or self.last_change_at is None:
             return self.as_of
         return self.last_change_at
 
@@ -216,10 +225,14 @@ class TrialRow:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointEntry:
-    """One recorded checkpoint, and whether its files are there (`ExperimentStore` records, this looks)."""
+    """One recorded checkpoint, and whether its files are there (`ExperimentStore` records, this looks).
+
+    `uri` is where its copy is, printable; `None` where there is none, or not all of it.
+    """
 
     checkpoint: Checkpoint
     presence: Presence
+    uri: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

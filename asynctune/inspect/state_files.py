@@ -1,14 +1,15 @@
 """Owns the walk over every file of an experiment's state: claims, snapshots, segments, each frame of each.
 
 Recovery reads what an opening needs; this reads what the next one may need too. Uses the state room's own
-decoders, holds no opinion on formats. Blocks, and belongs in a thread.
+decoders, holds no opinion on formats. What was read of a copy is walked over as if it were files. Blocks, and belongs
+in a thread.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, cast
 
 from asynctune.errors import CorruptStateError
 from asynctune.files import LocalFiles
@@ -18,6 +19,7 @@ from asynctune.inspect.text import path_text, printable
 from asynctune.state.codec import FrameError, decode_frame, has_valid_frame_after, is_torn
 from asynctune.state.epochs import list_epochs, read_claim
 from asynctune.state.lineage import Link, lineage
+from asynctune.state.mirror.reading import HeldFiles, Mirrored, end_name
 from asynctune.state.recovery import recover
 from asynctune.state.segments import (
     Damage,
@@ -29,7 +31,7 @@ from asynctune.state.segments import (
 )
 from asynctune.state.snapshot import parse_snapshot_name, read_snapshot
 
-__all__ = ["StateCheck", "check_state"]
+__all__ = ["StateCheck", "check_copied_state", "check_state"]
 
 _TRIES: Final = 20
 _SETTLE_S: Final = 0.01
@@ -74,6 +76,26 @@ def check_state(location: str, files: LocalFiles, *, live: bool) -> StateCheck:
                 raise
             time.sleep(_SETTLE_S)  # a driver replaced a generation between the listing and the reading
     raise AssertionError
+
+
+def check_copied_state(mirrored: Mirrored, location: str) -> StateCheck:
+    """The same for the state of a copy, from the bytes that were read; sizes are those of its objects.
+
+    Args:
+        mirrored: The copy.
+        location: Where it is.
+
+    Raises:
+        UnsupportedFormatError: Written by a newer release.
+    """
+    current = mirrored.current
+    files = cast("LocalFiles", HeldFiles(mirrored.contents))
+    check = _Walk(f"{location}/{STATE_DIR}", files, live=False).check()
+    if end_name(current) in mirrored.contents:
+        check.frames -= 1  # stands for what CURRENT says, and is no frame of the copy
+    check.frames += 1  # CURRENT
+    check.size_bytes = mirrored.named.size_bytes + sum(ref.size_bytes for ref in current.refs)
+    return check
 
 
 class _Walk:

@@ -23,7 +23,8 @@ from asynctune.inspect.facts import (
     times_text,
     trial_facts,
 )
-from asynctune.inspect.listings import checkpoint_columns, experiment_columns
+from asynctune.inspect.leaks import GarbageReport
+from asynctune.inspect.listings import checkpoint_columns, experiment_columns, leak_columns
 from asynctune.inspect.report import (
     BestReport,
     CheckpointEntry,
@@ -39,6 +40,7 @@ from asynctune.inspect.report import (
 from asynctune.inspect.text import (
     DASH,
     count,
+    duration,
     flatten,
     printable,
     setting,
@@ -52,6 +54,7 @@ __all__ = [
     "best_view",
     "checkpoints_view",
     "experiments_view",
+    "gc_view",
     "summary_view",
     "trial_view",
     "trials_view",
@@ -195,6 +198,47 @@ def verify_view(report: VerifyReport, layout: Layout) -> RenderableType:
     )
 
 
+def gc_view(report: GarbageReport, layout: Layout) -> RenderableType:
+    """What is left in a bucket, and how much that is."""
+    parts: list[RenderableType] = []
+    where, hours = report.head.location, duration(report.older_than_s)
+    if report.leaks:
+        parts.append(_table(leak_columns(report.leaks, report.head.as_of), layout))
+        if more := report.leaks_total - len(report.leaks):
+            parts.append(Text(f"... {more:,} smaller not shown, --limit 0 shows all", "dim"))
+        verb = "was" if report.objects == 1 else "were"
+        total = f"{count(report.objects, 'object')}, {size(report.size_bytes)}, {verb} left behind in {where}"
+        parts += [Text(total), Text(_how_to_delete(report), "dim")]
+    else:
+        parts.append(Text(f"nothing older than {hours} was left behind in {where}", "green"))
+    if report.uploads_under_way:
+        number = count(report.uploads_under_way, "unfinished upload")
+        parts.append(
+            Text(f"{number} not listed: the driver or the next opening goes on with it, or aborts it", "dim")
+        )
+    if not report.uploads_listed:
+        parts.append(
+            Text("unfinished uploads cannot be listed here; the storage removes them by itself", "dim")
+        )
+    if report.other_objects:
+        other = f"{count(report.other_objects, 'object')}, {size(report.other_bytes)}, of other kinds"
+        parts.append(Text(f"{other} not listed: asynctune does not make such", "dim"))
+    return Group(*parts, *_problems(report.problems))
+
+
+def _how_to_delete(report: GarbageReport) -> str:
+    """In words: nothing here deletes."""
+    where = report.head.location
+    remove = {"s3": "aws s3 rm", "gs": "gcloud storage rm"}.get(where.partition("://")[0], "rm")
+    said = f"nothing was deleted. By hand, best while no driver is at work: {remove} {where}/NAME"
+    if any(leak.name.endswith("/") for leak in report.leaks):
+        flag = "-r" if remove != "aws s3 rm" else "--recursive"
+        said += f", with {flag} where NAME ends in /"
+    if any(leak.kind == "upload" for leak in report.leaks):
+        said += "; an upload is aborted, as with aws s3api abort-multipart-upload, or by a lifecycle rule"
+    return said
+
+
 # -- parts -------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +255,8 @@ def _trial_table(
 def _checkpoint_table(
     entries: Sequence[CheckpointEntry], head: Head, layout: Layout, *, with_trial: bool = False
 ) -> RenderableType:
-    return _table(checkpoint_columns(entries, head.as_of, with_trial=with_trial), layout)
+    copied = head.copy_uri is not None and not head.from_copy
+    return _table(checkpoint_columns(entries, head.as_of, with_trial=with_trial, copied=copied), layout)
 
 
 def _table(columns: Sequence[Column], layout: Layout) -> RenderableType:
@@ -241,7 +286,7 @@ def _cell(name: str, text: str) -> Text:
         return Text(text, "red")
     return (
         status_text(text)
-        if name in {"status", "files are", "driver"}
+        if name in {"status", "files are", "copied", "driver"}
         else Text(text, "dim" if text == DASH else "")
     )
 

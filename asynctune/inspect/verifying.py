@@ -7,43 +7,33 @@ does not read, and the checkpoints come on top. Decides what is a problem; the r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 
 from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.records import CheckpointRecord
 from asynctune.checkpoints.verify import verify_directory
-from asynctune.errors import CorruptStateError
+from asynctune.errors import ConfigError, CorruptStateError
 from asynctune.files import LocalFiles
+from asynctune.inspect.buckets import full_location
+from asynctune.inspect.places import STATE_DIR
 from asynctune.inspect.reading import Inspection, experiment
-from asynctune.inspect.report import Problem, VerifyReport
+from asynctune.inspect.recorded import checkpoint_records
+from asynctune.inspect.report import Head, Problem, VerifyReport
 from asynctune.inspect.state_files import StateCheck, check_state
+from asynctune.inspect.tallying import AT_ONCE, Progress, Tally, check_all, damaged, name_of
 from asynctune.inspect.text import path_text, printable
-from asynctune.packing import UnpackError, unpack
-from asynctune.store.finding import local_path
+from asynctune.inspect.verifying_copy import verify_copy
+from asynctune.store.finding import is_copy
+from asynctune.store.place import is_uri
+from asynctune.store.remembering import recall
 
 __all__ = ["Progress", "verify"]
-
-Progress = Callable[[int, int], None]
-"""Told how many checkpoints are done, and of how many."""
-
-_AT_ONCE = 4
-
-
-@dataclass(slots=True)
-class _Tally:
-    checkpoints: int = 0
-    files: int = 0
-    size_bytes: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 async def verify(location: str, progress: Progress | None = None) -> VerifyReport:
     """Compare everything with its checksums.
 
     Args:
-        location: Of the experiment.
+        location: Of the experiment, or of its copy.
         progress: Told how far the checkpoints are.
 
     Raises:
@@ -54,113 +44,101 @@ async def verify(location: str, progress: Progress | None = None) -> VerifyRepor
     """
     try:
         async with experiment(location) as opened:
-            return await _verify_opened(opened, progress)
+            head = await opened.head()
+            if opened.copy is not None:
+                check, tally = await verify_copy(opened, opened.copy, head, progress)
+            else:
+                check, tally = await _verify_directory(opened, head, progress)
+            unreadable = [problem async for problem in opened.unreadable_records()]
     except CorruptStateError as error:
-        path = local_path(location)
-        check = await asyncio.to_thread(check_state, path, LocalFiles(), live=False)
+        where = full_location(location)
+        check, tally = await asyncio.to_thread(_of_what_cannot_be_opened, where), Tally()
         opening = Problem("state", printable(str(error)))
-        others = [problem for problem in check.problems if problem != opening]
-        return _of_state(path_text(path), check, (opening, *others))
-
-
-async def _verify_opened(opened: Inspection, progress: Progress | None) -> VerifyReport:
-    head = await opened.head()
-    live = head.writer.state in {"live", "unknown"}
-    files = LocalFiles()
-    check = await asyncio.to_thread(check_state, opened.path, files, live=live)
-    report = _of_state(
-        head.location, check, (*check.problems, *[p async for p in opened.unreadable_records()])
-    )
-    tally = await _check_checkpoints(opened, list(_records(check)), files, progress)
-    return replace(
-        report,
+        unreadable = [problem for problem in check.problems if problem != opening]
+        check.problems, head = [opening], None
+    return VerifyReport(
+        location=path_text(full_location(location)) if head is None else head.location,
         head=head,
+        frames=check.frames,
+        snapshots=check.snapshots,
+        state_bytes=check.size_bytes,
         checkpoints=tally.checkpoints,
         files=tally.files,
         checkpoint_bytes=tally.size_bytes,
-        problems=(*report.problems, *tally.problems),
+        problems=(*check.problems, *unreadable, *tally.problems),
         notes=tuple(tally.notes),
     )
 
 
-def _of_state(location: str, check: StateCheck, problems: tuple[Problem, ...]) -> VerifyReport:
-    return VerifyReport(
-        location=location,
-        head=None,
-        frames=check.frames,
-        snapshots=check.snapshots,
-        state_bytes=check.size_bytes,
-        problems=problems,
-    )
+def _of_what_cannot_be_opened(location: str) -> StateCheck:
+    """What the walk finds in a directory; of a copy, nothing was read. Blocks."""
+    files = LocalFiles()
+    if is_uri(location) or is_copy(location, files):
+        return StateCheck()
+    return check_state(location, files, live=False)
 
 
-def _records(check: StateCheck) -> Iterator[CheckpointRecord | Problem]:
-    for key, packed in check.records.items():
-        if not key.startswith("checkpoint/"):
-            continue
-        trial_id, _, step = key.removeprefix("checkpoint/").rpartition("/")
-        try:
-            record = CheckpointRecord.from_value(trial_id, int(step), unpack(packed))
-        except (CorruptStateError, UnpackError, ValueError) as error:
-            yield Problem(
-                "state", f"the record {printable(key)!r}: {printable(str(error))}", trial_id=trial_id
-            )
-            continue
-        if not record.deleting:
-            yield record
+async def _verify_directory(
+    opened: Inspection, head: Head, progress: Progress | None
+) -> tuple[StateCheck, Tally]:
+    files, threads = LocalFiles(), DiskThreads(AT_ONCE)
 
-
-async def _check_checkpoints(
-    opened: Inspection,
-    records: list[CheckpointRecord | Problem],
-    files: LocalFiles,
-    progress: Progress | None,
-) -> _Tally:
-    tally, threads, left = _Tally(), DiskThreads(_AT_ONCE), iter(records)
-
-    async def work() -> None:
-        for record in left:  # shared: each takes the next one
-            if isinstance(record, Problem):
-                tally.problems.append(record)
-            else:
-                await _check_one(opened, record, files, threads, tally)
-            if progress is not None:
-                progress(tally.checkpoints, len(records))
+    async def check_one(record: CheckpointRecord, tally: Tally) -> None:
+        await _check_one(opened, head, record, files, threads, tally)
 
     try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(_AT_ONCE):
-                group.create_task(work())
+        check = await threads.run(_check_state, opened.path, files, head.is_driven)
+        records = [
+            record
+            for record in checkpoint_records(check.records)
+            if isinstance(record, Problem) or not record.deleting
+        ]
+        return check, await check_all(records, check_one, progress)
     finally:
         threads.close()
-    tally.problems.sort(key=lambda problem: (problem.trial_id or "", problem.step or 0))
-    return tally
+
+
+def _check_state(path: str, files: LocalFiles, live: bool) -> StateCheck:
+    check = check_state(path, files, live=live)
+    try:
+        recall(f"{path}/{STATE_DIR}", files, {})
+    except CorruptStateError as error:
+        check.problems.append(Problem("state", printable(str(error))))
+    except ConfigError:
+        pass  # a Syncer keeps it, which only who writes has to have
+    return check
 
 
 async def _check_one(
-    opened: Inspection, record: CheckpointRecord, files: LocalFiles, threads: DiskThreads, tally: _Tally
+    opened: Inspection,
+    head: Head,
+    record: CheckpointRecord,
+    files: LocalFiles,
+    threads: DiskThreads,
+    tally: Tally,
 ) -> None:
-    path = record.path(opened.path)
-    which = f"checkpoint {record.step} of trial {printable(record.trial_id)}"
+    path, which = record.path(opened.path), name_of(record)
     try:
         found = await verify_directory(path, record.manifest_sha256, files=files, threads=threads)
     except OSError as error:
         reason = f"cannot be read ({error.strerror or error}); whether it is intact cannot be told"
-        tally.problems.append(_damaged(record, f"{which} at {path_text(path)} {reason}"))
+        tally.problems.append(damaged(record, f"{which} at {path_text(path)} {reason}"))
         return
     if not found.intact and not await opened.still_has(record.trial_id, record.step):
         return  # retention deleted it while it was read
-    tally.checkpoints += 1
-    tally.files += len(record.files)
-    tally.size_bytes += record.size_bytes
+    is_copied = record.mirrored and head.copy_uri is not None
+    if found.absent and is_copied:
+        tally.notes.append(
+            f"{which} is not on this disk; its copy is in the bucket, verify {head.copy_uri} too"
+        )
+        return
+    tally.count(record)
     if not found.intact:
-        advice = "a restore falls back to the one before"
+        advice = (
+            "a restore fetches it from the bucket" if is_copied else "a restore falls back to the one before"
+        )
         tally.problems.append(
-            _damaged(record, f"{which} at {path_text(path)}: {printable(str(found))}; {advice}")
+            damaged(record, f"{which} at {path_text(path)}: {printable(str(found))}; {advice}")
         )
     elif not found.ok:
         tally.notes.append(f"{which} is intact, with something beside it: {printable(str(found))}")
-
-
-def _damaged(record: CheckpointRecord, message: str) -> Problem:
-    return Problem("damaged_checkpoint", message, trial_id=record.trial_id, step=record.step)

@@ -91,7 +91,7 @@ def noted(state_dir: str, files: LocalFiles) -> str | None:
     """Where the copy is, for who only looks; `None` also where the note cannot be read."""
     data = _read(f"{state_dir}/{NOTE}", files)
     try:
-        return None if data is None else str(parse_uri(json.loads(data)["uri"]))
+        return None if data is None else str(json.loads(data)["uri"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 

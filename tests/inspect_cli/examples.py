@@ -45,8 +45,10 @@ def a_checkpoint(step: int = 8, number: int = 0, **given: Any) -> Checkpoint:
     return Checkpoint(**(fields | given))
 
 
-def an_entry(step: int = 8, presence: Presence = "present", **given: Any) -> CheckpointEntry:
-    return CheckpointEntry(a_checkpoint(step, **given), presence)
+def an_entry(
+    step: int = 8, presence: Presence = "present", uri: str | None = None, **given: Any
+) -> CheckpointEntry:
+    return CheckpointEntry(a_checkpoint(step, **given), presence, uri)
 
 
 def a_head(**given: Any) -> Head:

@@ -8,6 +8,7 @@ from typing import Final
 
 from asynctune.inspect import tables
 from asynctune.inspect.jsonout import Report
+from asynctune.inspect.leaks import OLDER_THAN_S, GarbageReport, Leak
 from asynctune.inspect.report import (
     BestReport,
     CheckpointsReport,
@@ -45,6 +46,7 @@ HEAD: Final = a_head(
     objective=("loss", "min"),
     started_over={"3f9ac_00001": "3f9ac_00002", "3f9ac_00002": "3f9ac_00005"},
     in_place_of={"3f9ac_00002": "3f9ac_00001", "3f9ac_00005": "3f9ac_00002"},
+    copy_uri="s3://bucket/tunes/digits",
 )
 ROWS: Final = (
     a_row(0, "present", checkpoints=(a_checkpoint(4), a_checkpoint(8)), metadata={"host": "gpu1"}),
@@ -67,6 +69,15 @@ ROWS: Final = (
         num_results=0,
         config={"lr": 0.001, "units": 2**70, "opt": {"name": "adam", "betas": (0.9, 0.999)}, 3: {"b", "a"}},
     ),
+)
+COPY: Final = a_head(
+    location="s3://bucket/tunes/digits",
+    copy_uri="s3://bucket/tunes/digits",
+    from_copy=True,
+    writer=Writer("unknown", pid=4242, hostname="node7", since=START),
+    trials_total=6,
+    epoch=4,
+    seq=120,
 )
 MISSING: Final = Problem(
     "missing_checkpoint", "the files of checkpoint 2 of trial 3f9ac_00002 are not there", "3f9ac_00002", 2
@@ -111,7 +122,36 @@ REPORTS: Final[dict[str, tuple[Report, View]]] = {
             trial_id=None,
             total=9,
             size_bytes=18_540,
-            entries=(an_entry(4), an_entry(8, "deleted"), an_entry(2, "elsewhere", number=2, mirrored=True)),
+            entries=(
+                an_entry(4, uri="s3://bucket/tunes/digits/3f9ac_00000/checkpoint_000004", mirrored=True),
+                an_entry(8, "deleted"),
+                an_entry(
+                    2,
+                    "elsewhere",
+                    "s3://bucket/tunes/digits/3f9ac_00002/checkpoint_000002",
+                    number=2,
+                    mirrored=True,
+                ),
+            ),
+        ),
+        tables.checkpoints_view,
+    ),
+    "checkpoints_of_a_copy": (
+        CheckpointsReport(
+            head=COPY,
+            trial_id=None,
+            total=3,
+            size_bytes=6180,
+            entries=(
+                an_entry(
+                    4,
+                    "in_bucket",
+                    "s3://bucket/tunes/digits/3f9ac_00000/checkpoint_000004",
+                    path=None,
+                    mirrored=True,
+                ),
+                an_entry(8, "pending", path=None),
+            ),
         ),
         tables.checkpoints_view,
     ),
@@ -139,6 +179,53 @@ REPORTS: Final[dict[str, tuple[Report, View]]] = {
             problems=(MISSING, Problem("state", "wal-1-1 at byte 812: the header's checksum differs")),
         ),
         tables.verify_view,
+    ),
+    "gc": (
+        GarbageReport(
+            head=COPY,
+            older_than_s=OLDER_THAN_S,
+            leaks=(
+                Leak(
+                    kind="checkpoint",
+                    name="3f9ac_00004/checkpoint_000008/",
+                    objects=3,
+                    size_bytes=2_097_152,
+                    modified_at=NOW - 90_000,
+                    reason="no record names it",
+                ),
+                Leak(
+                    kind="upload",
+                    name="3f9ac_00000/checkpoint_000004/weights.npz",
+                    objects=2,
+                    size_bytes=None,
+                    modified_at=NOW - 7300,
+                    reason="nobody goes on with it",
+                ),
+                Leak(
+                    kind="results",
+                    name="3f9ac_00004/",
+                    objects=3,
+                    size_bytes=2300,
+                    modified_at=NOW - 90_000,
+                    reason="no trial has this name",
+                ),
+                Leak(
+                    kind="state",
+                    name=".asynctune/seg-3-0123456789ab-7",
+                    objects=1,
+                    size_bytes=812,
+                    modified_at=NOW - 3700,
+                    reason="CURRENT does not name it",
+                ),
+            ),
+            leaks_total=6,
+            objects=11,
+            size_bytes=2_100_300,
+            uploads_under_way=1,
+            other_objects=2,
+            other_bytes=99,
+        ),
+        tables.gc_view,
     ),
     "experiments": (
         ExperimentsReport(

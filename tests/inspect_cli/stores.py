@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from asynctune import ExperimentStore, TrialStatus
+from asynctune import ExperimentStore, SyncConfig, TrialStatus
 from asynctune.inspect.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
@@ -22,13 +22,14 @@ LOSSES = [0.5, 0.25, math.nan, 0.75, None]
 """Last loss of each trial of `build`; the last trial has not started."""
 
 
-def build(path: Path) -> list[str]:
+def build(path: Path, upload_dir: str | None = None) -> list[str]:
     """Five trials: two TERMINATED with checkpoints 1 and 2, one RUNNING, one ERROR, one PENDING; their ids."""
-    return asyncio.run(_build(path))
+    return asyncio.run(build_here(path, upload_dir))
 
 
-async def _build(path: Path) -> list[str]:
-    async with ExperimentStore.open(path) as store:
+async def build_here(path: Path, upload_dir: str | None = None) -> list[str]:
+    """The same, in this loop."""
+    async with ExperimentStore.open(path, sync_config=SyncConfig(upload_dir=upload_dir)) as store:
         store.set_metadata("note", "first try")
         ids = [store.add_trial({"lr": 0.1 / (n + 1), "units": 64}).trial_id for n in range(len(LOSSES))]
         for trial_id, loss in zip(ids, LOSSES, strict=True):

@@ -269,7 +269,7 @@ def test_where_there_is_no_experiment(tmp_path, capsys, where):
     assert document["error"]["type"] == "ExperimentNotFoundError"
 
 
-@pytest.mark.parametrize("where", ["s3://bucket/x", "", "nul\0byte"])
+@pytest.mark.parametrize("where", ["ftp://host/x", "s3://key:secret@bucket/x", "", "nul\0byte"])
 def test_what_is_no_place_for_an_experiment_is_wrong_usage(capsys, where):
     assert main([where]) == 2
     assert capsys.readouterr().err.startswith("error: ")
