@@ -76,6 +76,8 @@ class ResultUploads:
         period_s: Seconds from the beginning of a pass to that of the next.
         covered: Called with each seq that the mirror's files cover.
         finish: Awaited at the end of a pass: what was sent is in the mirror when it returns.
+        named: Awaited before frozen files are sent: when it returns, the mirror's state knows all that they hold. Else
+            who goes on from the mirror finds rows cut off that its state has, or rows that it never had.
         at_once: How many trials' files are sent at once.
 
     Raises:
@@ -95,6 +97,7 @@ class ResultUploads:
         period_s: float,
         covered: Callable[[int], object] = lambda _seq: None,
         finish: Callable[[], Awaitable[None]] | None = None,
+        named: Callable[[], Awaitable[None]] | None = None,
         at_once: int = _AT_ONCE,
     ) -> None:
         if not period_s > 0 or at_once < 1:
@@ -110,6 +113,7 @@ class ResultUploads:
         self._period_s = period_s
         self._tell_covered = covered
         self._finish = finish
+        self._named = named
         self._at_once = at_once
         self._seen = Seen()
         self._dirty: dict[str, None] = {}  # a set in order
@@ -259,6 +263,8 @@ class ResultUploads:
     async def _send(self, trial_name: str) -> None:
         frozen = await self._freeze(trial_name)
         try:
+            if frozen and self._named is not None:
+                await self._named()
             for each in frozen:
                 await self._sender.send(
                     f"{trial_name}/{each.name}", each.path, size_bytes=each.size_bytes, crc32c=each.crc32c

@@ -292,7 +292,7 @@ class Engine:
         """Hand committed rows to the result files."""
         self.projections.committed(seq, rows)
         if self.mirroring is not None:
-            self.mirroring.mirror.committed(seq)
+            self.mirroring.committed(seq)
         self.events.emit("committed", seq=seq, rows=len(rows), seconds=done.ended_at - done.started_at)
 
     def happened(self, kind: str, message: str, **data: Any) -> None:

@@ -77,6 +77,7 @@ class Mirroring:
         self._claimed = opened.claimed
         self._clock = clock
         self._emit = emit
+        self._committed = opened.directory.journal.seq
         self._owned = asyncio.Event()
         if opened.claimed is not None:
             self._owned.set()
@@ -114,7 +115,9 @@ class Mirroring:
             period_s=sync.sync_period,
             covered=self.mirror.projected,
             finish=self._access.finish,
+            named=self._named,
         )
+        self._state_waits = asyncio.Event()
         self._behind = opened.results_anew or _is_behind(opened)
         self._access.announce(emit)
 
@@ -144,6 +147,24 @@ class Mirroring:
     async def _flush(self, seq: int) -> None:
         await self.mirror.flush(seq)
 
+    async def _named(self) -> None:
+        """Return when the mirror names all that is committed, or itself waits for the result files (`project`)."""
+        waiting = asyncio.ensure_future(self._state_waits.wait())
+        flushing = asyncio.ensure_future(self.mirror.flush(self._committed))
+        try:
+            await asyncio.wait([waiting, flushing], return_when=asyncio.FIRST_COMPLETED)
+            if flushing.done():
+                flushing.result()
+        finally:
+            waiting.cancel()
+            flushing.cancel()
+            await asyncio.gather(waiting, flushing, return_exceptions=True)
+
+    def committed(self, seq: int) -> None:
+        """Commit `seq` is durable on the local disk. Loop only, no I/O."""
+        self._committed = seq
+        self.mirror.committed(seq)
+
     async def _wait_until_owned(self) -> None:
         await self._owned.wait()
 
@@ -161,7 +182,11 @@ class Mirroring:
         Raises:
             StorageError: They cannot be put there at present.
         """
-        await self.results.project(seq)
+        self._state_waits.set()
+        try:
+            await self.results.project(seq)
+        finally:
+            self._state_waits.clear()
 
     # -- the end -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,80 @@
+"""The copy of an open experiment: what goes there in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from asynctune.config import SyncConfig
+from asynctune.state.mirror.swapping import Swapper
+from asynctune.storage.memory import MemoryStorage
+from asynctune.store.store import ExperimentStore
+
+
+@pytest.fixture
+def bucket():
+    """The URI of a bucket in this process's memory."""
+    name = f"bucket-{os.urandom(6).hex()}"
+    yield f"memory://{name}/some/where"
+    MemoryStorage.forget(name)
+
+
+@pytest.fixture
+def swaps(monkeypatch):
+    """Cleared: the state does not get to the bucket. `asked` is set when it was to."""
+    swap = Swapper.swap
+    allowed, allowed.asked = asyncio.Event(), asyncio.Event()
+
+    async def held(*arguments, **named):
+        allowed.asked.set()
+        await allowed.wait()
+        return await swap(*arguments, **named)
+
+    monkeypatch.setattr(Swapper, "swap", held)
+    allowed.set()
+    return allowed
+
+
+async def in_bucket(store: ExperimentStore, key: str) -> bool:
+    return await store._engine.mirroring._access.storage.head(key) is not None
+
+
+async def test_result_files_do_not_get_ahead_of_the_state(location, bucket, swaps):
+    config = SyncConfig(upload_dir=bucket)
+    async with ExperimentStore.open(location, sync_config=config) as store:
+        await store.flush(mirror=True)
+        swaps.clear()
+        swaps.asked.clear()
+        store.add_trial({}, "t")
+        store.set_status("t", "RUNNING")
+        store.report("t", {"loss": 1})
+        await store.flush()
+        sending = asyncio.create_task(store._engine.mirroring.results.project())
+        await swaps.asked.wait()
+        # the files are written and copied aside, and nothing else is waited for than the state
+        await store.history("t")
+        for _ in range(50):
+            await asyncio.sleep(0.002)
+            assert not await in_bucket(store, "t/result.json")
+        swaps.set()
+        await sending
+        assert await in_bucket(store, "t/result.json")
+
+
+async def test_result_files_do_not_wait_for_a_state_that_waits_for_them(location, bucket, swaps):
+    config = SyncConfig(upload_dir=bucket)
+    async with ExperimentStore.open(location, sync_config=config) as store:
+        await store.flush(mirror=True)
+        swaps.clear()
+        store.add_trial({}, "t")
+        store.set_status("t", "RUNNING")
+        store.report("t", {"loss": 1})
+        seq = await store.flush()
+        regular = asyncio.create_task(store._engine.mirroring.results.project())
+        await asyncio.sleep(0)
+        await store._engine.mirroring.project(seq)  # as a swap does that is under way
+        assert await in_bucket(store, "t/result.json")
+        await regular
+        swaps.set()
