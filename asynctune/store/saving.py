@@ -83,6 +83,18 @@ class SavingStore(ReadableStore):
             "timeline": self._table.timeline(trial_id),
         }
 
+    def last_step(self, trial_id: str) -> int:
+        """The highest recorded step of a trial, that of a checkpoint which is being deleted, or was lost, included.
+
+        The next one has to be above it. 0: there is none.
+
+        Raises:
+            TrialNotFoundError: No such trial.
+        """
+        self._writable()
+        self._table.given(trial_id)
+        return max(self._records.steps(trial_id), default=0)
+
     async def trial_dir(self, trial_id: str) -> str:
         """Absolute path of the trial's directory, which is made if it is missing.
 

@@ -47,9 +47,7 @@ async def commit_checkpoint(store: ExperimentStore, trial_id: str, report: Trial
     On a full disk it waits for space, as the store does for its own writes.
     """
     trial = store.get_trial(trial_id)
-    step = int(trial.last_result.get("training_iteration", 0))
-    if trial.checkpoints:
-        step = max(step, (trial.checkpoints[-1].step or 0) + 1)
+    step = max(int(trial.last_result.get("training_iteration", 0)), store.last_step(trial_id) + 1)
     what = report.checkpoint
     if isinstance(what, Mapping):
         what = StagedCheckpoint.from_value(what)

@@ -6,7 +6,18 @@ import errno
 
 import pytest
 
-from asynctune import Checkpoint, ExperimentStore, RunConfig, StorageError, TrialReport, Tuner
+from asynctune import (
+    Checkpoint,
+    ExperimentStore,
+    RunConfig,
+    StorageError,
+    SyncConfig,
+    TrialReport,
+    Tuner,
+    UploadError,
+)
+from asynctune.storage.memory import MemoryStorage
+from asynctune.store import reconcile
 from asynctune.tuning import checkpointing
 from tests.tuning import trainables
 
@@ -61,3 +72,35 @@ async def test_steps_rise_where_iterations_begin_anew(tmp_path):
         assert task.iteration == 9
         assert task.checkpoint is not None
         assert task.checkpoint.step == 10
+
+
+async def test_steps_rise_above_one_that_was_lost_with_a_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(reconcile, "QUIET_S", 0.05)
+    bucket = f"memory://{tmp_path.name}/prefix"
+
+    async def commit(store, iteration):
+        store.report("t", {"training_iteration": iteration})
+        report = TrialReport(metrics=None, checkpoint=Checkpoint.from_dict({"i": iteration}))
+        return await checkpointing.commit_checkpoint(store, "t", report)
+
+    sync = SyncConfig(upload_dir=bucket, sync_on_checkpoint=False)  # the second one stays here until the end
+    store = await ExperimentStore.open(tmp_path / "exp", sync_config=sync)
+    store.add_trial({}, trial_id="t")
+    store.set_status("t", "RUNNING")
+    await commit(store, 1)
+    await store.flush(mirror=True)
+    events = store.events()
+    await commit(store, 2)
+    seq = store.stats().committed_seq
+    while (store.stats().mirrored_seq or 0) < seq:
+        await anext(events)
+    with pytest.raises(UploadError):
+        await store.aclose(drain_timeout_s=0)
+
+    async with ExperimentStore.open(f"{bucket}/exp", local_dir=tmp_path / "new") as store:
+        assert [made.step for made in store.checkpoints("t")] == [1]
+        assert store.last_step("t") == 2
+        store.requeue()
+        store.set_status("t", "RUNNING")
+        assert (await commit(store, 2)).step == 3
+    MemoryStorage.forget(tmp_path.name)
