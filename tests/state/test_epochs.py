@@ -28,6 +28,7 @@ from asynctune.state.epochs import (
     is_fenced,
     list_epochs,
     locked_error,
+    new_claim,
     read_claim,
 )
 from asynctune.testing import CHANGES, FaultyFiles, ManualClock
@@ -79,6 +80,29 @@ def test_old_claims_go_and_their_owners_are_fenced_all_the_same(directory):
 def test_an_epoch_can_be_asked_to_be_higher(directory):
     assert claim(directory, at_least=7).epoch == 7
     assert claim(directory, at_least=3).epoch == 8
+
+
+def test_a_claim_made_elsewhere_is_made_here_with_its_number_and_nonce(directory):
+    claim(directory)
+    given = claim_of(7)
+    assert claim(directory, given=given) == given
+    assert read_claim(directory, 7, FILES) == given
+    assert is_fenced(directory, 1, FILES)
+
+
+@pytest.mark.parametrize("epoch", [3, 2])
+def test_a_claim_made_elsewhere_that_is_not_the_highest_is_refused(directory, epoch):
+    claim(directory, at_least=3)
+    with pytest.raises(FencedError, match="epoch 3"):
+        claim(directory, given=claim_of(epoch, b"x" * 16))
+    assert os.listdir(directory) == ["epoch-3"]
+
+
+def test_a_new_claim_is_of_this_process_and_nobody_knows_of_it(directory):
+    made = new_claim(5, ManualClock(time=1_764_000_000.0))
+    assert (made.epoch, made.opened_at, made.pid) == (5, 1_764_000_000.0, os.getpid())
+    assert new_claim(5, ManualClock()).nonce != made.nonce
+    assert os.listdir(directory) == []
 
 
 def test_of_many_claims_at_the_same_moment_each_number_has_one_owner(directory):

@@ -10,7 +10,7 @@ from typing import Any, Final
 from asynctune.clock import Clock
 from asynctune.errors import AsynctuneError, StorageError
 
-__all__ = ["MAX_BACKOFF_S", "Health", "passes"]
+__all__ = ["MAX_BACKOFF_S", "Health", "least_interval_s", "passes"]
 
 logger = logging.getLogger("asynctune")
 
@@ -18,7 +18,13 @@ _BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 30.0
 """The longest pause between two tries, in seconds, unless the bucket asks for more."""
 
+_GCS_INTERVAL_S: Final = 1.0
 _MAX_DOUBLINGS: Final = 16
+
+
+def least_interval_s(location: str) -> float:
+    """Seconds between two replacements of one object that a storage asks for (Google Cloud Storage: one a second)."""
+    return _GCS_INTERVAL_S if location.startswith("gs://") else 0.0
 
 
 def passes(error: BaseException | None) -> bool:

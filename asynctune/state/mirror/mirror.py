@@ -26,7 +26,7 @@ from asynctune.files import LocalFiles
 from asynctune.state.codec import FrameError
 from asynctune.state.epochs import Claim
 from asynctune.state.mirror.claiming import Claimed
-from asynctune.state.mirror.health import MAX_BACKOFF_S, Health, passes
+from asynctune.state.mirror.health import MAX_BACKOFF_S, Health, least_interval_s, passes
 from asynctune.state.mirror.journal_runs import JournalRuns
 from asynctune.state.mirror.local_snapshots import newest_snapshot, remove_leftovers
 from asynctune.state.mirror.named import Named, Register
@@ -45,7 +45,6 @@ __all__ = ["StateMirror"]
 logger = logging.getLogger("asynctune")
 
 _MAX_REST_S: Final = 30.0  # what a takeover may miss, however slow the bucket is
-_GCS_INTERVAL_S: Final = 1.0  # it takes one replacement of an object a second
 _CLOSED: Final = "the store is closed; what was not mirrored by then is not in the bucket"
 _PASSING: Final = (StorageError, CorruptStateError, UnsupportedFormatError, FrameError, OSError)
 
@@ -90,8 +89,7 @@ class StateMirror:
         self._state_dir = state_dir
         self._clock = clock
         self._observer = observer
-        least_s = _GCS_INTERVAL_S if storage.location.startswith("gs://") else 0.0
-        self._interval_s = least_s if interval_s is None else interval_s
+        self._interval_s = least_interval_s(storage.location) if interval_s is None else interval_s
         self._quiet_s = quiet_s
         self._is_dead = is_dead
         self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
@@ -241,20 +239,17 @@ class StateMirror:
             return None
         now, retry_at = self._clock.monotonic(), self._health.retry_at
         due = []
-        if self._has_work():
+        swapper = self._swapper
+        if swapper is None or swapper.has_work(self._committed, self._projected, closed=False):
             at = now
             if retry_at is not None and not self._hurry:
                 at = retry_at
             elif not (self._hurry or self._flushes):
                 at = min(self._budget.next_start, self._last_end + _MAX_REST_S)
             due.append(max(at, self._not_before))
-        if self._swapper is not None and (at_garbage := self._swapper.garbage.next_due) is not None:
+        if swapper is not None and (at_garbage := swapper.garbage.next_due) is not None:
             due.append(at_garbage if retry_at is None else max(at_garbage, retry_at))
         return max(0.0, min(due) - now) if due else None
-
-    def _has_work(self) -> bool:
-        swapper = self._swapper
-        return swapper is None or swapper.has_work(self._committed, self._projected, closed=False)
 
     async def _take_turn(self, *, closed: bool) -> AsynctuneError | None:
         """Claim, swap, and remove what is due; what went wrong and may pass is returned."""
@@ -273,10 +268,9 @@ class StateMirror:
             self._fail(error)
             raise
         except _PASSING as error:
-            shown = self._health.failed(error)
-            if not passes(shown):
-                self._flushes.fail(shown)
-            return shown
+            return self._failed(
+                error
+            )  # not kept here: its traceback holds this frame, and what was to be put
         finally:
             self._last_end = self._clock.monotonic()
             self._seconds += self._last_end - began
@@ -321,6 +315,12 @@ class StateMirror:
         self._flushes.reached(seq)
         self._waiters.reached(seq)
         self._want_snapshot()
+
+    def _failed(self, error: Exception) -> AsynctuneError:
+        shown = self._health.failed(error)
+        if not passes(shown):
+            self._flushes.fail(shown)
+        return shown
 
     def _fail(self, error: AsynctuneError) -> None:
         if self._failure is None:

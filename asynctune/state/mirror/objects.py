@@ -75,15 +75,18 @@ async def put_object(storage: ObjectStorage, ref: Ref, data: Source) -> None:
         if not error.retryable:
             raise
         failure = error
-    # Lost the reply, or met its own first copy: what is there settles it.
-    if await _is_there(storage, ref):
-        return
-    raise failure or StorageError(
-        f"put of {ref.key!r}: something else is there, or it went again",
-        operation="put",
-        key=ref.key,
-        retryable=True,
-    )
+    try:
+        # Lost the reply, or met its own first copy: what is there settles it.
+        if await _is_there(storage, ref):
+            return
+        raise failure or StorageError(
+            f"put of {ref.key!r}: something else is there, or it went again",
+            operation="put",
+            key=ref.key,
+            retryable=True,
+        )
+    finally:
+        del failure  # its traceback holds this frame, and so all of the data
 
 
 async def _is_there(storage: ObjectStorage, ref: Ref) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,12 @@ async def current_of(storage) -> Current:
 
 
 async def claim(storage, local: Position | None = None, **options):
-    settings = {"clock": QuickClock(), "node_ip": NODE_IP, "quiet_s": 0.0, "is_dead": lambda _: False}
+    settings: dict[str, Any] = {
+        "clock": QuickClock(),
+        "node_ip": NODE_IP,
+        "quiet_s": 0.0,
+        "is_dead": lambda _: False,
+    }
     return await claim_mirror(storage, local, **(settings | options))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_every_cut_is_found(sampled):
         decode_current(data + b"\0")
 
 
-CONTRADICTIONS = {
+CONTRADICTIONS: dict[str, dict[str, Any]] = {
     "gap between segments": {"segments": (segment(1, 21, 34), segment(2, 36, 50))},
     "segments that overlap": {"segments": (segment(1, 21, 36), segment(2, 36, 50))},
     "segment that ends before it begins": {"segments": (segment(1, 36, 35), segment(2, 36, 50))},

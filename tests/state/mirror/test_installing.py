@@ -6,6 +6,7 @@ import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -193,7 +194,7 @@ def test_an_error_of_the_disk_leaves_it_marked(tmp_path, mirrored, rng, sampled)
 def test_the_same_opening_may_try_again(old, mirrored):
     claim = claim_epoch(old.directory, FILES, ManualClock(), 50)
     history = extend_history(mirrored.current.history, 50, claim.nonce, mirrored.current.seq)
-    options = {"claim": claim, "history": history, "node_ip": NODE_IP}
+    options: dict[str, Any] = {"claim": claim, "history": history, "node_ip": NODE_IP}
     files = FaultyFiles()
     files.fail(on="unlink")
     with pytest.raises(OSError, match="Input/output"):

@@ -17,6 +17,7 @@ from asynctune.state.mirror.reading import read_mirror
 from asynctune.storage.local import LocalStorage
 from asynctune.storage.memory import MemoryStorage
 from asynctune.testing import FaultyStorage, ManualClock
+from asynctune.testing.storage_scenes import entries
 from tests.state.mirror.world import NODE_IP, Driver, QuickClock, driving, opened, until, until_async
 
 MIB = 1 << 20
@@ -478,7 +479,7 @@ async def test_only_what_is_not_named_is_deleted_and_only_later(directory):
             await driver.mirror.flush(await driver.commits(1, size=TAIL_BYTES))
         await clock.advance(GRACE_S - 1)
         assert storage.count("delete") == 2  # of the probes
-        kept = {entry.key async for entry in storage.list_objects(".asynctune/seg-")}
+        kept = set(await entries(storage, ".asynctune/seg-"))
         named = {ref.key for ref in (await current_of(storage)).segments}
         assert kept > named
         await clock.advance(2)
@@ -487,7 +488,7 @@ async def test_only_what_is_not_named_is_deleted_and_only_later(directory):
 
 
 async def _only(storage, keys: set[str]) -> bool:
-    return {entry.key async for entry in storage.list_objects(".asynctune/seg-")} == keys
+    return set(await entries(storage, ".asynctune/seg-")) == keys
 
 
 async def test_what_was_put_and_never_named_goes_too(directory):
@@ -501,7 +502,7 @@ async def test_what_was_put_and_never_named_goes_too(directory):
         while not task.done():
             await clock.advance(0.1)
             await asyncio.sleep(0.001)
-        found = {entry.key async for entry in storage.list_objects(".asynctune/seg-")}
+        found = set(await entries(storage, ".asynctune/seg-"))
         assert len(found) == 2
         named = {ref.key for ref in (await current_of(storage)).segments}
         await clock.advance(GRACE_S + 1)
@@ -536,4 +537,4 @@ async def test_a_storage_without_conditions_is_used_and_told(directory, lies):
 
 
 async def _few_listed(storage) -> bool:
-    return len([entry async for entry in storage.list_objects(".asynctune/current-")]) <= 4
+    return len(await entries(storage, ".asynctune/current-")) <= 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import google_crc32c
 import pytest
@@ -180,7 +181,11 @@ async def test_a_snapshot_of_another_experiment_is_refused(directory, storage, t
 async def test_a_current_that_says_another_thing_than_its_frames_is_refused(directory, storage, change):
     await filled(directory, storage)
     current = await current_of(storage)
-    changes = {"seq": {"seq": current.seq + 1}, "crc": {"crc": 1}, "experiment": {"experiment_id": "other"}}
+    changes: dict[str, dict[str, Any]] = {
+        "seq": {"seq": current.seq + 1},
+        "crc": {"crc": 1},
+        "experiment": {"experiment_id": "other"},
+    }
     await replaced(storage, **changes[change])
     with pytest.raises(CorruptStateError):
         await read_mirror(storage)

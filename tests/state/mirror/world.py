@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from asynctune.clock import SystemClock
+from asynctune.clock import Clock, SystemClock
 from asynctune.files import LocalFiles
 from asynctune.state.epochs import claim_epoch, list_epochs
 from asynctune.state.journal import Batch, Journal
@@ -88,7 +88,7 @@ class Driver:
         claimed: Claimed | None,
         journal: Journal,
         recovered: Recovered,
-        clock: SystemClock,
+        clock: Clock,
         name: str,
         files: LocalFiles,
     ) -> None:
@@ -181,7 +181,7 @@ async def opened(
     storage: ObjectStorage,
     *,
     name: str = "driver",
-    clock: SystemClock | None = None,
+    clock: Clock | None = None,
     offline: bool = False,
     quiet_s: float = 0.0,
     files: LocalFiles | None = None,
