@@ -141,6 +141,16 @@ async def test_a_note_that_could_not_be_written_is_not_there(notes, files, tmp_p
             assert len(os.listdir(tmp_path / "uploads")) == 1
 
 
+async def test_what_a_killed_process_left_is_not_in_the_way(notes, tmp_path):
+    await notes.remember(upload_of())
+    (path,) = (tmp_path / "uploads").iterdir()
+    path.rename(f"{path}.new")
+    assert await notes.find("a/b") is None
+    await notes.remember(upload_of(upload_id="after"))
+    assert [upload.upload_id for upload in await notes.every()] == ["after"]
+    assert len(os.listdir(tmp_path / "uploads")) == 1
+
+
 async def test_a_note_is_synced_before_it_has_its_name(notes, files, tmp_path):
     await notes.remember(upload_of())
     kinds = [operation.kind for operation in files.log]

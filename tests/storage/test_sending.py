@@ -371,6 +371,28 @@ async def test_a_file_that_changes_never_becomes_an_object(storage, make, notes,
     check_nothing_is_left(storage, transfer, tmp_path)
 
 
+class Careless(FaultyStorage):
+    """Looks at no checksum of the whole."""
+
+    async def begin_upload(self, key: str, *, crc32c: int | None = None, **options: Any) -> Any:
+        upload: Any = await super().begin_upload(key, **options)
+        begun = bucket_of(self).uploads[upload.upload_id]
+        assert begun.upload.crc32c is None
+        return replace(upload, crc32c=crc32c)
+
+    async def complete_upload(self, upload: Upload, parts: Any) -> Any:
+        return await super().complete_upload(replace(upload, crc32c=None), parts)
+
+
+async def test_a_storage_need_not_look_at_the_checksum_of_the_whole(make, tmp_path):
+    storage = Careless(memory())
+    path = await file_of(tmp_path, DATA)
+    storage.call(lambda _: asyncio.to_thread(flip, path), on="put_part", nth=2)
+    with pytest.raises(StorageError, match="has the checksum"):
+        await send(make(storage=storage, parts_at_once=1), path)
+    assert stored(storage, KEY) is None
+
+
 @pytest.mark.parametrize("size", [SMALL, SIZE], ids=["at once", "in parts"])
 async def test_a_file_that_is_not_what_it_should_be_is_not_sent(storage, make, tmp_path, size):
     data = pattern(size)
@@ -430,6 +452,7 @@ async def test_an_upload_of_another_content_is_not_gone_on_with(storage, make, n
     other = pattern(SIZE, seed=2)
     sent = await send(make(notes=notes), await file_of(tmp_path, other), other)
     assert sent.resumed_parts == 0
+    assert storage.count("complete_upload") == 1
     assert stored(storage, KEY) == other
     check_nothing_is_left(storage, make(), tmp_path)
 
