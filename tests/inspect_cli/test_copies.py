@@ -184,12 +184,6 @@ def test_looking_changes_nothing(tmp_path, capsys):
 async def test_what_a_driver_has_not_brought_yet_is_no_problem(tmp_path, bucket, faults, monkeypatch):
     faults.no_checkpoints = True
     location = f"{bucket}/digits"
-    store = await ExperimentStore.open(tmp_path / "digits", sync_config=SyncConfig(upload_dir=bucket))
-    trial_id = store.add_trial({}).trial_id
-    store.set_status(trial_id, TrialStatus.RUNNING)
-    await store.save_checkpoint(trial_id, Checkpoint.from_dict({"x": 1}))
-    with pytest.raises(UploadError):
-        await store.flush(mirror=True)
 
     async def look() -> tuple[str, list[Presence], list[str]]:
         async with experiment(location) as opened:
@@ -198,20 +192,30 @@ async def test_what_a_driver_has_not_brought_yet_is_no_problem(tmp_path, bucket,
         entries = [entry.presence for entry in report.entries]
         return report.head.writer.state, entries, [problem.message for problem in report.problems]
 
-    assert await look() == ("live", ["pending"], [])
-    verified = await verify(location)
-    assert (verified.checkpoints, verified.problems) == (0, ())
-    assert verified.notes == ("1 checkpoint is not in the bucket yet",)
-    hostname = store.opening.hostname
-    with monkeypatch.context() as patch:
-        patch.setattr("asynctune.state.epochs.socket.gethostname", lambda: "elsewhere")
-        assert await look() == ("unknown", ["pending"], [])
-    with pytest.raises(UploadError):
-        await store.aclose()
+    store = await ExperimentStore.open(tmp_path / "digits", sync_config=SyncConfig(upload_dir=bucket))
+    try:
+        store.add_trial({}, "t")
+        store.set_status("t", TrialStatus.RUNNING)
+        events = store.events()
+        await store.save_checkpoint("t", Checkpoint.from_dict({"x": 1}))
+        seq = await store.flush()
+        async for event in events:
+            if event.kind == "mirrored" and (event.seq or 0) >= seq:
+                break
+        assert await look() == ("live", ["pending"], [])
+        verified = await verify(location)
+        assert (verified.checkpoints, verified.problems) == (0, ())
+        assert verified.notes == ("1 checkpoint is not in the bucket yet",)
+        with monkeypatch.context() as patch:
+            patch.setattr("asynctune.state.epochs.socket.gethostname", lambda: "elsewhere")
+            assert await look() == ("unknown", ["pending"], [])
+    finally:
+        with pytest.raises(UploadError):
+            await store.aclose()
     state, entries, (message,) = await look()
     assert (state, entries) == ("closed", ["missing"])
-    assert f"checkpoint 1 of trial {trial_id} is not in the bucket" in message
-    assert f"its files are on {hostname}, if anywhere" in message
+    assert "checkpoint 1 of trial t is not in the bucket" in message
+    assert f"its files are on {store.opening.hostname}, if anywhere" in message
     verified = await verify(location)
     assert [problem.kind for problem in verified.problems] == ["missing_checkpoint"]
 
@@ -230,7 +234,7 @@ async def test_following_shows_what_reaches_the_bucket(tmp_path, bucket):
             store.report(trial_id, {"loss": 1 / count})
             await store.flush(mirror=True)
             following = asyncio.create_task(anext(reports))
-            await clock.advance(10)
+            await clock.advance(1.0)
             report = await following
             assert [row.trial.num_results for row in report.rows] == [count]
         await reports.aclose()
