@@ -7,6 +7,7 @@ own is fenced. All calls block and belong in a thread.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -284,15 +285,36 @@ def claim_epoch(
         finally:
             files.unlink(temporary)
         files.sync_dir(directory)
+        _fence_lower(directory, claim.epoch, files)
     except FileExistsError as error:
         msg = f"another process claimed the experiment at {os.path.dirname(directory)} in the same moment; retry"
         raise FencedError(msg) from error
     except OSError as error:
         msg = f"cannot claim the experiment: {error}"
         raise StorageError(msg, operation="claim", key=path, hint="check space and permissions") from error
-    for old in epochs[: -_KEEP_CLAIMS + 1]:
-        files.unlink(epoch_path(directory, old))
     return claim
+
+
+def _fence_lower(directory: str, epoch: int, files: LocalFiles) -> None:
+    """Make sure that every lower claim is found to be fenced: by the next number, or by its own being gone.
+
+    Numbers are left out where a bucket knows of more openings than this directory; and two openings may claim
+    different numbers in the same moment, of which the second to look sees the other.
+    """
+    epochs = list_epochs(directory, files)
+    if epochs and epochs[-1] > epoch:
+        msg = (
+            f"another process claimed the experiment at {os.path.dirname(directory)} as epoch {epochs[-1]} in the same "
+            "moment; retry"
+        )
+        raise FencedError(msg)
+    there, lowest = set(epochs), epoch
+    while lowest - 1 in there and epoch - lowest < _KEEP_CLAIMS - 1:
+        lowest -= 1
+    for old in epochs:
+        if old < lowest:
+            with contextlib.suppress(FileNotFoundError):  # another opening tidies up, too
+                files.unlink(epoch_path(directory, old))
 
 
 def _link(temporary: str, path: str, claim: Claim, directory: str, files: LocalFiles) -> None:

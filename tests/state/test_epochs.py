@@ -90,6 +90,39 @@ def test_a_claim_made_elsewhere_is_made_here_with_its_number_and_nonce(directory
     assert is_fenced(directory, 1, FILES)
 
 
+def test_a_number_that_is_left_out_fences_every_lower_claim(directory):
+    lower = [claim(directory) for _ in range(3)]
+    claim(directory, at_least=7)
+    assert list_epochs(directory, FILES) == [7]
+    assert all(is_fenced(directory, each.epoch, FILES) for each in lower)
+    claim(directory)
+    assert list_epochs(directory, FILES) == [7, 8]
+    assert is_fenced(directory, 7, FILES)
+    # as a claim that was killed before it had tidied up leaves it
+    Path(directory, "epoch-12").write_bytes(b"")
+    claim(directory, at_least=13)
+    assert list_epochs(directory, FILES) == [12, 13]
+    assert all(is_fenced(directory, number, FILES) for number in (7, 8, 12))
+
+
+@pytest.mark.parametrize("order", ["lower first", "higher first"])
+def test_of_two_numbers_claimed_in_the_same_moment_one_goes_on(directory, order):
+    """Both have listed the claims before either of them links its own."""
+    claim(directory)
+    files = FaultyFiles()
+    if order == "lower first":
+        files.call(lambda _operation: claim(directory), on="link")
+        made = claim(directory, files, given=claim_of(7))
+        assert is_fenced(directory, 2, FILES)
+        assert not is_fenced(directory, made.epoch, FILES)
+    else:
+        files.call(lambda _operation: claim(directory, given=claim_of(7)), on="link")
+        with pytest.raises(FencedError, match="epoch 7"):
+            claim(directory, files)
+        assert not is_fenced(directory, 7, FILES)
+    assert is_fenced(directory, 1, FILES)
+
+
 @pytest.mark.parametrize("epoch", [3, 2])
 def test_a_claim_made_elsewhere_that_is_not_the_highest_is_refused(directory, epoch):
     claim(directory, at_least=3)

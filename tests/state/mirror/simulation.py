@@ -81,7 +81,8 @@ class Player:
 
     async def live(self) -> None:
         clock = QuickClock(rounds=2)
-        for _ in range(self.rng.randrange(40)):
+        # together, or when another is in the middle of its life
+        for _ in range(self.rng.choice((0, 20, 200, 1000, 3000))):
             await asyncio.sleep(0)
         storage = self.bucket.storage()
         for _ in range(_OPENINGS):
