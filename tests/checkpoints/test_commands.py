@@ -90,12 +90,14 @@ async def test_one_that_is_not_there():
         await run_command(["no-such-program-of-anybody"])
 
 
-@pytest.mark.parametrize("deaf", [False, True], ids=["polite", "deaf"])
+@pytest.mark.parametrize("deaf", ["nobody", "command", "child"])
 async def test_a_cancelled_one_is_ended_with_what_it_started(tmp_path, deaf):
     script = (
         "import signal, subprocess, sys, time\n"
-        "if sys.argv[2] == 'True': signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "if sys.argv[2] == 'child': signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "child = subprocess.Popen(['sleep', '60'])\n"
+        "deaf = sys.argv[2] == 'command'\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN if deaf else signal.SIG_DFL)\n"
         "open(sys.argv[1], 'w').write(f'{child.pid}\\n')\n"
         "time.sleep(60)\n"
     )

@@ -139,6 +139,17 @@ async def test_what_no_current_needs_is_deleted_and_the_last_but_one_stays_whole
     assert await world.back() == (4, b"c4", {"snap-4": b"s4"}, (f"0000000005-{NONCE}",))
 
 
+async def test_the_last_but_one_keeps_what_only_it_needs(world):
+    exports = world.exports()
+    await exports.begin()
+    await exports.send(files(snap_1=b"one"), b"c1")
+    await exports.send(files(snap_1=b"one", seg_2=b"two"), b"c2")
+    await exports.send(files(snap_3=b"three"), b"c3")
+    newest = world.remote / ".asynctune/export" / world.there[-1] / "current/CURRENT"
+    newest.unlink()
+    assert (await world.back())[:3] == (2, b"c2", {"snap-1": b"one", "seg-2": b"two"})
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("fail_at", [1, 2, 3, 4, 5, 6, 7, 9])
 async def test_whatever_fails_the_mirror_has_the_state_before_or_this_one(world, fail_at, after):

@@ -180,6 +180,15 @@ async def test_what_a_failed_call_did_not_carry_the_next_one_does(tmp_path, thre
     syncer.failures = 1
     with pytest.raises(StorageError):
         await results.finish()
+    await results.finish()
+    assert syncer.sent == ["t1/result.json"]
+
+
+async def test_what_a_killed_process_did_not_carry_the_next_one_does(tmp_path, threads):
+    syncer = DirectorySyncer()
+    results = results_of(syncer, tmp_path, threads)
+    await results.begin()
+    await send(results, tmp_path, "t1/result.json", b"1\n")
     again = results_of(syncer, tmp_path, threads)  # killed, and opened again
     assert await again.begin()
     await again.finish()
