@@ -42,6 +42,7 @@ class BucketSide:
 
     Attributes:
         uploads: The uploads.
+        reconciled: Set when `reconcile` is over: what is set aside by it must not be deleted before.
     """
 
     def __init__(self, context: Context, bucket: Bucket, config: CheckpointConfig, local: Deletions) -> None:
@@ -50,6 +51,7 @@ class BucketSide:
         self._config = config
         self._local = local
         self.uploads: Final = UploadQueue(context, bucket, local.leases, self._mirrored)
+        self.reconciled: Final = asyncio.Event()
         self._deletions = BucketDeletions(context, bucket, config, self.uploads)
         local.elsewhere = self
 
@@ -100,6 +102,7 @@ class BucketSide:
         if found.changed:
             await self._context.records.commit()
         self._tell(found)
+        self.reconciled.set()
         return ReconcileReport(
             lost=tuple(found.lost),
             revived=tuple(found.revived),

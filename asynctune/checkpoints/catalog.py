@@ -269,6 +269,8 @@ class TrialCheckpoints(ReadableCheckpoints):
     async def settle(self, trial_of: Callable[[str], str | None]) -> SettleReport:
         """Put things in order once, at an opening for writing; may go on beside everything else.
 
+        With a bucket it waits for `reconcile`.
+
         Args:
             trial_of: Id of the trial whose directory has this name, or `None`.
 
@@ -276,6 +278,8 @@ class TrialCheckpoints(ReadableCheckpoints):
             StorageError: The experiment's directories cannot be read.
             CorruptStateError: A record cannot be used.
         """
+        if self._side is not None:
+            await self._side.reconciled.wait()
         async with self._operation():
             return await settle(
                 self._context,
@@ -288,7 +292,7 @@ class TrialCheckpoints(ReadableCheckpoints):
     async def reconcile(
         self, trial_ids: Collection[str], *, from_bucket: bool = False, bucket_is_new: bool = False
     ) -> ReconcileReport:
-        """Begin with the bucket: once at an opening for writing, before `settle`. Uploads begin with this call.
+        """Begin with the bucket: once at an opening for writing. Uploads begin with this call.
 
         It looks through the records of all trials and goes on with what an earlier opening left.
 

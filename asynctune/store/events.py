@@ -14,7 +14,9 @@ __all__ = ["EventStream", "StoreEvent"]
 QUEUE_LENGTH: Final = 1024
 """How many events a subscriber may lag behind before the oldest are dropped."""
 
-OF_THE_OPENING: Final = frozenset({"recovered_tear", "recovered_damage", "orphan_set_aside"})
+OF_THE_OPENING: Final = frozenset(
+    {"recovered_tear", "recovered_damage", "orphan_set_aside", "checkpoint_lost"}
+)
 """What an opening finds: told to those, too, who subscribe as the first thing after it."""
 
 
@@ -24,7 +26,9 @@ class StoreEvent:
 
     Attributes:
         kind: `trial_added`, `status_changed`, `result`, `checkpoint_saved`, `checkpoint_deleted`,
-            `checkpoint_damaged`, `committed`, `snapshot_written`, `recovered_tear`, `recovered_damage`,
+            `checkpoint_damaged`, `checkpoint_lost`, `checkpoint_fetched`, `upload_started`, `checkpoint_mirrored`,
+            `upload_failed`, `uploads_left`, `bucket_copy_deleted`, `committed`, `snapshot_written`,
+            `recovered_tear`, `recovered_damage`,
             `orphan_set_aside`, `disk_full`, `disk_recovered`, `write_failed`, `pacing_exceeded`,
             `searcher_failed`, `results_repaired`, `results_incomplete`, `lagged` (this subscriber was too slow;
             `data["dropped"]` says how many events it missed), `closed`.

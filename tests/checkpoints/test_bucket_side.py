@@ -9,7 +9,7 @@ import pytest
 from asynctune.config import CheckpointConfig
 from asynctune.errors import StorageError
 from asynctune.packing import pack
-from tests.checkpoints.buckets import BucketRoom, Mirror
+from tests.checkpoints.buckets import BucketRoom, Mirror, quiet
 from tests.checkpoints.fakes import MemorySink, read_tree, tree, where
 
 ONE = CheckpointConfig(num_to_keep=1)
@@ -134,6 +134,31 @@ async def test_files_of_another_line_are_set_aside_and_not_deleted(tmp_path):
         assert len(again.events.of("orphan_set_aside")) == 2
         assert again.states() == {1: "live+", 2: "live+"}
         assert (await again.catalog.restore("t", 1)).step == 1
+
+
+async def test_nothing_is_put_in_order_before_it_is_known_whose_it_is(tmp_path):
+    """A retired record's place may hold the files of another line, which are set aside and not deleted."""
+    room = BucketRoom(tmp_path / "one", config=ONE)
+    await room.__aenter__()
+    await room.save("t")
+    await room.catalog.drain()
+    room.mirror.open.clear()
+    await room.save("t")
+    await room.deleted()
+    await room.catalog.drain()
+    room.mirror.swap()
+    await room.kill()
+    async with BucketRoom(tmp_path / "two", notes=False) as fork:
+        await fork.save("t", tree(tmp_path / "fork", {"fork": b"work"}))
+    async with elsewhere(room, tmp_path / "two") as again:
+        settling = asyncio.create_task(again.catalog.settle({"t": "t"}.get))
+        await quiet(5)
+        assert not settling.done()
+        report = await again.catalog.reconcile(["t"], from_bucket=True)
+        await settling
+        await again.settled()
+        assert [read_tree(Path(path)) for path in report.set_aside] == [{"fork": b"work"}]
+        assert again.states() == {2: "live+"}
 
 
 async def test_a_new_bucket_gets_everything(tmp_path):

@@ -112,6 +112,17 @@ async def test_a_stream_without_subscribers_keeps_nothing():
     assert [event async for event in stream.subscribe()] == []
 
 
+@pytest.mark.parametrize("kind", ["recovered_tear", "orphan_set_aside", "checkpoint_lost"])
+async def test_what_happens_before_anybody_can_subscribe_is_held(kind):
+    stream = EventStream()
+    stream.emit("committed", seq=1)
+    stream.emit(kind, message="found")
+    events = stream.subscribe()
+    stream.opened()
+    stream.close()
+    assert [(event.kind, event.message) async for event in events] == [(kind, "found")]
+
+
 async def test_what_the_opening_found_is_told_to_who_subscribes_at_once(location, tmp_path, caplog):
     async with ExperimentStore.open(location) as store:
         store.add_trial({}, "t")
