@@ -22,6 +22,7 @@ from typing import Any, Final, Literal, TypeVar, cast
 from urllib.parse import unquote
 
 from asynctune.errors import ConfigError, MissingExtraError
+from asynctune.storage.aside import StorageAside
 from asynctune.storage.base import ObjectStorage
 from asynctune.storage.keys import check_key
 from asynctune.storage.local import LocalStorage
@@ -173,8 +174,7 @@ async def open_storage(
         return LocalStorage(await _in_thread(lambda: os.path.abspath(os.path.expanduser(uri.prefix))))
     extra, package = _CLIENTS[uri.scheme]
     module = await _in_thread(lambda: _import_client(extra, package, uri.scheme))
-    opened: ObjectStorage = await module.open_storage(uri, options)
-    return opened
+    return await StorageAside.open(lambda: module.open_storage(uri, options))
 
 
 def _import_client(extra: str, package: str, scheme: str) -> Any:

@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asynctune.errors import ConfigError, MissingExtraError
+from asynctune.storage.aside import StorageAside
 from asynctune.storage.local import LocalStorage
 from asynctune.storage.memory import MemoryStorage
 from asynctune.storage.uri import StorageURI, open_storage, parse_uri
@@ -196,7 +197,7 @@ async def test_a_missing_client_names_its_extra(monkeypatch, scheme, extra, pack
 
 async def test_a_bucket_is_opened_by_the_module_of_its_client(monkeypatch):
     client: Any = types.ModuleType("asynctune.storage.s3")
-    bucket: Any = object()
+    bucket = MemoryStorage()
     opened = []
 
     async def open_it(uri, options):
@@ -206,5 +207,8 @@ async def test_a_bucket_is_opened_by_the_module_of_its_client(monkeypatch):
     client.open_storage = open_it
     monkeypatch.setitem(sys.modules, "asynctune.storage.s3", client)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert await open_storage("s3://bucket/x", {"key": "k"}) is bucket
+    storage = await open_storage("s3://bucket/x", {"key": "k"})
+    assert isinstance(storage, StorageAside), "its client computes too much for the caller's loop"
+    assert storage.inner is bucket
+    await storage.aclose()
     assert opened == [(parse_uri("s3://bucket/x"), {"key": "k"})]
