@@ -22,6 +22,7 @@ __all__ = [
     "pack_run",
     "parse_status",
     "peek_status",
+    "reported",
     "unpack_run",
 ]
 
@@ -186,4 +187,9 @@ def full_result(run: Run) -> dict[str, Any]:
         "time_total_s": run.time_total_s,
         "timestamp": int(run.reported_at or 0),
     }
-    return {**own, **run.metrics, "training_iteration": run.iteration}
+    return {**own, **reported(run)}
+
+
+def reported(run: Run) -> dict[str, Any]:
+    """The metrics of the last row, with its iteration. Empty before the first."""
+    return {**run.metrics, "training_iteration": run.iteration} if run.num_results else {}

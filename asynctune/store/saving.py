@@ -8,6 +8,7 @@ from typing import Any
 
 from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.store.readable import ReadableStore
+from asynctune.store.runs import reported
 from asynctune.trial import Checkpoint
 
 __all__ = ["SavingStore"]
@@ -30,7 +31,7 @@ class SavingStore(ReadableStore):
             trial_id: Whose.
             directory: Its files; or a `Checkpoint` made by `from_directory` or `from_dict`.
             step: Above every recorded one; by default one more than the highest.
-            metrics: What it is ranked by; the trial's last result by default.
+            metrics: What it is ranked by; by default what the trial reported last, with its `training_iteration`.
             move: Give the directory away: it is renamed into place instead of copied.
 
         Raises:
@@ -79,7 +80,7 @@ class SavingStore(ReadableStore):
             "trial_name": name,
             "attempt": run.attempt,
             "plain": run.attempt == 0 and (engine.opening.epoch == 1 or trial_id in self._added),
-            "metrics": run.metrics if metrics is None else metrics,
+            "metrics": reported(run) if metrics is None else metrics,
             "timeline": self._table.timeline(trial_id),
         }
 

@@ -109,7 +109,7 @@ async def test_a_saved_checkpoint_is_durable_before_the_caller_is_told(location,
     saved = await store.save_checkpoint("t", directory_with(tmp_path / "d", model__bin=b"w1"))
     assert (saved.trial_id, saved.step, saved.mirrored) == ("t", 1, False)
     assert saved.path == location / "named" / "checkpoint_000001"
-    assert saved.metrics == {"acc": 0.5}
+    assert saved.metrics == {"acc": 0.5, "training_iteration": 1}
     assert saved.files == {"model.bin": 2}
     async with ExperimentStore.open(location, "read") as reader:
         assert reader.checkpoints("t") == (saved,)
@@ -155,7 +155,7 @@ async def test_adopted_and_cloned_checkpoints(location, store, tmp_path):
     adopted = await store.adopt_checkpoint("a", staged)
     assert adopted.step == 1
     cloned = await store.clone_checkpoint("a", to_trial="b")
-    assert (cloned.trial_id, cloned.step, cloned.metrics) == ("b", 1, {"acc": 1})
+    assert (cloned.trial_id, cloned.step, cloned.metrics) == ("b", 1, {"acc": 1, "training_iteration": 1})
     assert cloned.path is not None
     assert (cloned.path / "x").read_text() == "adopted"
     with pytest.raises(CheckpointNotFoundError, match="no checkpoint 9"):
