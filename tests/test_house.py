@@ -18,6 +18,7 @@ MAX_LINES: Final = 400
 PURE: Final = {
     "asynctune.checking",
     "asynctune.checkpoints.retention",
+    "asynctune.checkpoints.upload_plan",
     "asynctune.config",
     "asynctune.errors",
     "asynctune.metrics",
