@@ -27,8 +27,15 @@ from asynctune.storage.s3_bucket import MISSING, PAGE, UNMET, is_conflict, sent
 from asynctune.storage.s3_client import make_client, read_options
 from asynctune.storage.s3_errors import code_of, s3_errors, status_of
 from asynctune.storage.s3_uploads import S3Uploads
-from asynctune.storage.s3_values import conditions, entries_of, info_of, prepared, receiving, version_of
-from asynctune.storage.streams import check_range, check_source, open_body, read_whole, source_size
+from asynctune.storage.s3_values import conditions, entries_of, info_of, prepared, receiving, told, version_of
+from asynctune.storage.streams import (
+    check_range,
+    check_source,
+    open_body,
+    paced_body,
+    read_whole,
+    source_size,
+)
 from asynctune.storage.threads import Threads
 from asynctune.storage.uri import StorageURI
 from asynctune.storage.values import (
@@ -125,9 +132,8 @@ class S3Storage(S3Uploads):
             )
             chunks = _nothing()
             if body is not None:
-                chunks = receiving(
-                    body, key=key, location=self._location, clock=self._clock, policy=self._policy
-                )
+                chunks = receiving(body, key=key, location=self._location)
+                chunks = paced_body(chunks, key=key, clock=self._clock, policy=self._policy)
             yield await stack.enter_async_context(open_body(chunks, info, start=start, length=length))
 
     async def _open(
@@ -259,16 +265,23 @@ class S3Storage(S3Uploads):
             if not last.startswith(prefix):
                 return  # all keys with the prefix are before it; not every server sees that
             more["StartAfter"] = self._prefix + last
+
+        def understood(page: Any) -> tuple[list[ObjectInfo | Directory], str | None]:
+            token = page.get("NextContinuationToken") if told(page, "IsTruncated") else None
+            return entries_of(page, self._prefix), token
+
         while True:
-            page = await self._call("list", None, "list_objects_v2", Prefix=whole, MaxKeys=_LISTED, **more)
-            for entry in entries_of(page, self._prefix):
+            entries, token = await self._call(
+                "list", None, "list_objects_v2", understood, Prefix=whole, MaxKeys=_LISTED, **more
+            )
+            for entry in entries:
                 name = entry.name if isinstance(entry, Directory) else entry.key
                 if name > last:
                     last = name
                     yield entry
-            if not page.get("IsTruncated") or not page.get("NextContinuationToken"):
+            if not token:
                 return
-            more["ContinuationToken"] = page["NextContinuationToken"]
+            more["ContinuationToken"] = token
             self._check_open("list")
 
 

@@ -103,9 +103,16 @@ class S3Bucket:
         self._check_open(operation)
         return self._prefix + check_key(key, self.max_key_bytes)
 
-    async def _call(self, operation: str, key: str | None, method: str, **arguments: Any) -> Any:
+    async def _call(
+        self, operation: str, key: str | None, method: str, understand: Callable[[Any], T], **arguments: Any
+    ) -> T:
+        """What `understand` makes of a reply; a reply that it cannot use is asked for again."""
         call = getattr(self._client, method)
-        return await self._run(operation, key, lambda: call(Bucket=self._bucket, **arguments))
+
+        async def once() -> T:
+            return understand(await call(Bucket=self._bucket, **arguments))
+
+        return await self._run(operation, key, once)
 
     async def _run(
         self,

@@ -18,7 +18,7 @@ from botocore.parsers import ResponseParserError
 
 from asynctune.errors import AuthenticationError, ConfigError, NotFoundError, StorageError
 
-__all__ = ["code_of", "retry_after_of", "s3_errors", "status_of", "translated"]
+__all__ = ["IncompleteReplyError", "code_of", "retry_after_of", "s3_errors", "status_of", "translated"]
 
 _AGAIN: Final = frozenset(
     {
@@ -76,6 +76,14 @@ _TRANSFER: Final = (
 _MOST_WORDS: Final = 200
 
 
+class IncompleteReplyError(Exception):
+    """A reply that says it is well and does not tell what it has to, as when something between answers an error."""
+
+    def __init__(self, missing: str) -> None:
+        super().__init__(f"no {missing}")
+        self.missing = missing
+
+
 def code_of(error: BaseException) -> str:
     """S3's own name for an error; the status where a reply has no body (`HEAD`)."""
     if isinstance(error, botocore_errors.ClientError):
@@ -106,7 +114,12 @@ def s3_errors(operation: str, key: str | None, location: str) -> Iterator[None]:
     """Translate what the block raises. What is no error of a client goes through as it is."""
     try:
         yield
-    except (botocore_errors.BotoCoreError, botocore_errors.ClientError, *_TRANSFER) as error:
+    except (
+        botocore_errors.BotoCoreError,
+        botocore_errors.ClientError,
+        IncompleteReplyError,
+        *_TRANSFER,
+    ) as error:
         raise translated(error, operation, key, location) from None
 
 
@@ -147,6 +160,14 @@ def translated(
             key=key,
             retryable=not refused,
             hint="check the certificate and the endpoint; storage_options verify takes a bundle of certificates",
+        )
+    if isinstance(error, IncompleteReplyError):
+        return StorageError(
+            f"{what}: the reply tells no {error.missing}",
+            operation=operation,
+            key=key,
+            retryable=True,
+            hint="check that the endpoint is a server of S3, and that it keeps ETags",
         )
     again = isinstance(error, _TRANSFER)
     return StorageError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from botocore.exceptions import ClientError
@@ -13,7 +13,7 @@ from asynctune.storage.crc import crc32c_joined, crc32c_of_text, crc32c_text
 from asynctune.storage.keys import check_prefix
 from asynctune.storage.s3_bucket import MISSING, PAGE, S3Bucket, is_conflict, sent
 from asynctune.storage.s3_errors import code_of, status_of
-from asynctune.storage.s3_values import RULES, conditions, decoded, prepared, version_of
+from asynctune.storage.s3_values import RULES, conditions, decoded, prepared, told, version_of
 from asynctune.storage.streams import mismatch
 from asynctune.storage.values import (
     Always,
@@ -51,10 +51,17 @@ class S3Uploads(S3Bucket):
         check_condition(condition, self._conditions, self._location)
         RULES.check(size_bytes, part_bytes)
         kind = {"ChecksumAlgorithm": "CRC32C", "ChecksumType": "FULL_OBJECT"}
-        reply = await self._call("begin_upload", key, "create_multipart_upload", Key=full, **kind)
+        begun: str = await self._call(
+            "begin_upload",
+            key,
+            "create_multipart_upload",
+            lambda reply: told(reply, "UploadId"),
+            Key=full,
+            **kind,
+        )
         return Upload(
             key=key,
-            upload_id=reply["UploadId"],
+            upload_id=begun,
             size_bytes=size_bytes,
             part_bytes=part_bytes,
             condition=condition,
@@ -80,7 +87,7 @@ class S3Uploads(S3Bucket):
                 ChecksumAlgorithm="CRC32C",
                 ChecksumCRC32C=crc32c_text(check),
             )
-            return UploadedPart(number, size_bytes, reply["ETag"], check)
+            return UploadedPart(number, size_bytes, told(reply, "ETag"), check)
 
         return await self._run(
             "put_part",
@@ -95,24 +102,21 @@ class S3Uploads(S3Bucket):
         found: list[UploadedPart] = []
         marker = 0
         while True:
-            page = await self._page_of(upload, full, marker)
-            for part in page.get("Parts", ()):
-                crc32c = crc32c_of_text(part.get("ChecksumCRC32C"))
-                md5 = part["ETag"].strip('"').lower() if crc32c is None else None
-                found.append(UploadedPart(part["PartNumber"], part["Size"], part["ETag"], crc32c, md5))
-            following = int(page.get("NextPartNumberMarker") or 0)
-            if not page.get("IsTruncated") or following <= marker:
+            parts, following = await self._page_of(upload, full, marker)
+            found += parts
+            if following <= marker:
                 return found
             marker = following
 
-    async def _page_of(self, upload: Upload, full: str, marker: int) -> Any:
-        return await self._run(
-            "list_parts",
-            upload.key,
-            lambda: _of_upload(
-                "list_parts", upload, lambda: self._parts_page(full, upload.upload_id, marker)
-            ),
-        )
+    async def _page_of(self, upload: Upload, full: str, marker: int) -> tuple[list[UploadedPart], int]:
+        """A page of the parts behind a number, and the number that the next one is behind; 0 of the last."""
+
+        async def understood() -> tuple[list[UploadedPart], int]:
+            page = await self._parts_page(full, upload.upload_id, marker)
+            following = int(page.get("NextPartNumberMarker") or 0) if told(page, "IsTruncated") else 0
+            return [_part_of(part) for part in page.get("Parts", ())], following
+
+        return await self._run("list_parts", upload.key, lambda: _of_upload("list_parts", upload, understood))
 
     async def _parts_page(self, full: str, upload_id: str, marker: int) -> Any:
         return await self._client.list_parts(
@@ -181,16 +185,34 @@ class S3Uploads(S3Bucket):
         self._check_open("list_uploads")
         more: dict[str, Any] = {"Prefix": self._prefix + check_prefix(prefix), "EncodingType": "url"}
         while True:
-            page = await self._call("list_uploads", None, "list_multipart_uploads", **more)
-            for upload in page.get("Uploads", ()):
-                full = decoded(upload["Key"], page)
+            uploads, markers = await self._call(
+                "list_uploads", None, "list_multipart_uploads", _uploads_of, **more
+            )
+            for full, upload_id, begun_at in uploads:
                 if full.startswith(more["Prefix"]):
-                    key = full.removeprefix(self._prefix)
-                    yield PendingUpload(key, upload["UploadId"], upload["Initiated"].timestamp())
-            markers = decoded(page.get("NextKeyMarker", ""), page), page.get("NextUploadIdMarker", "")
-            if not page.get("IsTruncated") or markers == (more.get("KeyMarker"), more.get("UploadIdMarker")):
+                    yield PendingUpload(full.removeprefix(self._prefix), upload_id, begun_at)
+            if not markers or markers.items() <= more.items():
                 return
-            more |= {"KeyMarker": markers[0], "UploadIdMarker": markers[1]}
+            more |= markers
+
+
+def _part_of(part: Mapping[str, Any]) -> UploadedPart:
+    tag = told(part, "ETag")
+    crc32c = crc32c_of_text(part.get("ChecksumCRC32C"))
+    md5 = tag.strip('"').lower() if crc32c is None else None
+    return UploadedPart(told(part, "PartNumber"), told(part, "Size"), tag, crc32c, md5)
+
+
+def _uploads_of(page: Mapping[str, Any]) -> tuple[list[tuple[str, str, float]], dict[str, str]]:
+    """The uploads of a page, with their whole keys, and where the next page begins; nothing, of the last."""
+    uploads = [
+        (decoded(told(each, "Key"), page), told(each, "UploadId"), told(each, "Initiated").timestamp())
+        for each in page.get("Uploads", ())
+    ]
+    if not told(page, "IsTruncated"):
+        return uploads, {}
+    key = decoded(page.get("NextKeyMarker", ""), page)
+    return uploads, {"KeyMarker": key, "UploadIdMarker": page.get("NextUploadIdMarker", "")}
 
 
 async def _of_upload(operation: str, upload: Upload, request: Callable[[], Awaitable[T]]) -> T:

@@ -12,12 +12,10 @@ from urllib.parse import unquote
 
 import google_crc32c
 
-from asynctune.clock import Clock
 from asynctune.errors import StorageError
 from asynctune.storage.crc import crc32c_of_text
 from asynctune.storage.memory_bucket import IN_ANY_ORDER
-from asynctune.storage.retry import RetryPolicy
-from asynctune.storage.s3_errors import s3_errors
+from asynctune.storage.s3_errors import IncompleteReplyError, s3_errors
 from asynctune.storage.streams import CHUNK_BYTES, mismatch, read_source, source_chunks
 from asynctune.storage.threads import Stop, Threads
 from asynctune.storage.values import (
@@ -40,6 +38,7 @@ __all__ = [
     "info_of",
     "prepared",
     "receiving",
+    "told",
     "version_of",
 ]
 
@@ -48,9 +47,24 @@ RULES: Final[UploadRules] = IN_ANY_ORDER
 _FULL: Final = (None, "FULL_OBJECT")
 
 
+def told(reply: Mapping[str, Any], name: str) -> Any:
+    """What a reply, or an entry of one, has to tell.
+
+    Raises:
+        IncompleteReplyError: It does not.
+    """
+    value = reply.get(name)
+    if value is None or value == "":
+        raise IncompleteReplyError(name)
+    return value
+
+
 def version_of(reply: Mapping[str, Any]) -> str:
     """The version that a reply tells."""
-    return str(reply.get("ETag", "")).strip('"')
+    version = str(told(reply, "ETag")).strip('"')
+    if not version:
+        raise IncompleteReplyError("ETag")
+    return version
 
 
 def conditions(condition: Condition) -> dict[str, str]:
@@ -64,20 +78,22 @@ def conditions(condition: Condition) -> dict[str, str]:
 
 def info_of(key: str, reply: Mapping[str, Any], size_bytes: int | None = None) -> ObjectInfo:
     """An object, by the reply to a request for it or by its entry in a listing."""
-    size = reply.get("ContentLength", reply.get("Size", 0)) if size_bytes is None else size_bytes
-    whole = size_bytes is None and reply.get("ChecksumType") in _FULL
+    of_all = size_bytes is None
+    if size_bytes is None:
+        size_bytes = int(told(reply, "ContentLength" if "ContentLength" in reply else "Size"))
+    whole = of_all and reply.get("ChecksumType") in _FULL
     crc32c = crc32c_of_text(reply.get("ChecksumCRC32C")) if whole else None
-    return ObjectInfo(key, int(size), version_of(reply), crc32c, reply["LastModified"].timestamp())
+    return ObjectInfo(key, size_bytes, version_of(reply), crc32c, told(reply, "LastModified").timestamp())
 
 
 def entries_of(page: Mapping[str, Any], above: str) -> list[ObjectInfo | Directory]:
     """What a page of a listing tells, in order, relative to the storage's prefix `above`."""
     found: dict[str, ObjectInfo | Directory] = {}
     for directory in page.get("CommonPrefixes", ()):
-        name = directory["Prefix"].removeprefix(above)
+        name = told(directory, "Prefix").removeprefix(above)
         found[name] = Directory(name)
     for entry in page.get("Contents", ()):
-        key = entry["Key"].removeprefix(above)
+        key = told(entry, "Key").removeprefix(above)
         # A key that ends in a slash is what consoles make of a directory; asynctune has none.
         if key and not key.endswith("/"):
             found[key] = info_of(key, {**entry, "ChecksumType": "unknown"})
@@ -166,20 +182,11 @@ def _checksum(data: FileRange, operation: str, key: str, stop: Stop) -> int:
 # -- what is received ----------------------------------------------------------------------------------------
 
 
-async def receiving(
-    body: Any, *, key: str, location: str, clock: Clock, policy: RetryPolicy
-) -> AsyncGenerator[bytes, None]:
-    """The bytes of a body; who sends them slower than the policy allows is given up.
-
-    The time that the reader takes for what it got does not count.
-    """
-    left_s = policy.request_s
+async def receiving(body: Any, *, key: str, location: str) -> AsyncGenerator[bytes, None]:
+    """The bytes of a body."""
     while True:
-        began = clock.monotonic()
         with s3_errors("get", key, location):
-            async with clock.timeout(max(left_s, 0.0)):
-                chunk = await body.read(CHUNK_BYTES)
+            chunk = await body.read(CHUNK_BYTES)
         if not chunk:
             return
-        left_s += len(chunk) / policy.min_bytes_per_s - (clock.monotonic() - began)
         yield chunk
