@@ -34,6 +34,7 @@ from asynctune.storage.streams import (
     check_range,
     check_source,
     open_body,
+    paced_body,
     read_whole,
     source_chunks,
     source_size,
@@ -140,6 +141,7 @@ class GcsStorage:
                 operation="get",
                 key=key,
             )
+            chunks = paced_body(chunks, key=key, clock=self._retry.clock, policy=self._retry.policy)
             async with open_body(chunks, info, start=start, length=length) as body:
                 yield body
 

@@ -54,7 +54,7 @@ async def keeps_conditions(storage: ObjectStorage, *, prefix: str = PROBE_PREFIX
     probe = _Probe(storage, f"{prefix}{nonce}", nonce)
     try:
         kept = await probe.run()
-    except StorageError:
+    except Exception:
         await probe.remove()
         raise
     await probe.remove()

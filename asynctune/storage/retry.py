@@ -129,6 +129,16 @@ class Retry:
         self._clock = SystemClock() if clock is None else clock
         self._rng = random.Random() if rng is None else rng  # noqa: S311 - jitter is no secret
 
+    @property
+    def policy(self) -> RetryPolicy:
+        """How long and how often is tried."""
+        return self._policy
+
+    @property
+    def clock(self) -> Clock:
+        """Reads the time, and waits."""
+        return self._clock
+
     async def run(
         self, request: Callable[[], Awaitable[T]], *, operation: str, key: str | None, size_bytes: int = 0
     ) -> T:

@@ -13,8 +13,10 @@ from typing import Final
 
 import google_crc32c
 
+from asynctune.clock import Clock
 from asynctune.errors import ConfigError, StorageError
 from asynctune.storage.base import Body
+from asynctune.storage.retry import RetryPolicy
 from asynctune.storage.threads import Threads
 from asynctune.storage.values import FileRange, ObjectContent, ObjectInfo, Source
 
@@ -26,6 +28,7 @@ __all__ = [
     "checked_body",
     "mismatch",
     "open_body",
+    "paced_body",
     "range_of",
     "read_source",
     "read_whole",
@@ -205,6 +208,37 @@ async def checked_body(
         raise _damaged(info, f"the checksum is {check:08x}, not {crc32c:08x}")
     if last:
         yield last
+
+
+async def paced_body(
+    chunks: AsyncGenerator[bytes, None], *, key: str, clock: Clock, policy: RetryPolicy
+) -> AsyncGenerator[bytes, None]:
+    """Hand on the bytes of a body; who sends them slower than the policy allows is given up.
+
+    The time that the reader takes for what it got does not count.
+
+    Raises:
+        StorageError: They come too slowly, or not at all; retryable.
+    """
+    left_s = policy.request_s
+    async with aclosing(chunks):
+        while True:
+            began = clock.monotonic()
+            try:
+                async with clock.timeout(max(left_s, 0.0)):
+                    chunk = await anext(chunks, b"")
+            except TimeoutError:
+                raise StorageError(
+                    f"get of {key!r}: its bytes come too slowly, or no more",
+                    operation="get",
+                    key=key,
+                    retryable=True,
+                    hint="check the network and the storage's endpoint",
+                ) from None
+            if not chunk:
+                return
+            left_s += len(chunk) / policy.min_bytes_per_s - (clock.monotonic() - began)
+            yield chunk
 
 
 def _damaged(info: ObjectInfo, what: str) -> StorageError:

@@ -13,16 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asynctune.errors import ConfigError, StorageError
+from asynctune.storage.retry import RetryPolicy
 from asynctune.storage.streams import (
     CHUNK_BYTES,
     check_source,
     checked_body,
     open_body,
+    paced_body,
     read_source,
     source_chunks,
 )
 from asynctune.storage.threads import Threads
 from asynctune.storage.values import FileRange, ObjectInfo
+from asynctune.testing import ManualClock
 from asynctune.testing.storage_scenes import file_of, pattern
 
 DATA = pattern(3 * CHUNK_BYTES + 5)
@@ -181,3 +184,61 @@ async def test_leaving_the_block_closes_what_arrives():
         async for _ in body:
             break
     assert closed
+
+
+# -- how fast it has to come ---------------------------------------------------------------------------------
+
+
+PACE = RetryPolicy(request_s=10.25, min_bytes_per_s=2.0)
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 1.0, 60.0], ids=["at once", "slowly", "never"])
+async def test_a_body_that_comes_too_slowly_is_given_up(pause_s):
+    """A byte a second, where two are asked for; it is not held up by what its reader does meanwhile."""
+    clock = ManualClock()
+    closed = asyncio.Event()
+
+    async def coming():
+        try:
+            for _ in range(100):
+                await clock.sleep(pause_s)
+                yield b"1"
+        finally:
+            closed.set()
+
+    got: list[bytes] = []
+
+    async def read() -> None:
+        async for chunk in paced_body(coming(), key="k", clock=clock, policy=PACE):
+            got.append(chunk)
+            clock.move(3600.0)  # the reader's own time
+
+    reading = asyncio.create_task(read())
+    while not reading.done():
+        await clock.advance(0.5)
+    assert closed.is_set()
+    if not pause_s:
+        await reading
+        assert len(got) == 100
+        return
+    with pytest.raises(StorageError, match="too slowly") as caught:
+        await reading
+    assert caught.value.retryable
+    assert (caught.value.operation, caught.value.key) == ("get", "k")
+    # ten seconds, and half of one for each byte, which takes a whole one
+    assert len(got) == (19 if pause_s == 1.0 else 0)
+
+
+async def test_who_stops_reading_a_paced_body_closes_it():
+    closed = asyncio.Event()
+
+    async def coming():
+        try:
+            while True:
+                yield b"1"
+        finally:
+            closed.set()
+
+    async with aclosing(paced_body(coming(), key="k", clock=ManualClock(), policy=PACE)) as chunks:
+        assert await anext(chunks) == b"1"
+    assert closed.is_set()
