@@ -13,8 +13,11 @@ import asyncio
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 from asynctune.errors import ExperimentLockedError, FencedError, StorageError
+from asynctune.state.mirror import planning
+from asynctune.state.mirror.journal_runs import JournalRuns
 from asynctune.state.mirror.reading import read_mirror
 from asynctune.storage.memory import MemoryStorage
 from asynctune.storage.memory_bucket import MemoryBucket
@@ -108,8 +111,10 @@ class Player:
         for _ in range(self.rng.randint(1, 3)):
             puts = {f"by/{self.name}": b"%d" % driver.journal.seq, "big": self.rng.randbytes(size)}
             seq = await driver.commit(puts, rows=(b"row",))
-        if self.rng.random() < 0.15:
+        if self.rng.random() < 0.3:
             await driver.snapshot(prune=self.rng.random() < 0.5)
+        if self.rng.random() < 0.3:  # the result files have been brought there
+            driver.mirror.projected(self.rng.randint(0, driver.mirror.mirrored_seq))
         if self.rng.random() < 0.7:
             await driver.mirror.flush(seq)
             self._promised(driver, seq)
@@ -140,7 +145,18 @@ class Player:
 
 
 async def simulate(directory: str, seed: int, *, drivers: int = 2) -> Played:
-    """Play one interleaving; what has to hold is asserted."""
+    """Play one interleaving; what has to hold is asserted.
+
+    Snapshots are worth it, and pieces are full, after a few commits, so that all of it happens in a short life.
+    """
+    with (
+        patch.object(planning, "_MIN_JOURNAL_BYTES", 1000),
+        patch.object(JournalRuns.read, "__defaults__", (100_000,)),
+    ):
+        return await _simulate(directory, seed, drivers)
+
+
+async def _simulate(directory: str, seed: int, drivers: int) -> Played:
     rng = random.Random(seed)
     played = Played()
     bucket = Bucket(rng)

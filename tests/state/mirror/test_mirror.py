@@ -319,6 +319,15 @@ async def test_an_hour_without_the_bucket_costs_no_memory_and_is_caught_up(direc
         await check(storage, driver, driver.journal.seq)
 
 
+async def test_a_backlog_goes_over_in_pieces(directory, storage):
+    async with driving(directory, storage, offline=True, start=False) as driver:
+        seq = await driver.commits(5, size=3 * MIB)
+        driver.start()
+        await driver.mirror.flush(seq)
+        assert driver.mirror.stats.swaps >= 3
+        await check(storage, driver)
+
+
 async def test_a_flush_waits_for_the_bucket_to_be_back(directory, storage):
     async with driving(directory, storage) as driver:
         storage.fail(lasting=True)
