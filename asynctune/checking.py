@@ -137,12 +137,17 @@ def _check_syncer(value: Any) -> None:
         raise ConfigError(
             f"syncer must be an object, not the class {value.__name__}; write {value.__name__}(...)"
         )
-    missing = [each for each in _OF_SYNCERS if not callable(_method(value, each))]
+    missing = [each for each in _OF_SYNCERS if not _is_made(_method(value, each))]
     if len(missing) == len(_OF_SYNCERS):
         shown = repr(value) if isinstance(value, str) else type(value).__name__
         raise ConfigError(f'syncer must be "auto", None or a Syncer, not {shown}')
     if missing:
         raise ConfigError(f"syncer {type(value).__name__} has no method {', '.join(missing)}")
+
+
+def _is_made(method: Any) -> bool:
+    """Whether it does something: who inherits from `Syncer` and forgets a method has one that does nothing."""
+    return callable(method) and getattr(method, "__module__", None) != "asynctune.protocols"
 
 
 def _place(place: Any) -> str:

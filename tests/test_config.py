@@ -225,6 +225,16 @@ def test_settings_that_contradict_each_other(settings, why):
     assert "hunter2" not in str(refused.value)
 
 
+def test_a_method_that_was_only_inherited_from_the_protocol_is_none():
+    class Inheriting(Syncer):
+        def sync_up(self, local_dir, remote_dir, exclude=None): ...
+
+        def sync_down(self, remote_dir, local_dir, exclude=None): ...
+
+    with pytest.raises(ConfigError, match="syncer Inheriting has no method delete"):
+        SyncConfig(upload_dir="/mnt/copy", syncer=Inheriting())
+
+
 def test_what_type_checkers_take_for_a_syncer():
     class Typed:
         def sync_up(self, local_dir: str, remote_dir: str, exclude: list[str] | None = None) -> bool:

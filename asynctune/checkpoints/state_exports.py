@@ -34,7 +34,7 @@ from asynctune.checkpoints.export_format import (
     decode_current,
     encode_current,
 )
-from asynctune.checkpoints.syncer_calls import SyncerCalls
+from asynctune.checkpoints.syncer_calls import SyncerCalls, make_place
 from asynctune.errors import ConfigError, CorruptStateError, StorageError
 from asynctune.files import LocalFiles
 from asynctune.packing import UnpackError
@@ -193,8 +193,13 @@ class StateExports:
 
     # -- and back ----------------------------------------------------------------------------------------------
 
-    async def fetch(self, into: str) -> FetchedExport | None:
+    async def fetch(self, into: str, *, may_make: bool = False) -> FetchedExport | None:
         """Bring the newest whole state into the empty directory `into`; `None` where the mirror has none.
+
+        Args:
+            into: Absolute path; it may be left with other things in it.
+            may_make: Some syncers fail where there is nothing to bring, as they do when the mirror is away. If that
+                happens, something is put there and it is tried again, so that the two can be told apart.
 
         Raises:
             CorruptStateError: There is one, and no generation of it is whole.
@@ -202,7 +207,13 @@ class StateExports:
             StorageError: The syncer or the disk failed.
         """
         with disk_errors("fetch the state", into):
-            await self._calls.down(self._remote, into)
+            try:
+                await self._calls.down(self._remote, into)
+            except StorageError:
+                if not may_make:
+                    raise
+                await make_place(self._calls, f"{self._remote}/place", into, self._files, self._threads)
+                await self._calls.down(self._remote, into)
             found = await self._threads.run(self._newest, into)
         if found is not None:
             for name in found.passed_over:

@@ -12,16 +12,18 @@ import os
 import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Literal
 
 from asynctune.checkpoints.commands import in_daemon_thread
+from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.scrubbing import printable_end, scrubbed, secret_values
 from asynctune.clock import Clock
 from asynctune.errors import AsynctuneError, StorageError
+from asynctune.files import LocalFiles
 from asynctune.protocols import Syncer
 
-__all__ = ["SyncerCalls"]
+__all__ = ["SyncerCalls", "make_place"]
 
 _MOST_TEXT: Final = 2048
 
@@ -132,6 +134,44 @@ class SyncerCalls:
             key=place,
             retryable=True,
         )
+
+
+async def make_place(
+    calls: SyncerCalls, remote_dir: str, beside: str, files: LocalFiles, threads: DiskThreads
+) -> None:
+    """Put something into a remote directory of its own, so that what it lies in is there.
+
+    Args:
+        calls: The syncer.
+        remote_dir: That directory.
+        beside: A local path, beside which another one may be made for a moment.
+        files: The operating system.
+        threads: Where the blocking calls go.
+
+    Raises:
+        StorageError: The syncer failed.
+        OSError: The disk said no.
+    """
+    local = f"{beside.rstrip('/')}.place"
+
+    def write() -> None:
+        remove()
+        files.make_dir(local)
+        fd = files.create(f"{local}/README")
+        try:
+            files.write_all(fd, b"What asynctune keeps of an experiment is beside this directory.\n")
+        finally:
+            files.close(fd)
+
+    def remove() -> None:
+        with suppress(FileNotFoundError):
+            files.remove_tree(local)
+
+    try:
+        await threads.run(write)
+        await calls.up(local, remote_dir)
+    finally:
+        await threads.run(remove)
 
 
 class _FailedError(Exception):

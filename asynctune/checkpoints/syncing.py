@@ -22,9 +22,9 @@ from asynctune.checkpoints.context import Emit, logger
 from asynctune.checkpoints.disk import DiskThreads, disk_errors
 from asynctune.checkpoints.records import CheckpointRecord
 from asynctune.checkpoints.scrubbing import scrubbed
-from asynctune.checkpoints.syncer_calls import SyncerCalls
+from asynctune.checkpoints.syncer_calls import SyncerCalls, make_place
 from asynctune.checkpoints.verify import VerifyReport, copy_verified, verify_directory
-from asynctune.errors import UploadError
+from asynctune.errors import StorageError, UploadError
 from asynctune.files import LocalFiles
 
 __all__ = ["SyncedResults", "SyncedTrees", "tell_unfenced"]
@@ -200,17 +200,28 @@ class SyncedResults:
                 self._is_due = True
                 raise
 
-    async def fetch(self) -> int:
+    async def fetch(self, *, may_make: bool = False) -> int:
         """Bring all result files of the mirror to where the trials go on writing them; how many there were.
 
         For an opening on an empty directory, before anything is written there.
+
+        Args:
+            may_make: As for `StateExports.fetch`: a mirror may have a state and no result files yet.
 
         Raises:
             StorageError: The syncer failed, or the disk said no.
         """
         with disk_errors("fetch result files", self._tree):
             await self._threads.run(self._begin)
-            await self._calls.down(self._remote, self._tree)
+            try:
+                await self._calls.down(self._remote, self._tree)
+            except StorageError:
+                if not may_make:
+                    raise
+                await make_place(
+                    self._calls, f"{self._remote}/.place", self._tree, self._files, self._threads
+                )
+                await self._calls.down(self._remote, self._tree)
             return await self._threads.run(self._hand_out)
 
     # -- in a thread -------------------------------------------------------------------------------------------

@@ -43,8 +43,11 @@ class Access(Protocol):
         """Holds the objects of the state's mirror."""
         ...
 
-    async def look(self) -> None:
+    async def look(self, *, may_make: bool = False) -> None:
         """Let `storage` show the copy as it is at this moment.
+
+        Args:
+            may_make: Something may be put into a place where nothing is, to see whether it can be reached.
 
         Raises:
             StorageError: It cannot be reached.
@@ -125,7 +128,7 @@ class BucketAccess:
         """As it was opened."""
         return self._storage
 
-    async def look(self) -> None:
+    async def look(self, *, may_make: bool = False) -> None:
         """A storage always shows what is there."""
 
     def announce(self, emit: Callable[..., None]) -> None:

@@ -186,7 +186,7 @@ class _Opening:
             self._remote, self._place.path, clock=self._clock, files=self._files
         )
         try:
-            await access.look()
+            await access.look(may_make=not self._place.by_uri)
             register = await open_register(access.storage, writing=False, clock=self._clock)
             named = await register.read()
         except StorageError as error:

@@ -103,8 +103,8 @@ class SyncerAccess:
         assert self._storage is not None
         return self._storage
 
-    async def look(self) -> None:
-        """Let the syncer bring the newest whole state.
+    async def look(self, *, may_make: bool = False) -> None:
+        """Let the syncer bring the newest whole state. See `Access.look`.
 
         Raises:
             StorageError: The syncer or the disk failed.
@@ -115,7 +115,7 @@ class SyncerAccess:
         number = len(await self._threads.run(os.listdir, self._scratch))
         into, root = (f"{self._scratch}/{kind}-{number}" for kind in ("fetched", "mirror"))
         await self._threads.run(os.mkdir, into)
-        found = await self._exports.fetch(into)
+        found = await self._exports.fetch(into, may_make=may_make)
         await self._threads.run(self._arrange, root, {} if found is None else found.files)
         before, self._storage = (
             self._storage,
@@ -145,7 +145,7 @@ class SyncerAccess:
     async def fetch_results(self, path: str, wanted: Callable[[str], bool]) -> None:
         """Bring all result files of the copy: a syncer knows no trials."""
         del path, wanted
-        await self._results.fetch()
+        await self._results.fetch(may_make=True)
 
     async def fetch_file(self, key: str, path: str) -> bool:
         """See `Access.fetch_file`; the whole tree of result files comes, for a syncer knows no single file."""

@@ -227,6 +227,29 @@ async def test_before_it_begins_nothing_is_written_in_the_experiment(world):
     assert (await world.back())[1] == b"c2"
 
 
+async def test_nothing_there_is_told_from_a_mirror_that_is_away(world):
+    """For a syncer that fails in either case."""
+
+    def strict(remote_dir, local_dir, exclude=None):
+        return os.path.isdir(remote_dir) and DirectorySyncer.sync_down(world.syncer, remote_dir, local_dir)
+
+    world.syncer.sync_down = strict
+    into = world.root / "into"
+    into.mkdir()
+    exports = world.exports()
+    with pytest.raises(StorageError, match="sync_down returned False"):
+        await exports.fetch(str(into))
+    world.syncer.fail_at = 1
+    with pytest.raises(StorageError, match="sync_up returned False"):
+        await exports.fetch(str(into), may_make=True)
+    assert not world.remote.exists()
+    assert await exports.fetch(str(into), may_make=True) is None
+    assert sorted(os.listdir(world.root)) == ["exp", "into", "remote"]
+    await exports.begin()
+    await exports.send(files(snap_1=b"one"), b"c1")
+    assert (await world.back())[1] == b"c1"
+
+
 async def test_files_are_taken_by_another_name_or_copied(world, monkeypatch):
     exports = world.exports()
     await exports.begin()

@@ -195,6 +195,27 @@ async def test_what_a_killed_process_did_not_carry_the_next_one_does(tmp_path, t
     assert syncer.sent == ["t1/result.json"]
 
 
+async def test_no_results_are_told_from_a_mirror_that_is_away(tmp_path, threads):
+    """For a syncer that fails in either case."""
+
+    class Strict(Failing):
+        def sync_down(self, remote_dir, local_dir, exclude=None):
+            return os.path.isdir(remote_dir) and super().sync_down(remote_dir, local_dir)
+
+    syncer = Strict()
+    results = results_of(syncer, tmp_path, threads)
+    with pytest.raises(StorageError, match="sync_down returned False"):
+        await results.fetch()
+    syncer.failures = 1
+    with pytest.raises(StorageError, match="sync_up returned False"):
+        await results.fetch(may_make=True)
+    assert await results.fetch(may_make=True) == 0
+    assert os.listdir(tmp_path / "exp") == [".asynctune"]
+    await send(results, tmp_path, "t1/result.json", b"1\n")
+    await results.finish()
+    assert await results_of(syncer, tmp_path, threads, "other").fetch() == 1
+
+
 async def test_results_come_back_to_where_trials_go_on_writing_them(tmp_path, threads):
     results = results_of(DirectorySyncer(), tmp_path, threads)
     await results.begin()

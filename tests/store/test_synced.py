@@ -98,6 +98,27 @@ async def test_there_and_back(location, syncer, tmp_path, caplog):
         assert [c.step for c in reader.checkpoints("t")] == [1, 2]
 
 
+async def test_a_syncer_that_fails_where_nothing_is(location, syncer, tmp_path):
+    there, bring = [], syncer.sync_down
+
+    async def strict(remote_dir, local_dir, exclude=None):
+        there.append(await asyncio.to_thread(os.path.isdir, syncer._path(remote_dir)))
+        return there[-1] and await bring(remote_dir, local_dir)
+
+    syncer.sync_down = strict
+    async with ExperimentStore.open(location, sync_config=config(syncer)) as store:
+        await run(store, 3)
+        await store.flush(mirror=True)
+        shutil.copytree(syncer.root, tmp_path / "killed")
+    assert not there[0]
+    for root in (syncer.root, tmp_path / "killed"):  # once with result files there, once without
+        syncer.root = root
+        place = f"vault://some/where/{location.name}"
+        other = tmp_path / f"other-{root.name}"
+        async with ExperimentStore.open(place, local_dir=other, sync_config=config(syncer)) as store:
+            assert await rows(store) == [3]
+
+
 async def test_retention_deletes_there_too(location, syncer):
     keep = CheckpointConfig(num_to_keep=1)
     async with ExperimentStore.open(location, sync_config=config(syncer), checkpoint_config=keep) as store:
