@@ -1,13 +1,21 @@
-"""Moves files of many gigabytes to and from a storage that keeps nothing, in a process whose memory is watched."""
+"""Moves files of many gigabytes to and from a storage that keeps nothing, and smaller ones under every fault."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import subprocess
 import sys
+import urllib.request
+from collections import Counter
 from collections.abc import Iterable
 
 from tests.lab.registry import Lab, Row, experiment
+from tests.storage.fake_gcs import FakeGcs
+from tests.storage.fault_matrix import gcs_places, s3_places
+from tests.storage.moto import moto_server
+from tests.storage.transfer_matrix import DATA, TRANSFERS, run_transfers
 
 MOST_BYTES = 200 << 20
 
@@ -33,3 +41,24 @@ def transfers(lab: Lab) -> Iterable[Row]:
             f"lag p99 {told['lag_p99_ms']:.1f} ms, most {told['lag_most_ms']:.1f} ms, {told['took_s']:.1f} s",
         )
         (directory / "file").unlink()
+
+
+@experiment("transfers under faults", "every fault at every request of a file's way to S3 and GCS and back")
+def transfers_under_faults(lab: Lab) -> Iterable[Row]:
+    logging.getLogger("asynctune").setLevel(logging.CRITICAL)  # what is fetched again is a warning
+    source = lab.directory / "source"
+    source.write_bytes(DATA)
+    cases = lab.few(TRANSFERS, 24)
+    with moto_server() as url:
+        making = urllib.request.Request(f"{url}/transfers", method="PUT")
+        urllib.request.urlopen(making, timeout=20).close()
+        places = s3_places(url, "transfers", str(source))
+        told = lab.progress(cases, "S3", len(cases))
+        yield Row.tally("S3", asyncio.run(run_transfers(places, told, str(source))))
+
+    async def on_gcs() -> Counter[str]:
+        async with FakeGcs() as fake:
+            told = lab.progress(cases, "GCS", len(cases))
+            return await run_transfers(gcs_places(fake.url, "bucket", str(source)), told, str(source))
+
+    yield Row.tally("GCS", asyncio.run(on_gcs()))

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import random
+import time
 import tracemalloc
 import urllib.request
 from typing import Any
@@ -26,7 +27,7 @@ from asynctune.testing.storage_scenes import cancelled, file_of, pattern, sparse
 from tests.storage.discarding import DiscardingStorage, crc32c_of_zeros
 from tests.storage.fake_gcs import FakeGcs
 from tests.storage.moto import moto_server
-from tests.storage.transfers import QuickClock, crc32c_of, memory, open_files
+from tests.storage.transfers import QuickClock, crc32c_of, let_threads_end, memory, open_files
 
 PART = 5 << 20
 SIZE = 2 * PART + 12_345
@@ -175,6 +176,38 @@ async def test_a_cancelled_upload_leaves_nothing(storage, tmp_path):
         assert await storage.head(KEY) is None
         assert await pending(storage) == []
         assert open_files(path) == []
+    transfer.close()
+
+
+async def test_cancelled_at_any_moment_nothing_stays(storage, tmp_path, rng):
+    """No object but a whole one, no upload, no task, no descriptor; on the way back no file."""
+    data = pattern(SIZE)
+    path = await file_of(tmp_path, data)
+    crc32c = crc32c_of(data)
+    transfer = Transfer(storage, part_bytes=PART, put_bytes=PART)
+    tasks = asyncio.all_tasks()
+    began = time.monotonic()
+    await transfer.send(KEY, path, size_bytes=SIZE, crc32c=crc32c)
+    took_s = time.monotonic() - began
+    await storage.delete([KEY])
+    for _ in range(5):
+        sending = asyncio.create_task(transfer.send(KEY, path, size_bytes=SIZE, crc32c=crc32c))
+        await asyncio.sleep(rng.uniform(0, took_s))  # whenever that is: the moment does not matter
+        await cancelled(sending)
+        info = await storage.head(KEY)
+        assert info is None or info.size_bytes == SIZE
+        assert await pending(storage) == []
+        await storage.delete([KEY])
+    await transfer.send(KEY, path, size_bytes=SIZE, crc32c=crc32c)
+    for _ in range(5):
+        target = tmp_path / "back"
+        receiving = asyncio.create_task(transfer.receive(KEY, str(target), size_bytes=SIZE, crc32c=crc32c))
+        await asyncio.sleep(rng.uniform(0, took_s))
+        await cancelled(receiving)
+        assert not receiving.cancelled() or not target.exists()
+        target.unlink(missing_ok=True)
+        await let_threads_end(lambda: open_files(tmp_path) == [])
+    assert {task for task in asyncio.all_tasks() - tasks if "asynctune" in str(task)} == set()
     transfer.close()
 
 
