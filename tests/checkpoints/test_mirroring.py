@@ -4,11 +4,14 @@ import shutil
 
 import pytest
 
+from asynctune.checkpoints.mirroring import BucketCopies
 from asynctune.checkpoints.verify import verify_directory
 from asynctune.errors import NotFoundError, StorageError, UploadError
 from asynctune.files import LocalFiles
+from asynctune.storage.local import LocalStorage
 from asynctune.storage.memory import MemoryStorage
 from asynctune.storage.memory_bucket import MemoryBucket, held_of
+from asynctune.storage.transfer import Transfer
 from asynctune.storage.values import Always
 from asynctune.testing import FaultyStorage
 from asynctune.trial import MANIFEST_FILE
@@ -237,6 +240,30 @@ async def test_a_bucket_that_cannot_be_asked_is_an_error(room, tmp_path):
     with pytest.raises(NotFoundError):
         await room.storage.read("nothing")
     room.check()
+
+
+async def test_a_directory_as_the_bucket(room, tmp_path):
+    """It keeps no checksums, and what is there is recognized by reading it."""
+    (root := tmp_path / "bucket").mkdir()
+    storage = FaultyStorage(LocalStorage(str(root)))
+    transfer = Transfer(storage)
+    copies = BucketCopies(storage, transfer)
+    record, path = room.record(1), str(room.path / PLACE)
+    told: list[int] = []
+    await copies.put_tree(record, path, new=True, progress=told.append)
+    assert read_tree(root / PLACE) == TREE
+    assert (root / PLACE / MANIFEST_FILE).read_bytes() == (room.path / PLACE / MANIFEST_FILE).read_bytes()
+    storage.log.clear()
+    assert await copies.put_tree(record, path, new=False, progress=told.append) == 0
+    assert puts(storage) == []
+    (to := tmp_path / "back").mkdir()
+    assert (await copies.fetch_tree(record, str(to))).ok
+    assert read_tree(to) == TREE
+    await copies.delete_tree(record)
+    assert not [path for path in root.rglob("*") if path.is_file() and PLACE in str(path)]
+    copies.close()
+    transfer.close()
+    await storage.aclose()
 
 
 async def test_the_copy_of_a_whole_directory_verifies_like_the_original(room, tmp_path):
