@@ -25,6 +25,7 @@ from asynctune.inspect.reading import Query, follow_trials
 from asynctune.inspect.scan import Order
 from asynctune.inspect.screen import Screen
 from asynctune.inspect.tables import Layout
+from asynctune.store.place import is_uri
 from asynctune.trial import TrialStatus
 
 __all__ = ["command_first", "main"]
@@ -164,7 +165,7 @@ def trials(location: str, **options: Any) -> Exit:
 @_output
 def trial(location: str, trial_id: str, **options: Any) -> Exit:
     """Everything about one trial, given by its id or its name."""
-    return _screen(options).answer(answer_trial(location, trial_id))
+    return _screen(options, location).answer(answer_trial(location, trial_id))
 
 
 @_inspect.command()
@@ -176,7 +177,7 @@ def checkpoints(location: str, trial_id: str | None, limit: int | None, **option
     """The checkpoints of a trial, or of all, and whether their files are there."""
     if limit is None:
         limit = 0 if options["as_json"] else _CHECKPOINT_ROWS
-    return _screen(options).answer(answer_checkpoints(location, trial_id, limit))
+    return _screen(options, location).answer(answer_checkpoints(location, trial_id, limit))
 
 
 @_inspect.command()
@@ -196,7 +197,7 @@ def best(location: str, metric: str | None, mode: Any, limit: int, **options: An
 
     Metric and mode are the experiment's own, where it has some (as a Tuner's has), unless others are given.
     """
-    return _screen(options).answer(answer_best(location, metric, mode, limit))
+    return _screen(options, location).answer(answer_best(location, metric, mode, limit))
 
 
 @_inspect.command()
@@ -218,13 +219,13 @@ def gc(location: str, limit: int | None, **options: Any) -> Exit:
     """List what crashed drivers left in a bucket and nothing needs. Deletes nothing."""
     if limit is None:
         limit = 0 if options["as_json"] else _LEAK_ROWS
-    return _screen(options).answer(answer_gc(location, limit))
+    return _screen(options, location).answer(answer_gc(location, limit))
 
 
 def _trials(
     location: str, answer: Callable[..., Any], view: Callable[..., Any], rows: int, options: dict[str, Any]
 ) -> Exit:
-    screen, limit = _screen(options), options["limit"]
+    screen, limit = _screen(options, location), options["limit"]
     if options["follow"]:
         if options["as_json"] or not sys.stdout.isatty():
             raise click.UsageError(
@@ -252,7 +253,7 @@ def _named(options: dict[str, Any]) -> tuple[str, ...]:
     return (*(options["columns"] or ()), *(options["metrics"] or ()), *([order.name] if order else ()))
 
 
-def _screen(options: dict[str, Any]) -> Screen:
+def _screen(options: dict[str, Any], location: str | None = None) -> Screen:
     order = options.get("order")
     layout = Layout(
         columns=options.get("columns"),
@@ -260,7 +261,11 @@ def _screen(options: dict[str, Any]) -> Screen:
         sort=None if order is None else order.name,
     )
     return Screen(
-        as_json=options["as_json"], color=not options["no_color"], wide=options["wide"], layout=layout
+        as_json=options["as_json"],
+        color=not options["no_color"],
+        wide=options["wide"],
+        layout=layout,
+        waits_for=location if is_uri(location) else None,
     )
 
 

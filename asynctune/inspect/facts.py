@@ -85,10 +85,11 @@ def metric_value(row: TrialRow, metric: str) -> str:
 def experiment_facts(report: TrialsReport) -> dict[str, Text]:
     """Where it is, who drives it, how it searches, how far it is."""
     head = report.head
+    is_directory = "://" not in head.location
     changed = "" if head.last_change_at is None else f", last change {ago(head.last_change_at, head.as_of)}"
     facts = {
         "experiment": Text.assemble((head.name, "bold"), f"  {head.experiment_id}"),
-        "location": Text(head.location + (", a copy" if head.from_copy else "")),
+        "location": Text(head.location + (", a copy" if head.from_copy and is_directory else "")),
         "created": Text(f"{clock_time(head.created_at)}{changed}"),
         "driver": _driver(head, report.counts.get(TrialStatus.RUNNING, 0)),
     }

@@ -32,6 +32,7 @@ Answer = tuple[str, Report, View]
 """The kind of a report, the report, and what draws it."""
 
 _STDOUT: Final = 1
+_PATIENCE_S: Final = 3.0
 
 
 class _OutputError(Exception):
@@ -54,16 +55,29 @@ class Screen:
         color: `False`: no escape sequences at all.
         wide: Do not fit the terminal's width. A pipe or file is always wide, unless `COLUMNS` says otherwise.
         layout: What the reader asked to see; its width is set here.
+        waits_for: A bucket, whose answer may take a while; somebody at a terminal is told so.
     """
 
     as_json: bool = False
     color: bool = True
     wide: bool = False
     layout: Layout = field(default_factory=Layout)
+    waits_for: str | None = None
 
     def answer(self, question: Coroutine[Any, Any, Answer]) -> Exit:
         """Wait for an answer and print it."""
-        return _guarded(lambda: self._show(*asyncio.run(question)), self._fail)
+        return _guarded(lambda: self._show(*asyncio.run(self._wait(question))), self._fail)
+
+    async def _wait(self, question: Coroutine[Any, Any, Answer]) -> Answer:
+        if self.waits_for is None or sys.stderr is None or not sys.stderr.isatty():
+            return await question
+        # a bucket that does not answer is asked again for minutes
+        said = f"waiting for {printable(self.waits_for)}; Ctrl-C ends it"
+        told = asyncio.get_running_loop().call_later(_PATIENCE_S, lambda: click.echo(said, err=True))
+        try:
+            return await question
+        finally:
+            told.cancel()
 
     def follow(self, reports: AsyncGenerator[Report], view: View) -> Exit:
         """Show each report in place of the one before, until Ctrl-C, which is how this ends."""
