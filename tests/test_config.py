@@ -232,7 +232,7 @@ def test_a_method_that_was_only_inherited_from_the_protocol_is_none():
         def sync_down(self, remote_dir, local_dir, exclude=None): ...
 
     with pytest.raises(ConfigError, match="syncer Inheriting has no method delete"):
-        SyncConfig(upload_dir="/mnt/copy", syncer=Inheriting())
+        SyncConfig(upload_dir="/mnt/copy", syncer=Inheriting())  # type: ignore[abstract]
 
 
 def test_what_type_checkers_take_for_a_syncer():
