@@ -175,7 +175,7 @@ async def test_a_cancelled_upload_leaves_nothing(storage, tmp_path):
         storage.heal()
         assert await storage.head(KEY) is None
         assert await pending(storage) == []
-        assert open_files(path) == []
+        await let_threads_end(lambda: open_files(path) == [])
     transfer.close()
 
 
