@@ -215,7 +215,10 @@ class ResultUploads:
                 covered, problem = None, error
             failures = await self._send_all()
             if self._finish is not None:
-                await self._finish()
+                try:
+                    await self._finish()
+                except AsynctuneError as error:
+                    raise _as_storage_error(error) from error.__cause__
             if failures:
                 raise _joined(failures)
             if covered is None:
@@ -243,7 +246,7 @@ class ResultUploads:
             for name in names:
                 try:
                     await self._send(name)
-                except AsynctuneError as error:
+                except Exception as error:  # noqa: BLE001 - a fault in a copy must not end what it is a copy of
                     failures.append(_as_storage_error(error))
                     in_a_row[0] += 1
                     if in_a_row[0] >= _MAX_FAILURES_IN_A_ROW or isinstance(error, AuthenticationError):
@@ -334,11 +337,13 @@ def _joined(failures: list[StorageError]) -> StorageError:
     return error
 
 
-def _as_storage_error(error: AsynctuneError) -> StorageError:
-    """A name that the mirror cannot hold, say: it concerns one trial."""
+def _as_storage_error(error: Exception) -> StorageError:
+    """Itself, or one that stands for it: of a name that the mirror cannot hold, say, which concerns one trial."""
     if isinstance(error, StorageError):
         return error
-    made = StorageError(str(error), operation="put")
+    if not isinstance(error, AsynctuneError):
+        logger.error("result files cannot be copied to the mirror: %r", error, exc_info=error)
+    made = StorageError(str(error) or repr(error), operation="put")
     made.__cause__ = error
     return made
 

@@ -303,11 +303,14 @@ async def test_a_mirror_that_refuses_everything_is_not_asked_for_every_trial(tmp
         assert world.uploads.pending == 50
 
 
-async def test_a_trial_whose_name_the_mirror_cannot_hold_harms_no_other(tmp_path):
+@pytest.mark.parametrize(
+    "error", [ConfigError("no such key"), KeyError("no such key")], ids=["name", "fault"]
+)
+async def test_a_trial_whose_name_the_mirror_cannot_hold_harms_no_other(tmp_path, error):
     class Choosy(Transfer):
         async def send(self, key, path, **options):
             if "t1/" in key:
-                raise ConfigError("no such key")
+                raise error
             return await super().send(key, path, **options)
 
     world = World(tmp_path)
@@ -376,6 +379,19 @@ async def test_what_was_sent_counts_when_it_is_finished(tmp_path):
         assert (world.covered, world.uploads.pending) == ([], 0)
         await world.until(lambda: world.covered == [1], 1)
         assert len(calls) == 2
+
+
+async def test_whatever_the_end_of_a_pass_raises_it_goes_on(tmp_path):
+    errors = [ConfigError("no such option"), StorageError("away", operation="sync_up", retryable=True)]
+
+    async def finish():
+        if errors:
+            raise errors.pop()
+
+    async with opened(World(tmp_path, finish=finish), running=True) as world:
+        await world.write(row(1))
+        await world.until(lambda: world.covered == [1], 1)
+        assert world.heard == ["results_upload_failed", "results_upload_back"]
 
 
 async def test_a_file_is_sent_as_it_is_between_two_writes(tmp_path, rng):
