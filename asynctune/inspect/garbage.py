@@ -46,6 +46,7 @@ async def find_garbage(location: str, limit: int = 0, clock: Clock | None = None
         ConfigError: It is no copy.
         AsynctuneError: As for `experiment`, and what the bucket says.
     """
+    clock = clock or SystemClock()
     async with experiment(location, clock) as opened:
         head = await opened.head()
         if opened.copy is None:
@@ -53,7 +54,7 @@ async def find_garbage(location: str, limit: int = 0, clock: Clock | None = None
             raise ConfigError(
                 f"gc looks through the copy of an experiment; {head.location} is the experiment itself, {where}"
             )
-        return await _look_through(opened, opened.copy, limit, clock or SystemClock())
+        return await _look_through(opened, opened.copy, limit, clock)
 
 
 async def _look_through(opened: Inspection, source: CopySource, limit: int, clock: Clock) -> GarbageReport:
