@@ -10,7 +10,7 @@ from asynctune.errors import StorageError
 from asynctune.storage.carrying import Means, Patience
 from asynctune.storage.values import PendingUpload
 
-__all__ = ["abort_leftovers", "abort_upload"]
+__all__ = ["abort_leftovers"]
 
 
 async def abort_leftovers(
@@ -33,14 +33,11 @@ async def abort_leftovers(
             failed += 1
             await _pause(patience, left[0], failed)
         for upload in left:
-            await abort_upload(means, patience, upload.key, upload.upload_id)
+            await patience.run(
+                partial(storage.abort_upload, upload.key, upload.upload_id), "abort_upload", upload.key
+            )
             aborted.add(upload.upload_id)
     return len(aborted)
-
-
-async def abort_upload(means: Means, patience: Patience, key: str, upload_id: str) -> None:
-    """Abort one upload, again after failures."""
-    await patience.run(partial(means.storage.abort_upload, key, upload_id), "abort_upload", key)
 
 
 async def _listed(means: Means, prefix: str, is_left: Callable[[PendingUpload], bool]) -> list[PendingUpload]:

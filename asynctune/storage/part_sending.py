@@ -16,7 +16,7 @@ from typing import Final, Never
 from asynctune.errors import AuthenticationError, NotFoundError, StorageError
 from asynctune.storage.carrying import in_parallel
 from asynctune.storage.crc import crc32c_joined
-from asynctune.storage.leftovers import abort_leftovers, abort_upload
+from asynctune.storage.leftovers import abort_leftovers
 from asynctune.storage.outgoing import Outgoing
 from asynctune.storage.values import Always, Conflict, FileRange, Stored, Upload, UploadedPart
 
@@ -83,8 +83,12 @@ class PartSending:
         else:
             try:
                 there = await self._listed(upload)
-            except NotFoundError as gone:
-                return await self._after(gone)
+            except AuthenticationError:
+                raise
+            except StorageError as gone:
+                if gone.retryable:
+                    raise
+                return await self._after(gone)  # also what is no upload of this storage, whatever it answers
         try:
             if not there and self._notes is not None:
                 await self._notes.remember(upload)
@@ -108,7 +112,7 @@ class PartSending:
         wanted = out.size_bytes, out.crc32c, out.condition
         if (upload.size_bytes, upload.crc32c, upload.condition) == wanted:
             return upload
-        await abort_upload(out.means, out.patience, out.key, upload.upload_id)
+        await self._abort(upload)
         await self._forget()
         return None
 
@@ -261,7 +265,7 @@ class PartSending:
             raise self._out.lost()
         return version
 
-    async def _after(self, gone: NotFoundError) -> str:
+    async def _after(self, gone: StorageError) -> str:
         """The upload is gone: the version, if it was completed."""
         await self._forget()
         version = await self._out.settled(None)

@@ -533,6 +533,38 @@ async def test_an_upload_that_is_gone_meanwhile_is_begun_anew(storage, make, not
     assert stored(storage, KEY) == DATA
 
 
+async def test_a_note_that_the_storage_makes_nothing_of_is_not_in_the_way(storage, make, notes, tmp_path):
+    path = await file_of(tmp_path, DATA)
+    await interrupted(storage, make(notes=notes), path)
+    storage.fail(StorageError("what is this", operation="list_parts"), on="list_parts")
+    sent = await send(make(notes=notes), path)
+    assert (sent.sent_bytes, sent.resumed_parts) == (SIZE, 0)
+    assert await notes.every() == []
+
+
+@pytest.mark.parametrize(
+    "error", [AuthenticationError("no"), StorageError("away", retryable=True)], ids=["refused", "away"]
+)
+async def test_a_note_stays_while_the_storage_does_not_tell(storage, make, notes, tmp_path, error):
+    path = await file_of(tmp_path, DATA)
+    await interrupted(storage, make(notes=notes, parts_at_once=1), path)
+    storage.fail(error, on="list_parts", lasting=True)
+    with pytest.raises(type(error)):
+        await send(make(notes=notes, timeout_s=1e-6), path)
+    storage.heal()
+    assert (await send(make(notes=notes), path)).resumed_parts == 3
+
+
+async def test_an_upload_of_another_content_may_be_left(storage, make, notes, tmp_path):
+    """If the storage does not take the abort, it is looked for again at the end."""
+    await interrupted(storage, make(notes=notes), await file_of(tmp_path, DATA))
+    other = pattern(SIZE, seed=2)
+    storage.fail(on="abort_upload")
+    await send(make(notes=notes), await file_of(tmp_path, other), other)
+    assert stored(storage, KEY) == other
+    assert len(bucket_of(storage).uploads) == (0 if storage.upload_rules.listed else 1)
+
+
 async def test_an_upload_is_written_down_before_its_first_part(storage, make, notes, tmp_path):
     known: list[Upload] = []
 
