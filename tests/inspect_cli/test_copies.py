@@ -7,12 +7,12 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from asynctune import Checkpoint, ExperimentStore, SyncConfig, TrialStatus
+from asynctune import Checkpoint, CheckpointConfig, ExperimentStore, SyncConfig, TrialStatus
 from asynctune.errors import AuthenticationError, StorageError, UploadError
 from asynctune.inspect.answers import answer_summary
 from asynctune.inspect.directory import list_experiments
@@ -54,7 +54,7 @@ class Faults:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened: list[FaultyStorage] = []
         self.no_checkpoints = False
-        self.on_read: list[Callable[[StorageCall], None]] = []
+        self.on_read: list[Callable[[StorageCall], Awaitable[None] | None]] = []
         monkeypatch.setattr("asynctune.store.access.open_storage", self._open)
 
     async def _open(self, location: Any, options: Any = None) -> FaultyStorage:
@@ -354,6 +354,55 @@ async def test_a_bucket_that_is_away_ends_the_verification(tmp_path, bucket, fau
     faults.on_read.append(refuse)
     with pytest.raises(AuthenticationError, match="expired"):
         await verify(f"{bucket}/digits")
+
+
+async def test_a_checkpoint_that_is_deleted_while_it_is_read_is_no_damage(tmp_path, bucket, faults):
+    config = CheckpointConfig(num_to_keep=1)
+    async with ExperimentStore.open(
+        tmp_path / "digits", sync_config=SyncConfig(upload_dir=bucket), checkpoint_config=config
+    ) as store:
+        store.add_trial({}, "t")
+        await store.save_checkpoint("t", Checkpoint.from_dict({"x": 1}))
+        await store.flush(mirror=True)
+        replaced = asyncio.Event()
+
+        async def replace(_call: StorageCall) -> None:
+            events = store.events()
+            await store.save_checkpoint("t", Checkpoint.from_dict({"x": 2}))
+            await store.flush(mirror=True)
+            async for event in events:
+                if event.kind == "bucket_copy_deleted":
+                    break
+            await store.flush(mirror=True)
+            replaced.set()
+
+        def at_the_manifest(call: StorageCall) -> Awaitable[None] | None:
+            return replace(call) if call.key == "t/checkpoint_000001/.manifest.json" else None
+
+        faults.on_read.append(at_the_manifest)
+        report = await verify(f"{bucket}/digits")
+        assert replaced.is_set()
+        assert (report.checkpoints, report.problems) == (0, ())
+
+
+async def test_a_verification_that_is_cancelled_leaves_nothing(tmp_path, bucket, faults, monkeypatch):
+    await build_here(tmp_path / "digits", bucket)
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    reached = asyncio.Event()
+
+    async def hang() -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    faults.on_read.append(lambda call: hang() if "/checkpoint_" in call.key else None)
+    task = asyncio.create_task(verify(f"{bucket}/digits"))
+    await reached.wait()
+    assert len(list((tmp_path / "scratch").glob("asynctune-verify-*/*"))) > 0
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 # -- several experiments ---------------------------------------------------------------------------------------
