@@ -39,6 +39,8 @@ from asynctune.trial import MANIFEST_FILE
 __all__ = ["BucketCopies", "FileTransfer"]
 
 _FILES_AT_ONCE: Final = 16
+_REMEMBERED: Final = 64
+"""Of how many unfinished directories is remembered what is there; of others the bucket is asked."""
 
 
 class FileTransfer(Protocol):
@@ -135,6 +137,8 @@ class BucketCopies:
         """See `TreeCopies.put_tree`."""
         source = await self._threads.run(_look, self._files, record, path)
         confirmed = self._confirmed.setdefault(record.directory, set())
+        if len(self._confirmed) > _REMEMBERED:
+            del self._confirmed[next(iter(self._confirmed))]
         if not new:
             noted = await self._noted(source.prefix)
             # Those whose ids are not written down here, nobody can go on with.

@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
+from asynctune.checkpoints import mirroring
 from asynctune.checkpoints.mirroring import BucketCopies
 from asynctune.checkpoints.verify import verify_directory
-from asynctune.errors import NotFoundError, StorageError, UploadError
+from asynctune.errors import AuthenticationError, NotFoundError, StorageError, UploadError
 from asynctune.files import LocalFiles
 from asynctune.storage.local import LocalStorage
 from asynctune.storage.memory import MemoryStorage
@@ -105,6 +106,27 @@ async def test_after_a_failure_the_rest_is_sent(room):
     await put(room)
     assert not before.intersection(puts(room.storage))
     assert wrong_with(room.record(1), room.held) is None
+
+
+async def test_what_is_there_of_many_unfinished_ones_is_not_remembered_for_ever(room, monkeypatch):
+    monkeypatch.setattr(mirroring, "_REMEMBERED", 2)
+    for _ in range(3):
+        await room.save("t")
+    room.storage.fail(AuthenticationError("no"), on="complete_upload", nth=2, lasting=True)
+    records = list(room.catalog._context.records.all("t"))
+    for record in records:
+        with pytest.raises(AuthenticationError):
+            await room.copies.put_tree(
+                record, str(room.path / record.directory), new=True, progress=lambda _: None
+            )
+    assert list(room.copies._confirmed) == [record.directory for record in records[-2:]]
+    room.storage.heal()
+    for record in records:
+        await room.copies.put_tree(
+            record, str(room.path / record.directory), new=False, progress=lambda _: None
+        )
+        assert wrong_with(record, room.held) is None
+    assert not room.copies._confirmed
 
 
 async def test_a_directory_that_is_not_what_was_recorded_is_refused(room):
