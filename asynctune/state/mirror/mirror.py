@@ -263,6 +263,7 @@ class StateMirror:
             if self._swapper.has_work(upto, self._projected, closed=closed):
                 await self._swapper.swap(upto, self._projected, closed=closed)
                 self._swapped(upto, self._clock.monotonic() - began)
+            await self._swapper.remove_garbage()
         except FencedError as error:
             self._observer.happened("mirror_fenced", str(error))
             self._fail(error)
@@ -275,7 +276,6 @@ class StateMirror:
             self._last_end = self._clock.monotonic()
             self._seconds += self._last_end - began
             self._not_before = self._last_end + self._interval_s
-        await self._remove_garbage()
         return None
 
     async def _claim(self) -> None:
@@ -293,17 +293,6 @@ class StateMirror:
             "mirror_claimed", f"the mirror at {self._storage.location} was claimed", seq=named.current.seq
         )
         self._health.tell_unfenced(register.why_unfenced)
-
-    async def _remove_garbage(self) -> None:
-        assert self._swapper is not None
-        garbage = self._swapper.garbage
-        if keys := garbage.due(self._clock.monotonic()):
-            try:
-                await self._storage.delete(keys)
-                garbage.deleted(keys)
-            except StorageError as error:
-                logger.debug("what the mirror does not name any more is deleted later: %s", error)
-                garbage.postpone(keys, self._clock.monotonic())
 
     def _swapped(self, upto: int, cost_s: float) -> None:
         assert self._swapper is not None

@@ -6,6 +6,7 @@ nothing about when; one call at a time.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -13,7 +14,7 @@ from typing import Final
 import google_crc32c
 
 from asynctune.clock import Clock
-from asynctune.errors import CorruptStateError, FencedError
+from asynctune.errors import CorruptStateError, FencedError, StorageError, UnsupportedFormatError
 from asynctune.files import LocalFiles
 from asynctune.state.mirror.claiming import who
 from asynctune.state.mirror.current import Current, Ref, key_of, same_owner, segment_name, snapshot_name
@@ -31,6 +32,8 @@ from asynctune.storage.base import ObjectStorage
 from asynctune.storage.values import FileRange
 
 __all__ = ["Swapper"]
+
+logger = logging.getLogger("asynctune")
 
 _KEPT_LISTED: Final = 3
 
@@ -159,10 +162,7 @@ class Swapper:
         answer = await self.register.swap(content, self.named)
         before = self.current
         if not same_owner(answer.current.claim, self._identity.claim):
-            raise FencedError(
-                f"{who(answer.current.claim)} has taken over the experiment's mirror at {self._storage.location}; this "
-                "driver writes nothing any more. Everything that flush(mirror=True) acknowledged is there"
-            )
+            raise self._taken_over(answer)
         self.named = answer
         self._unnamed |= {ref.name for ref in before.refs}
         if answer.current.swap_nonce != content.swap_nonce:
@@ -180,6 +180,33 @@ class Swapper:
             self._listed.append(answer.key)
             self.garbage.add(self._listed[:-_KEPT_LISTED], now)
             del self._listed[:-_KEPT_LISTED]
+
+    async def remove_garbage(self) -> None:
+        """Delete what has not been named for long enough; what cannot be deleted now is deleted later.
+
+        Raises:
+            FencedError: Another opening owns the mirror.
+        """
+        keys = self.garbage.due(self._clock.monotonic())
+        if not keys:
+            return
+        try:
+            if not self.register.fenced:
+                # the other may have gone on from before the swap that stopped naming these
+                found = await self.register.read()
+                if found is not None and not same_owner(found.current.claim, self._identity.claim):
+                    raise self._taken_over(found)
+            await self._storage.delete(keys)
+            self.garbage.deleted(keys)
+        except (StorageError, CorruptStateError, UnsupportedFormatError) as error:
+            logger.debug("what the mirror does not name any more is deleted later: %s", error)
+            self.garbage.postpone(keys, self._clock.monotonic())
+
+    def _taken_over(self, found: Named) -> FencedError:
+        return FencedError(
+            f"{who(found.current.claim)} has taken over the experiment's mirror at {self._storage.location}; this "
+            "driver writes nothing any more. Everything that flush(mirror=True) acknowledged is there"
+        )
 
     # -- segments ------------------------------------------------------------------------------------------
 

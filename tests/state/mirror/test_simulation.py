@@ -22,3 +22,13 @@ async def test_exactly_one_goes_on_and_nothing_acknowledged_is_lost(tmp_path, rn
         print(f"seed {seed}: {dict(played.outcomes)}")
     assert outcomes["went on"] >= 5, outcomes
     assert acknowledged > 10
+
+
+async def test_without_conditions_no_two_go_on_in_the_end(tmp_path, rng):
+    outcomes: Counter[str] = Counter()
+    for number in range(20):
+        seed = rng.getrandbits(32)
+        played = await simulate(f"{tmp_path}/{number}", seed, drivers=2 + number % 2, conditions=False)
+        outcomes += played.outcomes
+        print(f"seed {seed}: {dict(played.outcomes)}")
+    assert outcomes["went on"] >= 10, outcomes
