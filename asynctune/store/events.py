@@ -15,7 +15,17 @@ QUEUE_LENGTH: Final = 1024
 """How many events a subscriber may lag behind before the oldest are dropped."""
 
 OF_THE_OPENING: Final = frozenset(
-    {"recovered_tear", "recovered_damage", "orphan_set_aside", "checkpoint_lost"}
+    {
+        "checkpoint_lost",
+        "fork_set_aside",
+        "mirror_away",
+        "mirror_given_up",
+        "mirror_unfenced",
+        "orphan_set_aside",
+        "recovered_damage",
+        "recovered_tear",
+        "waiting_for_quiet",
+    }
 )
 """What an opening finds: told to those, too, who subscribe as the first thing after it."""
 
@@ -25,13 +35,15 @@ class StoreEvent:
     """Something that happened in an experiment.
 
     Attributes:
-        kind: `trial_added`, `status_changed`, `result`, `checkpoint_saved`, `checkpoint_deleted`,
-            `checkpoint_damaged`, `checkpoint_lost`, `checkpoint_fetched`, `upload_started`, `checkpoint_mirrored`,
-            `upload_failed`, `uploads_left`, `bucket_copy_deleted`, `committed`, `snapshot_written`,
-            `recovered_tear`, `recovered_damage`,
-            `orphan_set_aside`, `disk_full`, `disk_recovered`, `write_failed`, `pacing_exceeded`,
-            `searcher_failed`, `results_repaired`, `results_incomplete`, `lagged` (this subscriber was too slow;
-            `data["dropped"]` says how many events it missed), `closed`.
+        kind: Of trials: `trial_added`, `status_changed`, `result`. Of checkpoints: `checkpoint_saved`,
+            `checkpoint_deleted`, `checkpoint_damaged`, `checkpoint_lost`, `checkpoint_fetched`, `upload_started`,
+            `checkpoint_mirrored`, `upload_failed`, `uploads_left`, `bucket_copy_deleted`, `orphan_set_aside`. Of the
+            state: `committed`, `snapshot_written`, `recovered_tear`, `recovered_damage`, `disk_full`,
+            `disk_recovered`, `write_failed`, `pacing_exceeded`, `searcher_failed`. Of result files:
+            `results_repaired`, `results_incomplete`, `results_upload_failed`, `results_upload_back`. Of the copy:
+            `waiting_for_quiet`, `mirrored`, `mirror_claimed`, `mirror_away`, `mirror_back`, `mirror_behind`,
+            `mirror_fenced`, `mirror_unfenced`, `mirror_given_up`, `fork_set_aside`. And `lagged` (this subscriber
+            was too slow; `data["dropped"]` says how many events it missed), `closed`.
         trial_id: The trial it is about, if one.
         step: The checkpoint it is about, if one.
         seq: The commit it is about, if one.

@@ -32,6 +32,7 @@ from asynctune.state.epochs import (
 )
 from asynctune.state.journal import Journal, secure_tail
 from asynctune.state.lineage import extend_history
+from asynctune.state.mirror.installing import is_being_replaced, replacing_error
 from asynctune.state.recovered import Notice, Recovered
 from asynctune.state.recovery import recover
 from asynctune.store.finding import (
@@ -300,6 +301,8 @@ def open_for_reading(path: str, files: LocalFiles) -> OpenedForReading:
             os.stat(path)
             msg = f"there is no experiment at {path} (no {STATE_DIR} in it)"
             raise ExperimentNotFoundError(msg)
+        if is_being_replaced(state_dir, files):
+            raise replacing_error(state_dir)
         claim, alive, recovered = _read(state_dir, files)
         if recovered.seq == 0:
             try:
