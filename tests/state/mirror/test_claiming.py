@@ -314,6 +314,22 @@ async def test_giving_up_lets_the_next_go_on(storage):
     )
 
 
+async def test_giving_up_says_so_however_far_it_has_gone(directory, storage):
+    async with driving(directory, storage) as driver:
+        await driver.mirror.flush(await driver.commits(2))
+    assert driver.claimed is not None
+    await give_up(driver.claimed)
+    current = await current_of(storage)
+    assert (current.closed, current.seq) == (True, 2)
+
+
+async def test_giving_up_what_another_owns_changes_nothing(storage):
+    first = await claim(storage)
+    second = await claim(storage)
+    await give_up(first)
+    assert await current_of(storage) == second.named.current
+
+
 async def _until(condition, clock: ManualClock) -> None:
     """Until what happens in a thread, too, has happened."""
     while not condition():

@@ -545,5 +545,24 @@ async def test_a_storage_without_conditions_is_used_and_told(directory, lies):
         assert claimed.mirrored is not None
 
 
+async def test_without_conditions_nothing_is_deleted_after_a_takeover(directory):
+    clock = ManualClock()
+    storage = FaultyStorage(MemoryStorage(supports_conditions=False, clock=clock))
+    driver = await opened(directory, storage, clock=clock)
+    for _ in range(MAX_SEGMENTS + 2):
+        await driver.mirror.flush(await driver.commits(1, size=TAIL_BYTES))
+    claimed = await claim_mirror(
+        storage, None, clock=clock, node_ip=NODE_IP, quiet_s=0.0, is_dead=lambda _: True
+    )
+    before = set(await entries(storage, ".asynctune/seg-"))
+    await clock.advance(GRACE_S + 1)
+    assert driver.task is not None
+    with pytest.raises(FencedError):
+        await driver.task
+    assert set(await entries(storage, ".asynctune/seg-")) == before
+    assert claimed.mirrored is not None
+    await driver.kill()
+
+
 async def _few_listed(storage) -> bool:
     return len(await entries(storage, ".asynctune/current-")) <= 4
