@@ -160,7 +160,8 @@ class _Receiving:
             try:
                 await self._fill(piece, end)
             finally:
-                await self._means.threads.run(piece.close)
+                if piece.is_open:
+                    await self._means.threads.run(piece.close)
         fetched.crc32c[begin] = piece.crc32c
         if fetched.digest is not None:
             await self._follow(fetched, fetched.digest)
@@ -214,7 +215,7 @@ class _Receiving:
             except StorageError:
                 await self._means.threads.run(piece.write, waiting)
                 raise
-        await self._means.threads.run(piece.write, waiting)
+        await self._means.threads.run(piece.write_last, waiting)
 
     # -- the file as a whole ---------------------------------------------------------------------------------------
 
@@ -222,7 +223,9 @@ class _Receiving:
         """What is wrong with what came; `None`: nothing."""
         expected = self._kept_crc32c if self._crc32c is None else self._crc32c
         if expected is not None:
-            crc32c = await self._means.threads.run(fetched.joined)
+            crc32c = fetched.only()
+            if crc32c is None:
+                crc32c = await self._means.threads.run(fetched.joined)
             if crc32c != expected:
                 return f"the checksum of what came is {crc32c:08x}, not {expected:08x}"
         if fetched.digest is not None and fetched.digest.hexdigest() != self._sha256:
@@ -271,6 +274,10 @@ class _Fetched:
         self._next += 1
         return self._ranges[self._next - 1]
 
+    def only(self) -> int | None:
+        """The checksum, if there is one range."""
+        return self.crc32c[0] if len(self._ranges) == 1 else None
+
     def joined(self) -> int:
         """The checksum of all."""
         return crc32c_joined([(self.crc32c[begin], end - begin) for begin, end in self._ranges])
@@ -301,6 +308,14 @@ class _Piece:
         if self._unsynced >= _SYNC_BYTES:  # so that syncs of others beside it stay quick
             self._files.sync_data(self._fd)
             self._unsynced = 0
+
+    def write_last(self, chunks: list[bytes]) -> None:
+        self.write(chunks)
+        self.close()
+
+    @property
+    def is_open(self) -> bool:
+        return self._fd is not None
 
     def close(self) -> None:
         if self._fd is not None:
