@@ -45,3 +45,9 @@ async def _found(storage: ObjectStorage, key: str, size_bytes: int) -> ObjectCon
         return await storage.read(key, max_bytes=max(size_bytes, 1))
     except NotFoundError:
         return None
+    except StorageError:
+        # replaced by something larger between the two looks?
+        now = await storage.head(key)
+        if now is not None and now.version == info.version:
+            raise
+        return None if now is None else ObjectContent(now, b"")

@@ -55,6 +55,20 @@ async def test_it_may_vanish_between_two_looks(storage):
     assert await put_settled(storage, "k", b"mine", condition=OnlyCreate()) == Conflict(None)
 
 
+@pytest.mark.parametrize("then", [b"hers, and larger", b""], ids=["larger", "smaller"])
+async def test_it_may_be_replaced_between_two_looks(storage, then):
+    await storage.put("k", b"hers")
+    storage.call(lambda _: storage.storage.put("k", then), on="read")
+    assert await put_settled(storage, "k", b"mine", condition=OnlyCreate()) == Conflict("2")
+
+
+async def test_a_look_that_fails_is_no_answer(storage):
+    await storage.put("k", b"hers")
+    storage.fail(on="read")
+    with pytest.raises(StorageError, match="asked for"):
+        await put_settled(storage, "k", b"mine", condition=OnlyCreate())
+
+
 async def test_an_error_that_leaves_no_doubt_is_raised_at_once(storage):
     storage.fail(AuthenticationError("no"), on="put")
     with pytest.raises(AuthenticationError):
