@@ -238,4 +238,4 @@ class Openings(RuleBasedStateMachine):
 
 
 TestOpenings = Openings.TestCase
-TestOpenings.settings = settings(max_examples=15, stateful_step_count=25)
+TestOpenings.settings = settings(max_examples=max(15, settings().max_examples // 4), stateful_step_count=25)
