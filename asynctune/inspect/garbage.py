@@ -20,7 +20,8 @@ from asynctune.inspect.leaks import (
     largest_first,
     leaks_among,
 )
-from asynctune.inspect.reading import Inspection, experiment
+from asynctune.inspect.reading import experiment
+from asynctune.inspect.report import Head
 from asynctune.inspect.text import path_text
 from asynctune.state.mirror.garbage import find_leaks
 from asynctune.state.mirror.objects import in_thread
@@ -54,10 +55,10 @@ async def find_garbage(location: str, limit: int = 0, clock: Clock | None = None
             raise ConfigError(
                 f"gc looks through the copy of an experiment; {head.location} is the experiment itself, {where}"
             )
-        return await _look_through(opened, opened.copy, limit, clock)
+        return await _look_through(head, opened.copy, limit, clock)
 
 
-async def _look_through(opened: Inspection, source: CopySource, limit: int, clock: Clock) -> GarbageReport:
+async def _look_through(head: Head, source: CopySource, limit: int, clock: Clock) -> GarbageReport:
     storage, before = source.storage, clock.time() - OLDER_THAN_S
     piles = Piles()
     async with aclosing(storage.list_objects()) as listing:
@@ -69,8 +70,6 @@ async def _look_through(opened: Inspection, source: CopySource, limit: int, cloc
     mirrored = await read_mirror(storage, clock=clock)
     if mirrored is None:
         raise ExperimentNotFoundError(f"the experiment at {storage.location} was removed meanwhile")
-    await opened.catch_up()
-    head = await opened.head()
     known = await in_thread(Known.of, mirrored.recovered.records)
     left = [upload for upload in uploads if not is_needed(upload.key, known, driven=head.is_driven)]
     unfinished = [each for upload in left if (each := await _unfinished(storage, upload)) is not None]

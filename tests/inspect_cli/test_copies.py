@@ -19,6 +19,7 @@ from asynctune.inspect.directory import list_experiments
 from asynctune.inspect.reading import Query, experiment, follow_trials
 from asynctune.inspect.report import Presence, TrialsReport
 from asynctune.inspect.verifying import verify
+from asynctune.state.codec import decode_frame
 from asynctune.state.mirror.current import CURRENT_KEY
 from asynctune.storage.memory import MemoryStorage
 from asynctune.storage.uri import open_storage
@@ -287,14 +288,23 @@ def test_an_intact_copy_is_said_to_be(made, capsys, monkeypatch, tmp_path):
     assert "intact: everything matches its checksums" in text
 
 
-def test_the_size_of_the_state_is_that_of_its_objects(tmp_path, capsys):
+def test_the_state_is_counted_as_it_is_in_the_bucket(tmp_path, capsys):
     (tmp_path / "copies").mkdir()
     build(tmp_path / "digits", str(tmp_path / "copies"))
     _, document = ask(capsys, tmp_path / "copies" / "digits", "verify")
-    state = tmp_path / "copies" / "digits" / ".asynctune"
-    named = [each for each in state.iterdir() if each.name == "CURRENT" or each.name.startswith("snap-")]
-    segments = [each for each in state.iterdir() if each.name.startswith("seg-")]
-    assert document["state_bytes"] == sum(each.stat().st_size for each in named + segments)
+    objects = [
+        each.read_bytes()
+        for each in (tmp_path / "copies" / "digits" / ".asynctune").iterdir()
+        if each.name.startswith(("CURRENT", "seg-", "snap-"))
+    ]
+    frames = 0
+    for data in objects:
+        end = 0
+        while end < len(data):
+            end = decode_frame(data, end).end
+            frames += 1
+    assert (document["frames"], document["snapshots"]) == (frames, 0)
+    assert document["state_bytes"] == sum(map(len, objects))
 
 
 @pytest.mark.parametrize("kind", ["flipped", "gone", "manifest", "no manifest"])
