@@ -6,15 +6,17 @@ import asyncio
 import hashlib
 import os
 import random
+import sys
 import time
 import tracemalloc
 import urllib.request
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from asynctune.errors import AuthenticationError, ConfigError, StorageError
+from asynctune.errors import AuthenticationError, ConfigError, NotFoundError, StorageError
 from asynctune.storage.base import ObjectStorage
 from asynctune.storage.budget import ByteBudget
 from asynctune.storage.local import LocalStorage
@@ -142,6 +144,39 @@ async def test_another_process_sends_only_what_is_missing(storage, transfer, tmp
     assert (await storage.read(KEY)).data == data
     assert await pending(storage) == []
     assert os.listdir(tmp_path / "uploads") == []
+
+
+@pytest.mark.parametrize("after", range(1, 9))
+async def test_a_killed_process_is_gone_on_with(tmp_path, after):
+    """After so many of its requests, in whatever state that is: what is there whole is not sent again."""
+    part_bytes, data = 200_000, pattern(1_100_000)
+    path, notes_path = await file_of(tmp_path, data), str(tmp_path / "uploads")
+    storage = FaultyStorage(LocalStorage(str(tmp_path / "bucket")))
+    command = ["tests.storage.killed_sender", storage.location, notes_path, path, str(part_bytes)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", *command, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    for _ in range(after):
+        assert await process.stdout.readline()
+    process.kill()
+    await process.communicate()
+    notes = UploadNotes(notes_path, location=storage.location)
+    transfer = Transfer(storage, notes=notes, part_bytes=part_bytes, put_bytes=part_bytes)
+    done = await storage.head("a/b")
+    there = 0
+    for upload in await notes.every():
+        with suppress(NotFoundError):  # it was completed, or almost
+            there = len(await storage.storage.list_parts(upload))
+    sent = await transfer.send("a/b", path, size_bytes=len(data), crc32c=crc32c_of(data))
+    assert (sent.sent_bytes == 0) if done else (sent.resumed_parts == there)
+    assert storage.count("put_part") == (0 if done else 6 - there)
+    assert (await storage.read("a/b")).data == data
+    assert await notes.every() == []
+    await transfer.abort_leftovers()  # of a process that died between the beginning and the note
+    assert await pending(storage) == []
+    transfer.close()
+    await storage.aclose()
 
 
 async def test_a_changed_file_is_no_object_and_no_upload(storage, transfer, tmp_path):
