@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from asynctune.checkpoints.commands import run_command
-from asynctune.checkpoints.scrubbing import printable_end, scrubbed, secret_options, secret_values
+from asynctune.checkpoints.scrubbing import scrubbed, scrubbed_end, secret_options, secret_values
 from asynctune.errors import ConfigError, StorageError
 
 __all__ = ["CommandSyncer"]
@@ -124,8 +124,7 @@ class CommandSyncer:
             ) from None
         if end.code != 0:
             secrets = secret_values(os.environ) | secret_options(arguments)
-            text = scrubbed(end.output.decode("utf-8", "replace"), secrets)
-            output = printable_end(text, _MOST_OUTPUT)
+            output = scrubbed_end(end.output.decode("utf-8", "replace"), _MOST_OUTPUT, secrets)
             raise StorageError(
                 f"{operation}, {shown}: the command {template.program!r} {_ending(end.code)}"
                 + (f"; its output ends with: {output}" if output else ", and said nothing"),

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from asynctune.checkpoints.commands import in_daemon_thread
 from asynctune.checkpoints.disk import DiskThreads
-from asynctune.checkpoints.scrubbing import printable_end, scrubbed, secret_values
+from asynctune.checkpoints.scrubbing import scrubbed, scrubbed_end, secret_values
 from asynctune.clock import Clock
 from asynctune.errors import AsynctuneError, StorageError
 from asynctune.files import LocalFiles
@@ -232,7 +232,7 @@ def _forget(future: asyncio.Future[Any]) -> None:
 
 
 def _told(error: Exception) -> str:
-    text = printable_end(scrubbed(str(error), secret_values(os.environ)), _MOST_TEXT)
+    text = scrubbed_end(str(error), _MOST_TEXT, secret_values(os.environ))
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
     return (

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar
 
 from asynctune.clock import Clock
-from asynctune.errors import AsynctuneError, AuthenticationError, ConfigError, StorageError
+from asynctune.errors import AsynctuneError, AuthenticationError, ConfigError, FencedError, StorageError
 from asynctune.files import LocalFiles
 from asynctune.results.freezing import LOG_FILES, Freezer, Frozen, Seen
 from asynctune.storage.threads import Threads
@@ -76,8 +76,9 @@ class ResultUploads:
         period_s: Seconds from the beginning of a pass to that of the next.
         covered: Called with each seq that the mirror's files cover.
         finish: Awaited at the end of a pass: what was sent is in the mirror when it returns.
-        named: Awaited before frozen files are sent: when it returns, the mirror's state knows all that they hold. Else
-            who goes on from the mirror finds rows cut off that its state has, or rows that it never had.
+        named: Awaited before frozen files are sent (with `finish`: before that): when it returns, the mirror's state
+            knows all that they hold. Else who goes on from the mirror finds rows cut off that its state has, or rows
+            that it never had.
         at_once: How many trials' files are sent at once.
 
     Raises:
@@ -216,7 +217,11 @@ class ResultUploads:
             failures = await self._send_all()
             if self._finish is not None:
                 try:
+                    if self._named is not None:
+                        await self._named()
                     await self._finish()
+                except FencedError:
+                    raise
                 except AsynctuneError as error:
                     raise _as_storage_error(error) from error.__cause__
             if failures:
@@ -240,12 +245,16 @@ class ResultUploads:
         todo, self._dirty = self._dirty, {}
         names = iter(list(todo))
         failures: list[StorageError] = []
+        fenced: list[FencedError] = []
         in_a_row = [0]
 
         async def work(names: Iterator[str]) -> None:
             for name in names:
                 try:
                     await self._send(name)
+                except FencedError as error:
+                    fenced.append(error)
+                    return
                 except Exception as error:  # noqa: BLE001 - a fault in a copy must not end what it is a copy of
                     failures.append(_as_storage_error(error))
                     in_a_row[0] += 1
@@ -261,12 +270,14 @@ class ResultUploads:
                     tasks.create_task(work(names))
         finally:
             self._dirty = {**todo, **self._dirty}
+        if fenced:
+            raise fenced[0]
         return failures
 
     async def _send(self, trial_name: str) -> None:
         frozen = await self._freeze(trial_name)
         try:
-            if frozen and self._named is not None:
+            if frozen and self._named is not None and self._finish is None:
                 await self._named()
             for each in frozen:
                 await self._sender.send(

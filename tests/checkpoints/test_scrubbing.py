@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from asynctune.checkpoints.scrubbing import printable_end, scrubbed, secret_options, secret_values
+from asynctune.checkpoints.scrubbing import (
+    printable_end,
+    scrubbed,
+    scrubbed_end,
+    secret_options,
+    secret_values,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +77,22 @@ def test_the_end_of_an_output_can_be_read():
     assert printable_end(drawn, 2048) == "begin\nCompleted 2 MiB\nfailed: no\tway"
     assert printable_end("x" * 50 + "end", 10) == "... xxxend"
     assert printable_end(" \n ", 10) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a-", "x", "-", "--", "://", "://a@", "token='", "token=", 'token="a', "a:b://c@d?e ", "=", "bearer "],
+)
+def test_no_text_takes_long(text):
+    """So that nobody's output can stop the event loop; a rule that looks back without a bound takes minutes here."""
+    scrubbed(text * (1 << 18))
+
+
+@pytest.mark.parametrize("before", range(60, 100, 3))
+def test_a_secret_at_the_cut_is_not_half_shown(before):
+    text = "token=opensesame " * 8 + "x" * before + " opensesame\n" + "token=opensesame " * 40 + "\nend"
+    for most in range(40, 140):
+        shown = scrubbed_end(text, most, {"opensesame"})
+        assert "sesame" not in shown
+        assert len(shown) <= most
+        assert shown.endswith("end")
