@@ -146,7 +146,7 @@ async def test_another_process_sends_only_what_is_missing(storage, transfer, tmp
     assert os.listdir(tmp_path / "uploads") == []
 
 
-@pytest.mark.parametrize("after", range(1, 9))
+@pytest.mark.parametrize("after", [1, 2, 4, 8])
 async def test_a_killed_process_is_gone_on_with(tmp_path, after):
     """After so many of its requests, in whatever state that is: what is there whole is not sent again."""
     part_bytes, data = 200_000, pattern(1_100_000)
