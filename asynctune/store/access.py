@@ -20,6 +20,7 @@ from asynctune.storage.notes import UploadNotes
 from asynctune.storage.transfer import Transfer
 from asynctune.storage.uri import open_storage
 from asynctune.store.finding import STATE_DIR
+from asynctune.store.own_results import OwnResults
 from asynctune.store.place import Remote
 
 __all__ = ["Access", "BucketAccess", "open_access"]
@@ -30,12 +31,10 @@ class Access(Protocol):
 
     Attributes:
         copies: Carries checkpoints.
-        sender: Carries result files there.
         finish: Awaited after some were sent; `None`: they are there at once.
     """
 
     copies: TreeCopies
-    sender: ResultSender
     finish: Callable[[], Awaitable[None]] | None
 
     @property
@@ -63,6 +62,14 @@ class Access(Protocol):
 
         Raises:
             StorageError: The disk refused.
+        """
+        ...
+
+    def sender(self, check_owner: Callable[[], Awaitable[None]]) -> ResultSender:
+        """What carries result files there.
+
+        Args:
+            check_owner: Raises `FencedError` if another opening owns the copy by now.
         """
         ...
 
@@ -119,7 +126,6 @@ class BucketAccess:
         self._transfer = Transfer(storage, clock=clock, notes=notes, files=files, timeout_s=timeout_s)
         self._copies = BucketCopies(storage, self._transfer, notes=notes, files=files)
         self.copies: TreeCopies = self._copies
-        self.sender: ResultSender = self._transfer
         self.finish: Callable[[], Awaitable[None]] | None = None
         self._files = files
 
@@ -137,6 +143,10 @@ class BucketAccess:
     async def begin(self) -> bool:
         """Nothing has to be made ready."""
         return False
+
+    def sender(self, check_owner: Callable[[], Awaitable[None]]) -> ResultSender:
+        """See `Access.sender`."""
+        return OwnResults(self._storage, self._transfer, check_owner)
 
     async def fetch_results(self, path: str, wanted: Callable[[str], bool]) -> None:
         """See `Access.fetch_results`."""

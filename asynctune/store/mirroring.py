@@ -14,12 +14,14 @@ from typing import Any, Final, Protocol
 from asynctune.checkpoints.bucket import Bucket
 from asynctune.checkpoints.uploads import UploadLeft
 from asynctune.clock import Clock
-from asynctune.errors import AsynctuneError, StorageError, UploadError
+from asynctune.errors import AsynctuneError, FencedError, StorageError, UploadError
 from asynctune.files import LocalFiles
 from asynctune.results.mirroring import ResultUploads
 from asynctune.state.mirror.claiming import give_up
+from asynctune.state.mirror.current import same_owner
 from asynctune.state.mirror.mirror import StateMirror
 from asynctune.state.mirror.offline import Identity
+from asynctune.state.mirror.register import open_register
 from asynctune.store import reconcile
 from asynctune.store.access import Access
 from asynctune.store.place import Remote
@@ -78,6 +80,7 @@ class Mirroring:
         self._clock = clock
         self._emit = emit
         self._committed = opened.directory.journal.seq
+        self._claim = opened.directory.journal.claim
         self._owned = asyncio.Event()
         if opened.claimed is not None:
             self._owned.set()
@@ -105,7 +108,7 @@ class Mirroring:
         )
 
         self.results = ResultUploads(
-            self._access.sender,
+            self._access.sender(self._check_owner),
             projections,
             root=opened.path,
             stage_dir=f"{journal.directory}/frozen",
@@ -159,6 +162,21 @@ class Mirroring:
             waiting.cancel()
             flushing.cancel()
             await asyncio.gather(waiting, flushing, return_exceptions=True)
+
+    async def _check_owner(self) -> None:
+        """Look whether the copy is this opening's still.
+
+        Raises:
+            FencedError: It is not.
+            CorruptStateError, StorageError: That cannot be told.
+        """
+        storage = self._access.storage
+        register = await open_register(storage, writing=False, clock=self._clock)
+        named = await register.read()
+        if named is None or not same_owner(named.current.claim, self._claim):
+            raise FencedError(
+                f"another driver has taken over the copy at {self.remote}; this one writes nothing there any more"
+            )
 
     def committed(self, seq: int) -> None:
         """Commit `seq` is durable on the local disk. Loop only, no I/O."""

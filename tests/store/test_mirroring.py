@@ -93,9 +93,6 @@ class Held:
         return await self.sender.send(*arguments, **named)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="result files are replaced whatever they are by now, also by whoever was fenced"
-)
 async def test_a_late_result_file_of_a_fenced_driver_replaces_nothing(
     location, bucket, tmp_path, monkeypatch
 ):
@@ -113,7 +110,7 @@ async def test_a_late_result_file_of_a_fenced_driver_replaces_nothing(
         other.report("t", {"loss": 2})
     held.free.set()
     await asyncio.wait([late])
-    late.exception()
+    assert isinstance(late.exception(), FencedError)
     with pytest.raises(FencedError):
         await store.aclose()
     async with ExperimentStore.open(f"{bucket}/{location.name}", "read") as reader:
