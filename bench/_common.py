@@ -80,19 +80,20 @@ class Options:
 def options(
     description: str | None,
     *,
-    trials: Sequence[int],
-    quick_trials: Sequence[int],
+    trials: Sequence[int] = (),
+    quick_trials: Sequence[int] = (),
     rounds: int,
     quick_rounds: int = 2,
 ) -> Options:
-    """Read the command line; what it leaves out is filled from the arguments."""
+    """Read the command line; what it leaves out is filled from the arguments. Without `trials` it has none."""
     parser = argparse.ArgumentParser(
         description=(description or "").split("\n\n", maxsplit=1)[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="a short run with rough figures")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
-    parser.add_argument("--trials", metavar="N[,N...]", help="numbers of known trials to measure at")
+    if trials:
+        parser.add_argument("--trials", metavar="N[,N...]", help="numbers of known trials to measure at")
     parser.add_argument("--rounds", type=int, metavar="K", help="how often everything is measured in turn")
     parser.add_argument("--dir", type=Path, metavar="DIR", help="measure the disk of this directory")
     given = parser.parse_args()
@@ -101,7 +102,7 @@ def options(
     if given.dir is not None and not given.dir.is_dir():
         parser.error(f"--dir {given.dir}: no such directory")
     counts = tuple(quick_trials if given.quick else trials)
-    if given.trials:
+    if trials and given.trials:
         try:
             counts = tuple(int(part.replace("_", "")) for part in given.trials.split(","))
         except ValueError:
