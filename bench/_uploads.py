@@ -1,8 +1,8 @@
 """Owns who uploads in `uploads.py`: asynctune and its peers, each a subject for `_children`, and the server they share.
 
 `measure` uploads one local directory to a new prefix, from the call to its return, and says how many CPU seconds of the
-client that took, and how many bytes went over the loopback interface meanwhile. Clients are warm: each has uploaded something small before. A program on the command line cannot
-be; its start is a part of every upload with it.
+client that took, and how many bytes went over the loopback interface meanwhile. Clients are warm: each has uploaded
+something small before. A program on the command line cannot be; its start is a part of every upload with it.
 
 - asynctune: `BucketCopies.put_tree`, what the upload queue calls for a committed checkpoint. Sizes and CRC-32C are
   known from the commit, as ever; each byte is read and checked again on its way.
