@@ -18,10 +18,9 @@ from tests.state.mirror.world import NODE_IP, QuickClock
 
 
 def identity(epoch: int, *history: tuple[int, bytes, int], experiment_id: str = "e1") -> Identity:
+    """An opening that went on from commit 9 of this history."""
     claim = claim_of(epoch)
-    return Identity(
-        experiment_id, claim, [*history, (epoch, claim.nonce, history[-1][2] if history else 0)], NODE_IP
-    )
+    return Identity(experiment_id, claim, [*history, (epoch, claim.nonce, 9 if history else 0)], NODE_IP)
 
 
 async def later(storage, who: Identity, seq: int = 0, crc: int | None = None):
@@ -89,7 +88,7 @@ async def test_where_another_went_on(why):
     who, seq, crc = {
         "another crc": (identity(4, line), 9, 78),
         "another line": (identity(4, (1, b"x" * 16, 0)), 9, 77),
-        "beyond ours": (identity(4, line), 4, None),
+        "beyond ours": (replace(identity(4, line), history=[line, (4, claim_of(4).nonce, 4)]), 4, None),
         "no lower epoch": (replace(identity(4, line), claim=claim_of(1)), 9, 77),
         "another experiment": (identity(4, line, experiment_id="e2"), 9, 77),
     }[why]
@@ -106,5 +105,5 @@ async def test_where_another_went_on(why):
 async def test_a_journal_that_does_not_reach_back_is_believed():
     storage = MemoryStorage()
     left = await before(storage, seq=5, crc=77)
-    named, _ = await later(storage, identity(4, (1, left.claim.nonce, 0)), seq=900, crc=None)
+    named, _ = await later(storage, identity(4, (1, left.claim.nonce, 0)), seq=900)
     assert named.current.claim.epoch == 4
