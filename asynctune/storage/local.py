@@ -14,14 +14,14 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final, Literal, TypeVar
 
 from asynctune.clock import Clock, SystemClock
-from asynctune.errors import ConditionFailedError, ConfigError
+from asynctune.errors import ConditionFailedError, ConfigError, StorageError
 from asynctune.files import LocalFiles
 from asynctune.storage.base import Body
 from asynctune.storage.checks import check_condition, check_part, check_parts, closed
 from asynctune.storage.keys import MAX_KEY_BYTES, check_key, check_prefix
 from asynctune.storage.local_files import STAGING, ObjectFiles
 from asynctune.storage.local_listing import list_entries
-from asynctune.storage.local_lock import disk_errors
+from asynctune.storage.local_lock import REMEMBERED_S, REPLACED, disk_errors
 from asynctune.storage.local_parts import PartFiles
 from asynctune.storage.streams import CHUNK_BYTES, check_range, check_source, open_body, range_of, read_whole
 from asynctune.storage.threads import Stop, Threads
@@ -65,11 +65,8 @@ class LocalStorage:
         if not root.startswith("/"):
             raise ConfigError(f"the directory of a storage must be an absolute path, not {root!r}")
         self._location = root.rstrip("/") or "/"
-        self._objects = ObjectFiles(
-            self._location,
-            LocalFiles() if files is None else files,
-            SystemClock() if clock is None else clock,
-        )
+        self._clock = SystemClock() if clock is None else clock
+        self._objects = ObjectFiles(self._location, LocalFiles() if files is None else files, self._clock)
         self._parts = PartFiles(self._objects)
         self._threads = Threads("local-storage")
         self._closed = False
@@ -123,7 +120,15 @@ class LocalStorage:
 
     async def read(self, key: str, *, max_bytes: int = 16 << 20) -> ObjectContent:
         """See `ObjectStorage.read`."""
-        return await read_whole(self.get(key), max_bytes)
+        give_up = self._clock.monotonic() + REMEMBERED_S
+        while True:
+            try:
+                return await read_whole(self.get(key), max_bytes)
+            except StorageError as error:
+                replaced = isinstance(error.__cause__, OSError) and error.__cause__.errno in REPLACED
+                if not replaced or self._clock.monotonic() >= give_up:
+                    raise
+            await self._clock.sleep(0.02)
 
     async def put(
         self, key: str, data: Source, *, condition: Condition = _ALWAYS, crc32c: int | None = None

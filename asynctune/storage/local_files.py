@@ -30,7 +30,7 @@ from asynctune.clock import Clock
 from asynctune.errors import StorageError
 from asynctune.files import LocalFiles
 from asynctune.storage.checks import no_object
-from asynctune.storage.local_lock import ObjectLock, disk_errors, same_file
+from asynctune.storage.local_lock import ObjectLock, disk_errors, open_surely, same_file
 from asynctune.storage.streams import source_chunks
 from asynctune.storage.threads import Stop
 from asynctune.storage.values import (
@@ -99,7 +99,7 @@ class ObjectFiles:
     def open(self, key: str, opened: list[int]) -> ObjectInfo:
         """Open an object for reading; the descriptor goes into `opened`, even if the caller does not wait for it."""
         try:
-            fd = self.files.open_read(self.path(key))
+            fd = open_surely(self.files.open_read, self.path(key), self.files, self._clock)
         except (FileNotFoundError, NotADirectoryError):
             self.check_root("get")
             raise no_object("get", key, self.root) from None

@@ -351,3 +351,63 @@ async def test_an_upload_id_is_no_path(tmp_path, upload_id):
 def test_only_absolute_paths():
     with pytest.raises(ConfigError, match="absolute"):
         LocalStorage("runs")
+
+
+# -- another host, behind a network filesystem ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ESTALE], ids=errno.errorcode.get)
+@pytest.mark.parametrize("kind", ["open_read", "open_update", "lock"])
+async def test_a_file_that_another_host_replaces_is_not_missing(tmp_path, kind, number):
+    """As a filesystem tells it that remembers to which file the name led: with a name that a listing has."""
+    files = FaultyFiles()
+    storage = LocalStorage(str(tmp_path), files=files)
+    version = version_of(await storage.put("k", b"1"))
+    faults = [files.fail(number, on=kind), files.fail(number, on=kind, nth=2)]
+    assert isinstance(await storage.put("k", b"2", condition=IfVersion(version)), Stored)
+    assert (await storage.read("k")).data == b"2"
+    assert sum(fault.hits for fault in faults) == 2
+    await storage.aclose()
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ESTALE, errno.EBADF], ids=errno.errorcode.get)
+async def test_an_object_that_another_host_replaces_while_it_is_read_is_read_again(
+    tmp_path, monkeypatch, number
+):
+    storage = LocalStorage(str(tmp_path))
+    await storage.put("k", b"1")
+    errors = [OSError(number, os.strerror(number))] * 2
+
+    def pread(fd: int, size: int, at: int) -> bytes:
+        if errors:
+            raise errors.pop()
+        return b"1"
+
+    monkeypatch.setattr(os, "pread", pread)
+    assert (await storage.read("k")).data == b"1"
+    assert not errors
+    await storage.aclose()
+
+
+async def test_what_is_not_listed_is_not_waited_for(tmp_path):
+    files = FaultyFiles()
+    storage = LocalStorage(str(tmp_path), files=files)
+    await storage.put("d/k", b"1")
+    before = files.count("open_read")
+    for key in ("missing", "d/missing", "none/missing", "d/k/missing"):
+        with pytest.raises(NotFoundError):
+            await storage.read(key)
+    assert files.count("open_read") == before + 4
+    await storage.aclose()
+
+
+async def test_a_name_that_leads_nowhere_is_given_up(tmp_path):
+    clock = ManualClock()
+    files = FaultyFiles()
+    storage = LocalStorage(str(tmp_path), files=files, clock=clock)
+    await storage.put("k", b"1")
+    files.fail(errno.ENOENT, on="open_read", lasting=True)
+    files.call(lambda _: clock.move(1.0), on="open_read", lasting=True)
+    with pytest.raises(NotFoundError):
+        await storage.read("k")
+    await storage.aclose()
