@@ -46,7 +46,7 @@ def made(tmp_path, upload_dir):
 
 @pytest.fixture(autouse=True)
 def _wide(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "1000")
 
 
 class Faults:

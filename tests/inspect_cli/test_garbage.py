@@ -18,6 +18,11 @@ from tests.inspect_cli.stores import ask, build, build_here, show
 SEGMENT = ".asynctune/seg-1-0123456789ab-7"
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
 class Later(SystemClock):
     """A clock that is ahead."""
 
