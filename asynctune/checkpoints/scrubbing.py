@@ -78,8 +78,9 @@ def scrubbed_end(text: str, most: int, secrets: Iterable[str] = ()) -> str:
     """The last `most` characters at most of a text of any length, scrubbed and fit to be printed."""
     long = printable_end(text, 8 * most)
     if len(long) == 8 * most:
-        # its first line may begin in the middle of a secret, which is not found there
-        long = long.partition("\n")[2] or long[-most:]
+        # its first line, or word, may be the end of a secret, which is not found there
+        body = long.removeprefix("... ")
+        long = body.partition("\n")[2] or body.partition(" ")[2]
     return printable_end(scrubbed(long, secrets), most)
 
 
