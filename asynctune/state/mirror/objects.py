@@ -8,13 +8,14 @@ from typing import Any, Final, TypeVar, overload
 
 import google_crc32c
 
+from asynctune.breathing import breathe
 from asynctune.errors import CorruptStateError, NotFoundError, StorageError
 from asynctune.state.mirror.current import Ref
 from asynctune.state.thread import WorkThread
 from asynctune.storage.base import ObjectStorage
 from asynctune.storage.values import Always, Condition, OnlyCreate, Source, Stored
 
-__all__ = ["in_thread", "put_object", "read_object", "together"]
+__all__ = ["crc32c_of", "in_thread", "put_object", "read_object", "together"]
 
 _CHUNK_BYTES: Final = 1 << 20
 _AT_ONCE: Final = 8
@@ -58,6 +59,15 @@ async def in_thread(function: Callable[..., T], *args: object) -> T:
         return await thread.run(function, *args)
     finally:
         thread.stop()
+
+
+def crc32c_of(data: bytes) -> int:
+    """The checksum, in steps that let other threads run; for a thread, if it is much."""
+    check = 0
+    for start in range(0, len(data), _CHUNK_BYTES):
+        check = google_crc32c.extend(check, data[start : start + _CHUNK_BYTES])
+        breathe()
+    return check
 
 
 async def put_object(storage: ObjectStorage, ref: Ref, data: Source) -> None:
@@ -125,9 +135,8 @@ async def read_object(storage: ObjectStorage, ref: Ref) -> bytes:
     data = found.data
     if len(data) != ref.size_bytes:
         raise _damaged(storage, ref, f"{len(data):,} bytes")
-    check = 0
-    for start in range(0, len(data), _CHUNK_BYTES):
-        check = google_crc32c.extend(check, data[start : start + _CHUNK_BYTES])
+    small = len(data) <= _CHUNK_BYTES
+    check = google_crc32c.value(data) if small else await in_thread(crc32c_of, data)
     if check != ref.crc32c:
         raise _damaged(storage, ref, f"checksum {check:08x}")
     return data

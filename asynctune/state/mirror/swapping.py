@@ -11,8 +11,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-import google_crc32c
-
 from asynctune.clock import Clock
 from asynctune.errors import CorruptStateError, FencedError, StorageError, UnsupportedFormatError
 from asynctune.files import LocalFiles
@@ -23,7 +21,7 @@ from asynctune.state.mirror.journal_runs import JournalRuns
 from asynctune.state.mirror.listing import LISTED_PREFIX
 from asynctune.state.mirror.local_snapshots import HeldSnapshot, hold_newest, release
 from asynctune.state.mirror.named import Named, Register
-from asynctune.state.mirror.objects import put_object, read_object, together
+from asynctune.state.mirror.objects import crc32c_of, put_object, read_object, together
 from asynctune.state.mirror.offline import Identity
 from asynctune.state.mirror.planning import plan_swap
 from asynctune.state.mirror.runs import Runs, join_runs
@@ -230,7 +228,7 @@ class Swapper:
     async def _put_segment(self, part: _Part, last_seq: int) -> Ref:
         self._numbers += 1
         name = segment_name(self._identity.claim, self._numbers)
-        crc32c = await self._thread.run(google_crc32c.value, part.data)
+        crc32c = await self._thread.run(crc32c_of, part.data)
         ref = Ref(name, len(part.data), crc32c, part.first_seq, last_seq)
         self._unnamed.add(name)
         await put_object(self._storage, ref, part.data)
