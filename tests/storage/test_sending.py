@@ -267,6 +267,16 @@ async def test_a_refusal_is_not_repeated(storage, make, tmp_path):
     check_nothing_is_left(storage, transfer, tmp_path)
 
 
+@pytest.mark.parametrize("lost", ["put", "complete_upload"])
+async def test_a_refusal_of_the_look_is_said_at_once(storage, make, tmp_path, lost):
+    data = pattern(SMALL if lost == "put" else SIZE)
+    storage.fail(on=lost)
+    storage.fail(AuthenticationError("no", operation="head"), on="head")
+    with pytest.raises(AuthenticationError):
+        await send(make(), await file_of(tmp_path, data), data)
+    assert storage.count(lost) == storage.count("head") == 1
+
+
 async def test_what_the_storage_asks_for_is_waited(storage, make, tmp_path):
     clock = QuickClock()
     storage.fail(StorageError("slow down", retryable=True, retry_after_s=7.0), on=["put", "put_part"])
