@@ -21,7 +21,18 @@ from _common import cell, machine_line, verdict
 _HERE = Path(__file__).parent
 _RESULTS, _README = _HERE / "results.json", _HERE / "README.md"
 # The Tuner's first: they make very many small files, which some filesystems do slowly after others were deleted.
-_SCRIPTS = ("tuner", "tuner_load", "commit", "loop_lag", "pacing", "opening", "memory", "crash", "uploads")
+_SCRIPTS = (
+    "tuner",
+    "tuner_load",
+    "commit",
+    "loop_lag",
+    "pacing",
+    "opening",
+    "memory",
+    "crash",
+    "uploads",
+    "upload_lag",
+)
 _BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
 _QUIET_SHARE, _LOOK_S, _PATIENCE_S = 0.05, 5, 180
 
