@@ -20,7 +20,7 @@ from tests.crash.checking import promises
 from tests.crash.mirror_checking import State, check_bucket, check_log, lost_epochs
 from tests.crash.mirror_child import Settings
 from tests.crash.mirror_driver import Work
-from tests.crash.mirror_places import Place
+from tests.crash.mirror_places import PartsProxy, Place
 from tests.killing import ROOT
 
 __all__ = ["kill_mirrored"]
@@ -56,7 +56,7 @@ class _Life:
         self.keep = rng.choice([1, 2, 3])
 
     async def run(self, kills: int) -> None:
-        work = self._work(lost=False)
+        work = self._work(by_uri=False)
         for _ in range(kills):
             if self.place.proxy is not None:
                 self.place.proxy.next_process()
@@ -75,7 +75,8 @@ class _Life:
                 )  # it may not have come that far
                 self.machine += self.rng.random() < 0.5
                 self._append("lost")
-            work = self._work(lost=lost)
+            by_uri = lost or (self.rng.random() < 0.3 and await self._is_there())
+            work = self._work(by_uri=by_uri)
         await self._finish(work)
 
     # -- one process -------------------------------------------------------------------------------------------
@@ -85,9 +86,8 @@ class _Life:
         """Where the experiment is on the present machine."""
         return self.home / f"machine{self.machine}" / self.name
 
-    def _work(self, *, lost: bool) -> Work:
+    def _work(self, *, by_uri: bool) -> Work:
         rng = self.rng
-        by_uri = lost or (self.local.exists() and rng.random() < 0.3)
         self.local.parent.mkdir(exist_ok=True)
         settings = Settings(
             machine=f"machine{self.machine}",
@@ -116,7 +116,7 @@ class _Life:
         )
 
     async def _kill(self, work: Work) -> None:
-        """Kill a driver some milliseconds after it has told some more."""
+        """Kill a driver some milliseconds after it has told some more, or when some parts of an upload are there."""
         lines, seconds = self.rng.choice([0, 1, 2, 15, 40, 80]), self.rng.uniform(0, 0.15)
         known = len(promises(self.log))
         process = await self._start(work)
@@ -126,12 +126,23 @@ class _Life:
                 await asyncio.sleep(0.005)
             if lines == 0:
                 seconds += self.rng.uniform(0.3, 1.2)  # importing takes a while: in the middle of the opening
-            await asyncio.sleep(seconds)
+            if self.place.proxy is not None and self.rng.random() < 0.5:
+                await self._await_parts(self.place.proxy)
+            else:
+                await asyncio.sleep(seconds)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             _, errors = await process.communicate()
         assert process.returncode == -signal.SIGKILL, errors.decode()
+
+    async def _await_parts(self, proxy: PartsProxy) -> None:
+        """Wait for some parts; whatever the driver does, not for long."""
+        proxy.wanted = proxy.sent + self.rng.randint(1, 6)
+        proxy.reached.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(3):
+                await proxy.reached.wait()
 
     async def _finish(self, work: Work) -> None:
         """Let one look, and end in order."""

@@ -117,16 +117,19 @@ class PartsProxy(FaultProxy):
     Attributes:
         sent: How many parts were acknowledged.
         again: How many came although they had been.
+        reached: Set when so many are `wanted`.
         uploads: Ids of the uploads, by how many processes sent parts for them (`next_process` says when one begins).
     """
 
-    part_s = 0.01
+    part_s = 0.02
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.sent = 0
         self.again = 0
         self.uploads: dict[str, set[int]] = {}
+        self.wanted = 0
+        self.reached = asyncio.Event()
         self._done: dict[str, dict[int, int]] = {}
         self._process = 0
 
@@ -155,6 +158,8 @@ class PartsProxy(FaultProxy):
         status = int(reply.head.split(b" ", 2)[1])
         if status in {200, 308}:
             self.sent += 1
+            if self.sent >= self.wanted:
+                self.reached.set()
             if taken := re.search(rb"(?im)^range: *bytes=0-(\d+)", reply.head):
                 last = int(taken[1])
             done |= dict.fromkeys(range(first, last + 1, _CHUNK if _is_session(request) else 1), process)

@@ -49,6 +49,11 @@ class Machines:
         """The experiment's directory on one of them."""
         return self.directory / f"machine{machine}" / self.name
 
+    @property
+    def last_words(self) -> list[dict[str, Any]]:
+        """What each driver told last."""
+        return [driver.told[-1] for driver in self.drivers if driver.told]
+
     @asynccontextmanager
     async def at(
         self, machine: int, *, by_uri: bool = False, direct: bool = False, **task: Any

@@ -16,7 +16,7 @@ def endpoint():
 
 async def played(machines, name):
     scene, endings = SCENES[name]
-    assert await scene(machines) in endings
+    assert await scene(machines) in endings, machines.last_words
 
 
 @pytest.mark.timeout(120)

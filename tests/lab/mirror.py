@@ -85,8 +85,9 @@ async def _play(lab: Lab, kind: str, scenes: mirror_sharing.Scenes, rounds: int)
             for number in range(rounds):
                 directory = lab.directory / f"{kind}-{name}-{number}"
                 directory.mkdir()
-                ending = await scene(mirror_sharing.Machines(directory, place, lab.rng))
-                assert ending in endings, f"{name}: {ending}"
+                machines = mirror_sharing.Machines(directory, place, lab.rng)
+                ending = await scene(machines)
+                assert ending in endings, f"{name}: {ending}: {machines.last_words}"
                 outcomes[f"{name}: {ending}"] += 1
     return outcomes
 
