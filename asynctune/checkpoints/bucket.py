@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from asynctune.checkpoints.records import CheckpointRecord
 from asynctune.checkpoints.verify import VerifyReport
 
-__all__ = ["Bucket", "TreeCopies"]
+__all__ = ["DEFAULT_CONCURRENCY", "Bucket", "TreeCopies"]
 
 DEFAULT_CONCURRENCY: Final = 4
 """How many checkpoints are uploaded at once."""

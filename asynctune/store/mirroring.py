@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, Protocol
 
-from asynctune.checkpoints.bucket import Bucket
+from asynctune.checkpoints.bucket import DEFAULT_CONCURRENCY, Bucket
 from asynctune.checkpoints.uploads import UploadLeft
 from asynctune.clock import Clock
 from asynctune.errors import AsynctuneError, FencedError, StorageError, UploadError
@@ -103,6 +103,8 @@ class Mirroring:
             reached=self.mirror.reached,
             flush=self._flush,
             claimed=self._wait_until_owned,
+            # a syncer is called once at a time
+            max_concurrency=DEFAULT_CONCURRENCY if opened.remote.uri is not None else 1,
             sync_on_checkpoint=sync.sync_on_checkpoint,
             sync_period_s=sync.sync_period,
         )
