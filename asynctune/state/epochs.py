@@ -35,6 +35,7 @@ from asynctune.state.codec import (
 __all__ = [
     "Claim",
     "HostLock",
+    "check_claim",
     "claim_epoch",
     "host_info",
     "is_alive",
@@ -46,6 +47,8 @@ __all__ = [
 
 _EPOCH_NAME: Final = re.compile(r"epoch-([1-9][0-9]{0,14})\Z")
 _KEEP_CLAIMS: Final = 8
+# What link(2) fails with where there are no hard links: FAT and exFAT, CIFS, FUSE mounts of buckets.
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,17 +323,74 @@ def _fence_lower(directory: str, epoch: int, files: LocalFiles) -> None:
 def _link(temporary: str, path: str, claim: Claim, directory: str, files: LocalFiles) -> None:
     try:
         files.link(temporary, path)
-    except OSError:
+    except OSError as error:
         # A network filesystem may apply the link and lose the reply: the file's own words settle it.
         try:
             mine = read_claim(directory, claim.epoch, files).nonce == claim.nonce
         except (FrameError, OSError):
             mine = False
-        if not mine:
-            raise
+        if mine:
+            return
+        if error.errno in _NO_LINKS:
+            raise StorageError(
+                f"the filesystem of {directory} makes no hard links ({error.strerror}), and so cannot decide which of "
+                "two drivers owns an experiment",
+                operation="claim",
+                key=path,
+                hint="keep the experiment on another filesystem: a local disk, NFS or Lustre; a bucket takes a copy of "
+                "it by SyncConfig(upload_dir=...), without being mounted",
+            ) from error
+        raise
 
 
-def is_fenced(directory: str, epoch: int, files: LocalFiles) -> bool:
-    """Whether a higher claim than `epoch` exists. Two looks at names, a few microseconds on a local disk."""
+def is_fenced(directory: str, epoch: int, files: LocalFiles, *, shared: bool = False) -> bool:
+    """Whether a higher claim than `epoch` exists. Two looks at names, a few microseconds on a local disk.
+
+    Args:
+        directory: The `.asynctune` directory.
+        epoch: The number of one's own claim.
+        files: The disk.
+        shared: Another host may make claims: the directory is listed, because the client of a network filesystem may
+            remember for a minute that a name was missing.
+
+    Raises:
+        OSError: The directory cannot be listed.
+    """
     # Old claims are removed from the low end, so a missing one of mine means that there are higher ones.
+    if shared:
+        epochs = list_epochs(directory, files)
+        return not epochs or epochs[-1] != epoch
     return files.exists(epoch_path(directory, epoch + 1)) or not files.exists(epoch_path(directory, epoch))
+
+
+def check_claim(directory: str, epoch: int, files: LocalFiles, *, shared: bool = False) -> None:
+    """Go on only if the experiment is still the opening's that claimed `epoch`. Arguments: as for `is_fenced`.
+
+    Raises:
+        FencedError: Another opening owns it.
+        StorageError: It is gone, or a shared directory cannot be looked at.
+    """
+    try:
+        if not is_fenced(directory, epoch, files, shared=shared):
+            return
+        is_there = shared or files.exists(directory)  # what was listed is there
+    except FileNotFoundError:
+        is_there = False
+    except OSError as error:
+        raise StorageError(
+            f"{directory} cannot be listed, so that it cannot be told who owns the experiment: {error}",
+            operation="commit",
+            key=directory,
+            hint="mend the filesystem and open the experiment again; everything acknowledged before is safe",
+        ) from error
+    if not is_there:
+        raise StorageError(
+            f"{directory} is gone: the experiment was moved or removed while it was open",
+            operation="commit",
+            key=directory,
+            hint="nothing is written any more; if it was moved, open it where it is now",
+        )
+    raise FencedError(
+        f"another process has taken over the experiment at {directory.rpartition('/')[0]}; this one writes nothing "
+        "any more. Everything acknowledged before is safe"
+    )

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from asynctune.breathing import breathe
 from asynctune.clock import Clock
-from asynctune.errors import FencedError, StorageError
+from asynctune.errors import StorageError
 from asynctune.files import LocalFiles, is_disk_full
 from asynctune.state.codec import FrameType, Ops, encode_frame, encode_ops, frame_crc
-from asynctune.state.epochs import Claim, is_fenced
+from asynctune.state.epochs import Claim, check_claim
 from asynctune.state.segments import (
     History,
     SegmentHeader,
@@ -106,6 +106,7 @@ class Journal:
         crc: Its crc.
         files: The disk.
         clock: For the cost of each commit.
+        shared: Other hosts may write there, or locks keep nobody out: each look for a higher claim is a fresh one.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Journal:
         crc: int,
         files: LocalFiles,
         clock: Clock,
+        shared: bool = False,
     ) -> None:
         self.directory = directory
         self.experiment_id = experiment_id
@@ -132,6 +134,7 @@ class Journal:
         self._image = records
         self.files = files
         self._clock = clock
+        self._shared = shared
         self.segments = 0
         self._fd: int | None = None
         self._name = ""
@@ -231,19 +234,7 @@ class Journal:
             ) from second
 
     def _check_claim(self) -> None:
-        if is_fenced(self.directory, self.claim.epoch, self.files):
-            if not self.files.exists(self.directory):
-                raise StorageError(
-                    f"{self.directory} is gone: the experiment was moved or removed while it was open",
-                    operation="commit",
-                    key=self.directory,
-                    hint="nothing is written any more; if it was moved, open it where it is now",
-                )
-            msg = (
-                f"another process has taken over the experiment at {self.directory.rpartition('/')[0]}; this one "
-                "writes nothing any more. Everything acknowledged before is safe"
-            )
-            raise FencedError(msg)
+        check_claim(self.directory, self.claim.epoch, self.files, shared=self._shared)
 
     def _apply(self, batch: Batch) -> None:
         # In slices: an update of a hundred thousand keys in one call would hold the interpreter too long.

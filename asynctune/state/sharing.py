@@ -95,6 +95,11 @@ class Sharing:
         return self.mount is not None and self.mount.is_network
 
     @property
+    def may_be_shared(self) -> bool:
+        """Whether the lock alone does not keep every other driver out."""
+        return self.is_network or self.locks != "working"
+
+    @property
     def warning(self) -> str | None:
         """What to tell a user, one message; `None` where locks work."""
         if self.locks == "working":

@@ -24,6 +24,7 @@ OF_THE_OPENING: Final = frozenset(
         "orphan_set_aside",
         "recovered_damage",
         "recovered_tear",
+        "sharing_warning",
         "waiting_for_quiet",
     }
 )
@@ -38,8 +39,8 @@ class StoreEvent:
         kind: Of trials: `trial_added`, `status_changed`, `result`. Of checkpoints: `checkpoint_saved`,
             `checkpoint_deleted`, `checkpoint_damaged`, `checkpoint_lost`, `checkpoint_fetched`, `upload_started`,
             `checkpoint_mirrored`, `upload_failed`, `uploads_left`, `bucket_copy_deleted`, `orphan_set_aside`. Of the
-            state: `committed`, `snapshot_written`, `recovered_tear`, `recovered_damage`, `disk_full`,
-            `disk_recovered`, `write_failed`, `pacing_exceeded`, `searcher_failed`. Of result files:
+            state: `committed`, `snapshot_written`, `recovered_tear`, `recovered_damage`, `sharing_warning`,
+            `disk_full`, `disk_recovered`, `write_failed`, `pacing_exceeded`, `searcher_failed`. Of result files:
             `results_repaired`, `results_incomplete`, `results_upload_failed`, `results_upload_back`. Of the copy:
             `waiting_for_quiet`, `mirrored`, `mirror_claimed`, `mirror_away`, `mirror_back`, `mirror_behind`,
             `mirror_fenced`, `mirror_unfenced`, `mirror_given_up`, `fork_set_aside`. And `lagged` (this subscriber

@@ -12,6 +12,7 @@ from typing import Final
 from asynctune.errors import ConfigError, CorruptStateError, ExperimentNotFoundError, StorageError
 from asynctune.files import LocalFiles, is_disk_full
 from asynctune.state.epochs import HostLock, locked_error
+from asynctune.state.sharing import Sharing, lock_and_look
 
 __all__ = [
     "STATE_DIR",
@@ -101,16 +102,16 @@ def _umask() -> int:
     return 0o022
 
 
-def lock_experiment(state_dir: str, files: LocalFiles) -> HostLock:
-    """The lock of this host.
+def lock_experiment(state_dir: str, files: LocalFiles) -> tuple[HostLock, Sharing]:
+    """The lock, and what it is worth.
 
     Raises:
         ExperimentLockedError: Another process has it; the message says which.
     """
-    lock = HostLock.acquire(f"{state_dir}/LOCK")
+    lock, sharing = lock_and_look(state_dir)
     if lock is None:
         raise locked_error(state_dir, files)
-    return lock
+    return lock, sharing
 
 
 def check_not_lost(path: str, state_dir: str, files: LocalFiles) -> None:

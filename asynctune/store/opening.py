@@ -35,6 +35,7 @@ from asynctune.state.lineage import extend_history
 from asynctune.state.mirror.installing import is_being_replaced, replacing_error
 from asynctune.state.recovered import Notice, Recovered
 from asynctune.state.recovery import recover
+from asynctune.state.sharing import Sharing
 from asynctune.store.finding import (
     STATE_DIR,
     check_not_lost,
@@ -52,6 +53,7 @@ __all__ = [
     "OpenedForWriting",
     "Opening",
     "find",
+    "is_dead",
     "look",
     "open_for_reading",
     "open_for_writing",
@@ -90,11 +92,12 @@ class Opening:
 
 @dataclass(slots=True)
 class Found:
-    """An experiment's directory, locked by this opening. Nothing is claimed yet."""
+    """An experiment's directory, locked by this opening as far as there are locks. Nothing is claimed yet."""
 
     path: str
     state_dir: str
     lock: HostLock
+    sharing: Sharing
 
 
 @dataclass(slots=True)
@@ -155,9 +158,21 @@ def find(path: str, mode: str, files: LocalFiles) -> Found:
     state_dir = f"{path}/{STATE_DIR}"
     try:
         prepare_directory(path, state_dir, mode, files)
-        return Found(path, state_dir, lock_experiment(state_dir, files))
+        return Found(path, state_dir, *lock_experiment(state_dir, files))
     except OSError as error:
         raise storage_error("open", path, error) from error
+
+
+def is_dead(owner: Claim, found: Found, files: LocalFiles) -> bool:
+    """Whether the last owner of the copy cannot be at work: its process is gone, or it had this very directory.
+
+    This opening has the directory's lock, which the owner would have; that proves something where locks work.
+    """
+    try:
+        had_this = read_claim(found.state_dir, owner.epoch, files).nonce == owner.nonce
+    except (FrameError, OSError):
+        had_this = False  # it was an opening of another directory
+    return (had_this and found.sharing.locks == "working") or is_alive(owner) is False
 
 
 def look(found: Found, files: LocalFiles) -> Recovered:
@@ -213,7 +228,8 @@ def _take(found: Found, mode: str, files: LocalFiles, clock: Clock, made: Claim 
             claim = claim_epoch(state_dir, files, clock, at_least=recovered.claim.epoch + 1)
         history = extend_history(history, claim.epoch, claim.nonce, recovered.seq)
     experiment_id = recovered.experiment_id or secrets.token_hex(8)
-    remove_leftovers(state_dir, files)
+    if found.sharing.locks == "working":
+        remove_leftovers(state_dir, files)
     address = node_ip()
     records = Records.index(dict(recovered.records))
     journal = Journal(
@@ -227,6 +243,7 @@ def _take(found: Found, mode: str, files: LocalFiles, clock: Clock, made: Claim 
         crc=recovered.crc,
         files=files,
         clock=clock,
+        shared=found.sharing.may_be_shared,
     )
     recovered.records = {}
     journal.start_segment()

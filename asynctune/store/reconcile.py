@@ -23,8 +23,7 @@ from asynctune.errors import (
     StorageError,
 )
 from asynctune.files import LocalFiles
-from asynctune.state.codec import FrameError
-from asynctune.state.epochs import Claim, claim_epoch, is_alive, list_epochs, read_claim
+from asynctune.state.epochs import Claim, claim_epoch, list_epochs
 from asynctune.state.mirror.claiming import Claimed, claim_mirror, give_up
 from asynctune.state.mirror.current import Current
 from asynctune.state.mirror.installing import is_being_replaced, replacing_error
@@ -34,7 +33,16 @@ from asynctune.state.thread import WorkThread
 from asynctune.store.access import Access, open_access
 from asynctune.store.finding import STATE_DIR, is_copy, storage_error
 from asynctune.store.healing import replaceable
-from asynctune.store.opening import Found, OpenedForWriting, exists_error, find, look, node_ip, take
+from asynctune.store.opening import (
+    Found,
+    OpenedForWriting,
+    exists_error,
+    find,
+    is_dead,
+    look,
+    node_ip,
+    take,
+)
 from asynctune.store.place import Place, Remote
 from asynctune.store.remembering import NOTE, forget, recall, remember
 from asynctune.store.replacing import fetch_result_files, install_copy, set_aside_fork
@@ -217,8 +225,11 @@ class _Opening:
             "its copy is brought up to date when the bucket is back. If another machine went on meanwhile, this "
             "one will be fenced then"
         )
+        self._note("mirror_away", message)
+
+    def _note(self, kind: str, message: str) -> None:
         logger.warning("%s", message)
-        self._notes.append(("mirror_away", message))
+        self._notes.append((kind, message))
 
     # -- the directory (in the thread) ---------------------------------------------------------------------
 
@@ -254,6 +265,8 @@ class _Opening:
             raise self._away  # whether there is an experiment cannot be told
         mode = "auto" if exists else self._mode
         self._found = found = find(place.path, mode, self._files)
+        if found.sharing.warning is not None:
+            self._note("sharing_warning", found.sharing.warning)
         try:
             if place.remembers:
                 self._remote = recall(found.state_dir, self._files, dict(place.options))
@@ -261,8 +274,7 @@ class _Opening:
                 message = (
                     f"{place.path} was mirrored to {was}, and goes on without a copy, as it was opened now"
                 )
-                logger.warning("%s", message)
-                self._notes.append(("mirror_given_up", message))
+                self._note("mirror_given_up", message)
         except OSError as error:
             raise storage_error("open", place.path, error) from error
 
@@ -301,7 +313,8 @@ class _Opening:
     # -- both ----------------------------------------------------------------------------------------------
 
     async def _meet(self, local: Position | None) -> None:
-        assert self._found is not None
+        found = self._found
+        assert found is not None
         assert self._access is not None
         epochs, address = await self._in_thread(self._facts)
         self._claimed = claimed = await claim_mirror(
@@ -312,7 +325,7 @@ class _Opening:
             at_least=epochs,
             quiet_s=QUIET_S,
             waiting=self._wait,
-            is_dead=self._is_dead,
+            is_dead=lambda owner: is_dead(owner, found, self._files),
             check=self._check,
             rows_after=lambda _records, current: current.projected,
         )
@@ -339,19 +352,6 @@ class _Opening:
         logger.warning("%s", message)
         self._waiting(message)
 
-    def _is_dead(self, owner: Claim) -> bool:
-        """Whether the copy's last owner cannot be at work: its process is gone, or it was an opening of this directory.
-
-        This opening holds the directory's lock, which the owner would hold.
-        """
-        assert self._found is not None
-        try:
-            if read_claim(self._found.state_dir, owner.epoch, self._files).nonce == owner.nonce:
-                return True
-        except (FrameError, OSError):
-            pass  # it was an opening of another directory
-        return is_alive(owner) is False
-
     def _check(self, _relation: str, current: Current | None) -> None:
         assert self._remote is not None
         if current is not None and current.seq > 0 and self._mode == "create":
@@ -369,8 +369,7 @@ class _Opening:
                 f"{self._found.path} and {self._remote} had parted: the copy goes on, and "
                 f"{claimed.set_aside} commits that only this disk had were set aside in {aside}"
             )
-            logger.warning("%s", message)
-            self._notes.append(("fork_set_aside", message))
+            self._note("fork_set_aside", message)
 
     # -- threads, and the end of a failure -----------------------------------------------------------------
 

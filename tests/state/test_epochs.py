@@ -22,6 +22,7 @@ from asynctune.state.codec import FrameError, FrameType, encode_fields, encode_f
 from asynctune.state.epochs import (
     Claim,
     HostLock,
+    check_claim,
     claim_epoch,
     host_info,
     is_alive,
@@ -75,6 +76,57 @@ def test_old_claims_go_and_their_owners_are_fenced_all_the_same(directory):
     assert list_epochs(directory, FILES) == list(range(23, 31))
     assert all(is_fenced(directory, each.epoch, FILES) for each in made[:-1])
     assert not is_fenced(directory, 30, FILES)
+
+
+class Remembering(LocalFiles):
+    """A network filesystem that remembers that names were missing."""
+
+    def exists(self, path: str) -> bool:
+        return False
+
+
+def test_on_a_network_a_missing_name_proves_nothing(directory):
+    files = Remembering()
+    mine = claim(directory).epoch
+    assert not is_fenced(directory, mine, files, shared=True)
+    check_claim(directory, mine, files, shared=True)
+    other = claim(directory, at_least=mine + 5).epoch
+    assert is_fenced(directory, mine, files, shared=True)
+    assert not is_fenced(directory, other, files, shared=True)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "local"])
+def test_who_is_fenced_is_told_so(directory, shared):
+    first, second = claim(directory), claim(directory)
+    check_claim(directory, second.epoch, FILES, shared=shared)
+    with pytest.raises(FencedError, match="taken over"):
+        check_claim(directory, first.epoch, FILES, shared=shared)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "local"])
+def test_a_directory_that_is_gone_fences_nobody(directory, shared):
+    with pytest.raises(StorageError, match="is gone"):
+        check_claim(f"{directory}/gone", 1, FILES, shared=shared)
+
+
+def test_a_shared_directory_that_cannot_be_looked_at_is_an_error(directory):
+    files = FaultyFiles()
+    mine = claim(directory, files)
+    files.fail(errno.EIO, on="list_dir")
+    with pytest.raises(StorageError, match="cannot be listed"):
+        check_claim(directory, mine.epoch, files, shared=True)
+    check_claim(directory, mine.epoch, files, shared=True)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_a_filesystem_without_hard_links_is_named(directory, number):
+    files = FaultyFiles()
+    files.fail(number, on="link")
+    with pytest.raises(StorageError, match="makes no hard links") as caught:
+        claim(directory, files)
+    assert caught.value.operation == "claim"
+    assert "another filesystem" in (caught.value.hint or "")
+    assert os.listdir(directory) == []
 
 
 def test_an_epoch_can_be_asked_to_be_higher(directory):
