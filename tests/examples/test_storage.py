@@ -4,87 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
 
 import pytest
 
-from asynctune import Checkpoint, ExperimentStore, ResultGrid, TrialStatus
-from tests.killing import ROOT
-
-EXAMPLES: Final = ROOT / "docs" / "examples"
-ITERATIONS: Final = 120
-WAIT_S: Final = 50
-
-
-@dataclass
-class Left:
-    """What a run left in its directory."""
-
-    experiment: Path
-
-    @property
-    def trial(self) -> Path:
-        [trial] = (path for path in self.experiment.iterdir() if not path.name.startswith("."))
-        return trial
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.trial / "result.json").read_text("utf-8").splitlines()]
-
-    @property
-    def checkpoints(self) -> list[int]:
-        return sorted(step_of(path) for path in self.trial.glob("checkpoint_*"))
-
-    @property
-    def aucs(self) -> list[float]:
-        return [row["max-auc"] for row in self.rows]
-
-    def best(self, count: int) -> set[int]:
-        ranked = sorted((row["max-auc"], row["training_iteration"]) for row in self.rows)
-        return {iteration for _, iteration in ranked[-count:]}
-
-
-def step_of(path: Path) -> int:
-    # After a kill `checkpoint_000016-2.1`: a directory that another driver may have begun is not used again.
-    found = re.fullmatch(r"checkpoint_(\d{6,})(-\d+\.\d+)?", path.name)
-    assert found is not None, path
-    return int(found[1])
-
-
-def start(script: str, path: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", str(EXAMPLES / script), str(path)],
-        cwd=path.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def run(script: str, path: Path) -> None:
-    with start(script, path) as process:
-        output, _ = process.communicate()
-    assert process.returncode == 0, output
+from asynctune import ResultGrid, TrialStatus
+from tests.examples.storage_scripts import ITERATIONS, Left, newest_checkpoint, run, start, until
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Left:
     path = tmp_path_factory.mktemp("undisturbed")
-    run("storage_best_five.py", path)
+    run("storage_best_five.py", path, cwd=path)
     return Left(path / "my-tune-exp")
 
 
 @pytest.mark.parametrize("script", ["storage_auto.py", "storage_shared.py"])
 def test_everything_is_where_the_guide_says(script, tmp_path, undisturbed):
-    run(script, tmp_path / "results")  # which is made
+    run(script, tmp_path / "results", cwd=tmp_path)  # which is made
     left = Left(tmp_path / "results" / "experiment_name")
     assert left.trial.name.startswith("my_trainable_")
     assert [row["training_iteration"] for row in left.rows] == list(range(1, ITERATIONS + 1))
@@ -129,7 +66,8 @@ def test_a_killed_script_is_resumed_where_it_was(script, name, kills, tmp_path, 
     left = Left(tmp_path / name)
     begun = {}  # the first iteration of each process
     for life in range(kills):
-        killed = start("storage_resume.py", left.experiment) if life else start(script, tmp_path)
+        command = ("storage_resume.py", left.experiment) if life else (script, tmp_path)
+        killed = start(*command, cwd=tmp_path)
         with killed:
             for _ in until(left, 15 * (life + 1)):
                 assert killed.poll() is None, killed.communicate()[0]
@@ -140,7 +78,7 @@ def test_a_killed_script_is_resumed_where_it_was(script, name, kills, tmp_path, 
         # The directory is there a moment before its record, which is what counts.
         assert 15 * (life + 1) - 1 <= newest.step < ITERATIONS
         begun[newest.step + 1] = life + 1
-    run("storage_resume.py", left.experiment)
+    run("storage_resume.py", left.experiment, cwd=tmp_path)
 
     assert [row["training_iteration"] for row in left.rows] == list(range(1, ITERATIONS + 1))
     # What was trained before a checkpoint was not trained again, and nothing after it was skipped.
@@ -155,33 +93,17 @@ def test_a_killed_script_is_resumed_where_it_was(script, name, kills, tmp_path, 
     assert left.checkpoints == (list(range(1, ITERATIONS + 1)) if keeps_all else undisturbed.checkpoints)
 
 
-def until(left: Left, step: int) -> Iterator[None]:
-    """Turns, until a checkpoint of this step or a later one is there."""
-    end = time.monotonic() + WAIT_S
-    while not any(
-        step_of(path.parent) >= step for path in left.experiment.glob("*/checkpoint_*/.manifest.json")
-    ):
-        assert time.monotonic() < end, "no checkpoint comes"
-        yield
-        time.sleep(0.002)
-
-
-async def newest_checkpoint(path: Path) -> Checkpoint:
-    async with ExperimentStore.open(path, mode="read") as store:
-        [trial] = store.trials
-        assert trial.status is TrialStatus.RUNNING
-        return trial.checkpoints[-1]
-
-
 def test_a_finished_experiment_runs_nothing_more(undisturbed):
     before = (undisturbed.trial / "result.json").stat()
-    run("storage_resume.py", undisturbed.experiment)
+    run("storage_resume.py", undisturbed.experiment, cwd=undisturbed.experiment.parent)
     after = (undisturbed.trial / "result.json").stat()
     assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
 
 
 def test_the_same_name_is_refused_and_both_ways_on_are_named(undisturbed):
-    with start("storage_best_five.py", undisturbed.experiment.parent) as again:
+    with start(
+        "storage_best_five.py", undisturbed.experiment.parent, cwd=undisturbed.experiment.parent
+    ) as again:
         output, _ = again.communicate()
     assert again.returncode == 1
     assert "Tuner.restore(" in output
