@@ -12,7 +12,7 @@ from typing import Final
 
 from asynctune.clock import Clock
 from asynctune.state.mirror.current import CURRENT_KEY, PREFIX
-from asynctune.state.mirror.listing import LISTED_PREFIX
+from asynctune.state.mirror.listing import KEPT_LISTED, LISTED_PREFIX, list_entries
 from asynctune.state.mirror.named import read_named
 from asynctune.storage.base import ObjectStorage
 from asynctune.storage.probe import PROBE_PREFIX
@@ -85,4 +85,6 @@ async def find_leaks(
     if named is None:
         return found
     kept = {CURRENT_KEY, named.key, *(ref.key for ref in named.current.refs)}
+    if named.key.startswith(LISTED_PREFIX):
+        kept |= {entry.key for entry in (await list_entries(storage))[-KEPT_LISTED:]}
     return [info for info in found if info.key not in kept]

@@ -15,10 +15,13 @@ from asynctune.state.mirror.current import PREFIX, Current, mark_of
 from asynctune.storage.base import ObjectStorage
 from asynctune.storage.values import ObjectInfo
 
-__all__ = ["LISTED_PREFIX", "Entry", "entry_of", "list_entries"]
+__all__ = ["KEPT_LISTED", "LISTED_PREFIX", "Entry", "entry_of", "list_entries"]
 
 LISTED_PREFIX: Final = f"{PREFIX}current-"
 """What their keys begin with."""
+
+KEPT_LISTED: Final = 3
+"""How many of the newest stay: where the newest cannot be understood, the one before it counts."""
 
 _KEY: Final = re.compile(
     rf"{re.escape(LISTED_PREFIX)}([0-9]{{10,15}})-([0-9a-f]{{12}})-([0-9]{{19}})-([0-9]{{10,19}})\Z"

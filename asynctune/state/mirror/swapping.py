@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Final
 
 from asynctune.clock import Clock
 from asynctune.errors import CorruptStateError, FencedError, StorageError, UnsupportedFormatError
@@ -18,7 +17,7 @@ from asynctune.state.mirror.claiming import who
 from asynctune.state.mirror.current import Current, Ref, key_of, same_owner, segment_name, snapshot_name
 from asynctune.state.mirror.garbage import Garbage
 from asynctune.state.mirror.journal_runs import JournalRuns
-from asynctune.state.mirror.listing import LISTED_PREFIX
+from asynctune.state.mirror.listing import KEPT_LISTED, LISTED_PREFIX
 from asynctune.state.mirror.local_snapshots import HeldSnapshot, hold_newest, release
 from asynctune.state.mirror.named import Named, Register
 from asynctune.state.mirror.objects import crc32c_of, put_object, read_object, together
@@ -32,8 +31,6 @@ from asynctune.storage.values import FileRange
 __all__ = ["Swapper"]
 
 logger = logging.getLogger("asynctune")
-
-_KEPT_LISTED: Final = 3
 
 
 @dataclass(slots=True)
@@ -176,8 +173,8 @@ class Swapper:
         self._unnamed.clear()
         if answer.key.startswith(LISTED_PREFIX):
             self._listed.append(answer.key)
-            self.garbage.add(self._listed[:-_KEPT_LISTED], now)
-            del self._listed[:-_KEPT_LISTED]
+            self.garbage.add(self._listed[:-KEPT_LISTED], now)
+            del self._listed[:-KEPT_LISTED]
 
     async def remove_garbage(self) -> None:
         """Delete what has not been named for long enough; what cannot be deleted now is deleted later.

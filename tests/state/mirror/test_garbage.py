@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asynctune.state.mirror.current import key_of
 from asynctune.state.mirror.garbage import GRACE_S, Garbage, find_leaks
+from asynctune.state.mirror.listing import KEPT_LISTED, list_entries
 from asynctune.state.mirror.named import read_named
 from asynctune.storage.memory import MemoryStorage
 from asynctune.testing import ManualClock
@@ -53,3 +54,15 @@ async def test_leaks_are_found_and_nothing_that_is_named(tmp_path):
     assert named is not None
     assert named.current.refs
     assert await find_leaks(MemoryStorage(), clock=clock) == []
+
+
+async def test_without_conditions_the_newest_few_that_stand_for_current_are_no_leaks(tmp_path):
+    clock = ManualClock()
+    storage = MemoryStorage(clock=clock, supports_conditions=False)
+    async with driving(f"{tmp_path}/state", storage) as driver:
+        for _ in range(6):
+            await driver.mirror.flush(await driver.commits(1))
+    clock.move(3700.0)
+    entries = [entry.key for entry in await list_entries(storage)]
+    assert len(entries) > KEPT_LISTED
+    assert [info.key for info in await find_leaks(storage, clock=clock)] == entries[:-KEPT_LISTED]
