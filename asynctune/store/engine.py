@@ -292,7 +292,7 @@ class Engine:
         """Hand committed rows to the result files."""
         self.projections.committed(seq, rows)
         if self.mirroring is not None:
-            self.mirroring.committed(seq)
+            self.mirroring.committed(seq, done.size_bytes)
         self.events.emit("committed", seq=seq, rows=len(rows), seconds=done.ended_at - done.started_at)
 
     def happened(self, kind: str, message: str, **data: Any) -> None:
@@ -307,6 +307,8 @@ class Engine:
 
     async def before_prune(self, seq: int) -> bool:
         """Make the result files durable up to `seq`, and record that they are, before the journal forgets."""
+        if self.mirroring is not None and not self.mirroring.may_forget(seq):
+            return False
         covered = await self.projections.sync()
         if covered is None:
             return False

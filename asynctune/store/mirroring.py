@@ -36,6 +36,7 @@ logger = logging.getLogger("asynctune")
 _SHOWN: Final = 5
 _NAMES_AT_ONCE: Final = 1000
 _SHARE_OF_UPLOADS: Final = 0.8
+_MOST_KEPT_BYTES: Final = 256 << 20  # of journal, and as much of snapshots, for a bucket that is away
 
 
 class Emit(Protocol):
@@ -81,6 +82,7 @@ class Mirroring:
         self._emit = emit
         self._committed = opened.directory.journal.seq
         self._claim = opened.directory.journal.claim
+        self._behind_bytes = [0, 0]
         self._owned = asyncio.Event()
         if opened.claimed is not None:
             self._owned.set()
@@ -165,6 +167,14 @@ class Mirroring:
             flushing.cancel()
             await asyncio.gather(waiting, flushing, return_exceptions=True)
 
+    def may_forget(self, seq: int) -> bool:
+        """Whether the local journal may be without the commits up to `seq`, as far as the copy is concerned.
+
+        A copy that cannot be brought up to date commit by commit gets a snapshot, and before it result files that are
+        ahead of its state: a machine that is lost just then leaves a state whose rows are not those of its files.
+        """
+        return self.mirror.mirrored_seq >= seq or sum(self._behind_bytes) > _MOST_KEPT_BYTES
+
     async def _check_owner(self) -> None:
         """Look whether the copy is this opening's still.
 
@@ -180,9 +190,10 @@ class Mirroring:
                 f"another driver has taken over the copy at {self.remote}; this one writes nothing there any more"
             )
 
-    def committed(self, seq: int) -> None:
+    def committed(self, seq: int, size_bytes: int) -> None:
         """Commit `seq` is durable on the local disk. Loop only, no I/O."""
         self._committed = seq
+        self._behind_bytes[-1] += size_bytes
         self.mirror.committed(seq)
 
     async def _wait_until_owned(self) -> None:
@@ -194,6 +205,9 @@ class Mirroring:
         """Publish what the mirror met."""
         if kind == "mirror_claimed":
             self._owned.set()
+        elif kind == "mirrored":
+            # what was committed while the swap was under way is not in it
+            self._behind_bytes = [self._behind_bytes[-1], 0]
         self._emit(kind, message=message, **data)
 
     async def project(self, seq: int) -> None:

@@ -6,11 +6,16 @@ promise on that still counts: what the copy promised always does, what the disk 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 from asynctune.checkpoints.records import CheckpointRecord
+from asynctune.clock import SystemClock
+from asynctune.inspect.garbage import find_garbage
+from asynctune.inspect.verifying import verify
 from tests.crash.mirror_places import Place
 
 __all__ = ["State", "check_bucket", "check_log", "lost_epochs"]
@@ -178,6 +183,21 @@ async def check_bucket(place: Place, name: str, state: State, steps: Steps, lost
     unnamed = {key for key in manifests - named if (_epoch_of(key) or 0) > lost or not lost}
     assert not unnamed, unnamed
     assert all(key.startswith(".asynctune/") or key.partition("/")[0] in names for key in keys), keys
+    with mock.patch.dict(os.environ, place.direct):
+        report = await verify(place.uri(name))
+        garbage = await find_garbage(place.uri(name), clock=_Later())
+    assert not report.problems, report.problems
+    assert report.checkpoints == len(named)
+    left = {leak.name.rstrip("/") for leak in garbage.leaks}
+    assert manifests - named <= left, "gc does not tell all that was left behind"
+    assert not named & left, "gc takes for garbage what is not"
+
+
+class _Later(SystemClock):
+    """Two hours on: whatever is left is old enough to be told."""
+
+    def time(self) -> float:
+        return super().time() + 7200
 
 
 def _directory_of(reader: Any, trial_id: str, step: int) -> str:

@@ -162,6 +162,7 @@ class _Life:
         last = next(entry for entry in reversed(told) if entry["kind"] == "found")
         await check_bucket(self.place, self.name, State.of(last), last["steps"], lost_epochs(told))
         self.outcomes["experiments"] += 1
+        self.outcomes["uploads left for gc"] += len(await self.place.uploads(self.name))
 
     # -- looking -----------------------------------------------------------------------------------------------
 

@@ -115,3 +115,67 @@ async def test_a_late_result_file_of_a_fenced_driver_replaces_nothing(
         await store.aclose()
     async with ExperimentStore.open(f"{bucket}/{location.name}", "read") as reader:
         assert [row["loss"] for row in await reader.history("t")] == [3, 2]
+
+
+async def fall_behind(store, count=40):
+    """Commit so much that the journal is cut several times; nothing of it gets to the bucket."""
+    for number in range(count):
+        store.set_metadata("filler", os.urandom(2000))
+        store.set_metadata("tick", number)
+        await store.flush()
+    async with asyncio.timeout(20):
+        while store.stats().snapshots < 4:  # noqa: ASYNC110 - nothing else tells of it
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Snapshots after a few commits."""
+    monkeypatch.setattr("asynctune.state.generations._MIN_JOURNAL_BYTES", 5000)
+
+
+def oldest_segment(location):
+    names = os.listdir(location / ".asynctune")
+    return min((name for name in names if name.startswith("wal-")), key=lambda name: int(name.split("-")[2]))
+
+
+async def test_a_copy_that_is_behind_gets_every_commit(location, bucket, swaps, small, monkeypatch):
+    monkeypatch.setattr(Swapper, "_rebased", None)
+    async with ExperimentStore.open(location, sync_config=SyncConfig(upload_dir=bucket)) as store:
+        await store.flush(mirror=True)
+        before = oldest_segment(location)
+        swaps.clear()
+        await fall_behind(store)
+        assert oldest_segment(location) == before
+        swaps.set()
+        await store.flush(mirror=True)
+        async with ExperimentStore.open(f"{bucket}/{location.name}", "read") as reader:
+            assert reader.metadata["tick"] == 39
+
+
+async def test_the_journal_is_not_kept_for_ever_for_a_copy(location, bucket, swaps, small, monkeypatch):
+    monkeypatch.setattr("asynctune.store.mirroring._MOST_KEPT_BYTES", 0)
+    async with ExperimentStore.open(location, sync_config=SyncConfig(upload_dir=bucket)) as store:
+        await store.flush(mirror=True)
+        before = oldest_segment(location)
+        swaps.clear()
+        await fall_behind(store)
+        assert oldest_segment(location) != before
+        swaps.set()
+
+
+async def test_the_journal_is_cut_again_when_the_copy_has_caught_up(location, bucket, swaps, small):
+    async with ExperimentStore.open(location, sync_config=SyncConfig(upload_dir=bucket)) as store:
+        await store.flush(mirror=True)
+        swaps.clear()
+        await fall_behind(store)
+        names = set(os.listdir(location / ".asynctune"))
+        swaps.set()
+        await store.flush(mirror=True)
+        before = store.stats().snapshots
+        async with asyncio.timeout(20):
+            while store.stats().snapshots < before + 3:
+                store.set_metadata("filler", os.urandom(2000))
+                await store.flush(mirror=True)
+        oldest = min(name for name in names if name.startswith("snap-"))
+        assert oldest not in os.listdir(location / ".asynctune")
