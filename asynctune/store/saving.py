@@ -79,10 +79,19 @@ class SavingStore(ReadableStore):
         return {
             "trial_name": name,
             "attempt": run.attempt,
-            "plain": run.attempt == 0 and (engine.opening.epoch == 1 or trial_id in self._added),
+            "plain": run.attempt == 0 and (engine.opening.epoch == 1 or self._is_ours_alone(trial_id)),
             "metrics": reported(run) if metrics is None else metrics,
             "timeline": self._table.timeline(trial_id),
         }
+
+    def _is_ours_alone(self, trial_id: str) -> bool:
+        """Whether no opening before this one can have a trial of this id.
+
+        One that a copy was taken over from may: of a trial that the copy did not know yet the id is given again, and
+        what the old driver still sends would be put into the new one's directory.
+        """
+        assert self._engine is not None
+        return trial_id in self._added and self._engine.mirroring is None
 
     def last_step(self, trial_id: str) -> int:
         """The highest recorded step of a trial, that of a checkpoint which is being deleted, or was lost, included.

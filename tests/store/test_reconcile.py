@@ -19,6 +19,7 @@ from asynctune.errors import (
     FencedError,
     StorageError,
 )
+from asynctune.state.mirror.swapping import Swapper
 from asynctune.storage.memory import MemoryStorage
 from asynctune.storage.uri import open_storage
 from asynctune.store.store import ExperimentStore
@@ -107,6 +108,54 @@ async def test_result_files_are_as_they_were(location, bucket, tmp_path):
         pass
     there = tmp_path / "other" / location.name / "t"
     assert {name: (there / name).read_bytes() for name in before} == before
+
+
+async def test_a_late_upload_of_a_driver_that_was_taken_over_from_hits_nothing_that_lives(
+    location, bucket, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("asynctune.store.reconcile.QUIET_S", 0.0)
+    swap, allowed = Swapper.swap, asyncio.Event()
+
+    async def held(*arguments, **named):
+        await allowed.wait()
+        return await swap(*arguments, **named)
+
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await store.flush(mirror=True)
+    old = await ExperimentStore.open(location, sync_config=mirrored(bucket))
+    monkeypatch.setattr(Swapper, "swap", held)
+    # the bucket's state does not know this trial yet, so whoever takes over gives its id again
+    trial = old.add_trial({"x": 1})
+    theirs = await old.save_checkpoint(trial.trial_id, Checkpoint.from_dict("old"))
+    await old.drain()
+    new = await ExperimentStore.open(f"{bucket}/{location.name}", local_dir=tmp_path / "other")
+    assert new.add_trial({"x": 2}).trial_id == trial.trial_id
+    ours = await new.save_checkpoint(trial.trial_id, Checkpoint.from_dict("new"))
+    assert ours.path is not None
+    assert theirs.path is not None
+    assert ours.path.name != theirs.path.name
+    allowed.set()
+    await new.aclose()
+    with pytest.raises(FencedError):
+        await old.aclose()
+
+
+async def test_a_name_without_an_epoch_is_for_the_first_opening_of_an_experiment_with_a_copy(
+    location, bucket, tmp_path
+):
+    for copied, names in (
+        (None, ["checkpoint_000001", "checkpoint_000001"]),
+        (bucket, ["checkpoint_000001", "checkpoint_000001-2.0"]),
+    ):
+        place = tmp_path / f"exp-{copied is None}"
+        found = []
+        for _ in names:
+            async with ExperimentStore.open(place, sync_config=SyncConfig(upload_dir=copied)) as store:
+                trial = store.add_trial({})
+                saved = await store.save_checkpoint(trial.trial_id, Checkpoint.from_dict(1))
+                assert saved.path is not None
+                found.append(saved.path.name)
+        assert found == names
 
 
 # -- modes -----------------------------------------------------------------------------------------------------
