@@ -237,7 +237,9 @@ def test_killed_and_its_directory_deleted_it_goes_on_from_the_copy(undisturbed, 
     assert kept[-1] >= 4
     # Each trial is there once, with each epoch once, and with the same numbers as if nothing had happened.
     assert trials(directory) == trials(undisturbed[1])
-    assert best(output) == best(undisturbed[0])
+    # But for the checkpoint: that of a trial which has ended may have been on its way still.
+    told, expected = best(output), best(undisturbed[0])
+    assert told[:3] + told[4:] == expected[:3] + expected[4:]
     assert re.search(r"^copy: complete, in s3://bucket/demos/mine$", output, re.MULTILINE)
     assert "elsewhere:    python -m asynctune.demo s3://bucket/demos/mine\n" in output
 
