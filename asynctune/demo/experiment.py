@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+import optuna  # noqa: F401 - here, and not in the event loop when the searcher is made
+
 from asynctune.config import CheckpointConfig, FailureConfig, RunConfig, SyncConfig, TuneConfig
 from asynctune.demo.training import METRIC, DigitsTrial
 from asynctune.errors import ConfigError, ExperimentNotFoundError
