@@ -113,9 +113,11 @@ def _run(directory: str, upload_dir: str | None, given: dict[str, int], workers:
     with tempfile.TemporaryDirectory() as files:
         # as any other program would; it may be in the copy only
         model.load(asyncio.run(best.fetch_checkpoint(files, made)))
-    for line in what_came_out(
-        results, best, made, model.accuracy("test"), places.shown, places.copy is not None
-    ):
+    where, arguments = places.shown, [places.shown]
+    if prepared.is_finished and prepared.found_at == places.copy is not None:  # nothing was brought here
+        where, arguments = places.copy, places.elsewhere
+    accuracy, has_copy = model.accuracy("test"), places.copy is not None
+    for line in what_came_out(results, best, made, accuracy, where, arguments, has_copy=has_copy):
         click.echo(line)
     if places.copy is not None:
         for line in copy_lines(places.copy, prepared.tuner.stats(), places.elsewhere):

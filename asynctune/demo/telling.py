@@ -63,6 +63,8 @@ def what_came_out(
     made: Checkpoint,
     test_accuracy: float,
     directory: str,
+    arguments: Sequence[str] = (),
+    *,
     has_copy: bool = False,
 ) -> list[str]:
     """The best trial, what its best checkpoint is worth, and how to look further.
@@ -72,7 +74,8 @@ def what_came_out(
         best: One of them.
         made: Its best checkpoint.
         test_accuracy: Of that, on images that the search has not seen; from 0 to 1.
-        directory: Of the experiment, as the user gave it.
+        directory: Of the experiment, as the user gave it; its copy, where that is all there is.
+        arguments: With which the command goes on with it; by default the directory.
         has_copy: Whether there is another place that the experiment would go on from.
     """
     config = ", ".join(
@@ -92,7 +95,7 @@ def what_came_out(
         f"  {early} of {_plural(len(results), 'trial')} {'was' if early == 1 else 'were'} stopped early",
         "",
         f"look closer:  python -m asynctune.inspect {where}",
-        f"search on:    {COMMAND} {where} --trials {len(results) + _MORE}",
+        f"search on:    {COMMAND} {shlex.join(arguments or [directory])} --trials {len(results) + _MORE}",
         f"start anew:   {anew}",
     ]
 

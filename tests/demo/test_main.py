@@ -257,6 +257,8 @@ def test_a_copy_in_a_directory_is_shown_and_gone_on_with(tmp_path, directory):
     assert best(again.output) == best(first.output)
     assert f"elsewhere:    python -m asynctune.demo demo --upload-dir {copies}\n" in again.output
     assert not directory.exists(), "nothing was to be done there"
+    assert f"python -m asynctune.inspect {copies}/demo\n" in again.output
+    assert f"search on:    python -m asynctune.demo demo --upload-dir {copies} --trials 13\n" in again.output
     more = in_process(directory, "--upload-dir", copies, "--trials", 2)
     assert more.output.startswith(f"Going on from {copies}/demo, with 1 epoch in checkpoints; 1 of 2 trials")
     assert [len(rows) for _, rows in trials(directory)] == [1, 1]
