@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from asynctune.clock import Clock
 from asynctune.errors import (
-    AsynctuneError,
     ConfigError,
     CorruptStateError,
     ExperimentNotFoundError,
@@ -24,7 +23,7 @@ from asynctune.errors import (
 )
 from asynctune.files import LocalFiles
 from asynctune.state.epochs import Claim, claim_epoch, list_epochs
-from asynctune.state.mirror.claiming import Claimed, claim_mirror, give_up
+from asynctune.state.mirror.claiming import Claimed, claim_mirror
 from asynctune.state.mirror.current import Current
 from asynctune.state.mirror.installing import is_being_replaced, replacing_error
 from asynctune.state.mirror.register import open_register
@@ -46,6 +45,7 @@ from asynctune.store.opening import (
 from asynctune.store.place import Place, Remote
 from asynctune.store.remembering import NOTE, forget, recall, remember
 from asynctune.store.replacing import fetch_result_files, install_copy, set_aside_fork
+from asynctune.store.undoing import let_go
 
 __all__ = ["Opened", "open_place"]
 
@@ -88,16 +88,9 @@ class Opened:
         """Close what is open, for an opening that cannot be used; again: does nothing."""
         claimed, self.claimed = self.claimed, None
         access, self.access = self.access, None
-        try:
-            if claimed is not None:
-                await give_up(claimed)
-        except AsynctuneError as error:
-            logger.warning("the copy could not be given back, the next opening has to wait for it: %s", error)
-        finally:
-            self.directory.journal.close()
-            self.directory.lock.release()
-            if access is not None:
-                await access.aclose()
+        left = await let_go(claimed, access, self.directory, self.directory.lock)
+        if left is not None:
+            logger.warning("%s", left)
 
 
 async def open_place(
@@ -292,6 +285,8 @@ class _Opening:
             message = replaceable(error, self._found, self._remote, self._copy, self._files)
             self._notes.append(("recovered_damage", message))
             return None
+        if self._mode == "create" and recovered.seq > 0:
+            raise exists_error(self._place.path)  # nothing was claimed yet, and nothing put into the bucket
         if recovered.experiment_id is None:
             return None
         return Position(recovered.experiment_id, recovered.history, recovered.seq, recovered.crc)
@@ -386,14 +381,7 @@ class _Opening:
 
     async def undo(self, error: BaseException) -> None:
         """Let go of everything."""
-        if self._claimed is not None:
-            try:
-                await give_up(self._claimed)
-            except AsynctuneError as left:
-                error.add_note(f"the copy could not be given back: {left}")
-        if self._access is not None:
-            await self._access.aclose()
-        if self._directory is not None:
-            self._directory.journal.close()
-        if self._found is not None:
-            self._found.lock.release()
+        lock = None if self._found is None else self._found.lock
+        left = await let_go(self._claimed, self._access, self._directory, lock)
+        if left is not None:
+            error.add_note(left)

@@ -171,6 +171,15 @@ async def test_create_refuses_what_is_in_the_bucket(location, bucket, tmp_path):
     assert not elsewhere.exists()
 
 
+async def test_create_refuses_what_is_on_the_disk_and_puts_nothing_into_the_bucket(location, bucket):
+    async with ExperimentStore.open(location) as store:
+        await run(store, 1)
+    with pytest.raises(ExperimentExistsError, match=location.name):
+        await ExperimentStore.open(location, "create", sync_config=mirrored(bucket))
+    storage = await open_storage(f"{bucket}/{location.name}")
+    assert [found async for found in storage.list_objects()] == []
+
+
 @pytest.mark.parametrize("mode", ["auto", "resume"])
 async def test_what_is_only_in_the_bucket_is_resumed(location, bucket, tmp_path, mode):
     async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
