@@ -110,6 +110,9 @@ def place_of(
         return _of_uri(parse_uri(location), mode, local_dir, sync_config, options)
     path = local_path(location)
     if local_dir is not None and mode != "read":
+        if options:
+            msg = f"storage_options are for buckets, and {path} is a copy in a directory; leave them out"
+            raise ConfigError(msg)
         return copy_of(path, mode=mode, local_dir=local_dir, sync_config=sync_config)
     if mode == "read":
         if options:
@@ -182,6 +185,9 @@ def _of_uri(
         msg = f"{uri} names a bucket, and an experiment is a name below it: {uri}/experiment"
         raise ConfigError(msg)
     above = replace(uri, prefix=uri.prefix.rpartition("/")[0])
+    if sync_config is not None and sync_config.syncer is None and mode != "read":
+        msg = f"syncer=None says that nothing is copied, and an experiment opened from {uri} goes on there; leave it out"
+        raise ConfigError(msg)
     if sync_config is not None and sync_config.upload_dir is not None:
         if parse_uri(_absolute(sync_config.upload_dir)) != above:
             msg = (

@@ -107,9 +107,25 @@ def test_a_uri_may_be_named_together_with_its_own_upload_dir(tmp_path):
             "storage_options are for",
         ),
         ("/data/exp", {"mode": "read", "storage_options": {"key": "k"}}, "storage_options are for buckets"),
+        (
+            "/data/exp",
+            {"local_dir": "/other", "storage_options": {"key": "k"}},
+            "storage_options are for buckets",
+        ),
+        ("s3://bucket/exp", {"sync_config": SyncConfig(syncer=None)}, "nothing is copied"),
         ("s3://user:secret@bucket/exp", {}, "without credentials"),
     ],
-    ids=["bucket", "scheme", "elsewhere", "local_dir", "options", "options-read", "credentials"],
+    ids=[
+        "bucket",
+        "scheme",
+        "elsewhere",
+        "local_dir",
+        "options",
+        "options-read",
+        "options-staged",
+        "no-syncer",
+        "credentials",
+    ],
 )
 def test_what_cannot_be_is_refused(location, settings, message):
     with pytest.raises(ConfigError, match=message) as refused:
