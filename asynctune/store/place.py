@@ -186,7 +186,7 @@ def _of_uri(
         raise ConfigError(msg)
     above = replace(uri, prefix=uri.prefix.rpartition("/")[0])
     if sync_config is not None and sync_config.syncer is None and mode != "read":
-        msg = f"syncer=None says that nothing is copied, and an experiment opened from {uri} goes on there; leave it out"
+        msg = f"syncer=None says that nothing is copied, and what is opened from {uri} goes on there; leave it out"
         raise ConfigError(msg)
     if sync_config is not None and sync_config.upload_dir is not None:
         if parse_uri(_absolute(sync_config.upload_dir)) != above:
