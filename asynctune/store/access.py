@@ -7,7 +7,7 @@ something that carries result files.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from asynctune.checkpoints.bucket import TreeCopies
 from asynctune.checkpoints.mirroring import BucketCopies
@@ -24,6 +24,9 @@ from asynctune.store.own_results import OwnResults
 from asynctune.store.place import Remote
 
 __all__ = ["Access", "BucketAccess", "open_access"]
+
+_MOST_S: Final = 300.0
+"""A transfer of which nothing comes for so long fails, is told, and is tried again, however long it may take in all."""
 
 
 class Access(Protocol):
@@ -112,7 +115,9 @@ async def open_access(remote: Remote, path: str, *, clock: Clock, files: LocalFi
 
         return SyncerAccess(remote, path, clock=clock, files=files)
     storage = await open_storage(remote.uri, remote.options)
-    return BucketAccess(storage, path, timeout_s=remote.sync.sync_timeout, clock=clock, files=files)
+    return BucketAccess(
+        storage, path, timeout_s=min(remote.sync.sync_timeout, _MOST_S), clock=clock, files=files
+    )
 
 
 class BucketAccess:

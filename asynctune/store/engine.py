@@ -17,7 +17,6 @@ from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.clock import Clock
 from asynctune.config import CheckpointConfig
 from asynctune.errors import (
-    CorruptStateError,
     FencedError,
     StorageError,
     StoreClosedError,
@@ -34,6 +33,7 @@ from asynctune.store.events import EventStream
 from asynctune.store.identity import experiment_record, opening_record
 from asynctune.store.log import Log
 from asynctune.store.mirroring import Mirroring
+from asynctune.store.order import CheckpointOrder
 from asynctune.store.place import Place
 from asynctune.store.projections import Projections
 from asynctune.store.reconcile import Opened, open_place
@@ -97,7 +97,6 @@ class Engine:
         self.sink = RecordSink(self.records, self.check, self.writer.flush)
         self.remote = where.remote
         self._notes = where.notes
-        self._from_copy = where.from_copy
         self.projections = Projections(
             ResultFiles(
                 path,
@@ -127,7 +126,10 @@ class Engine:
             epoch=self.opening.epoch,
             bucket=None if self.mirroring is None else self.mirroring.bucket,
         )
-        runs = [self.writer.run, self.projections.run, self.checkpoints.run, self._settle]
+        self._order = CheckpointOrder(
+            self.checkpoints, self.mirroring, self.records, events, from_copy=where.from_copy
+        )
+        runs = [self.writer.run, self.projections.run, self.checkpoints.run, self._order.run]
         if self.mirroring is not None:
             runs += self.mirroring.runs
         self._supervisor = Supervisor(runs, self._on_failure)
@@ -163,11 +165,7 @@ class Engine:
         await self.projections.prepare()
         if self.mirroring is not None:
             await self.mirroring.begin(self.records)
-            await self.checkpoints.reconcile(
-                list(self.records.trial_ids),
-                from_bucket=self._from_copy,
-                bucket_is_new=self.mirroring.is_new,
-            )
+        await self._order.begin()
         await self.writer.flush()
         for kind, message in self._notes:
             self.events.emit(kind, message=message)
@@ -178,23 +176,6 @@ class Engine:
         for message in opening.damage:
             logger.warning("%s", message)
             self.events.emit("recovered_damage", message=message)
-
-    def _trial_of(self, trial_name: str) -> str | None:
-        """Id of the trial with this directory, or `None`."""
-        if (trial_id := self.records.get(f"name/{trial_name}")) is not None:
-            return str(trial_id)
-        return trial_name if trial_name in self.records.trial_ids else None
-
-    async def _settle(self) -> None:
-        """Put the checkpoint directories in order, beside everything else."""
-        try:
-            await self.checkpoints.settle(self._trial_of)
-        except StoreClosedError:
-            return  # closed at once; the next opening does it
-        except (StorageError, CorruptStateError) as error:
-            # a trial whose record cannot be used says so itself when it is asked for
-            logger.warning("checkpoint directories without a record stay where they are: %s", error)
-            self.events.emit("write_failed", message=str(error))
 
     # -- state ---------------------------------------------------------------------------------------------
 
@@ -232,6 +213,7 @@ class Engine:
             logger.error("the store of %s failed: %s", self.experiment.get("name"), error)
             self._failure, self._failed_at = error, error.__traceback__
         self.writer.fail(error)
+        self._order.give_up()
 
     def journal_rows(self, rows: Sequence[bytes]) -> None:
         """Let result rows ride in the next commit."""
@@ -256,6 +238,10 @@ class Engine:
             raise failed
         return seq
 
+    async def drain(self) -> None:
+        """Return when all checkpoints of this moment are in the bucket. Errors: as for `TrialCheckpoints.drain`."""
+        await self._order.drain(self.check)
+
     async def flush_mirror(self) -> int:
         """Make everything durable in the copy too, checkpoints included; the seq that it names then.
 
@@ -265,7 +251,7 @@ class Engine:
         """
         assert self.mirroring is not None
         await self.flush()
-        await self.checkpoints.drain()
+        await self.drain()
         return await self.mirroring.mirror.flush(await self.writer.flush())
 
     # -- what the writer asks and tells (`state.writer.Observer`) --------------------------------------------

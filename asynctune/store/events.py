@@ -42,8 +42,9 @@ class StoreEvent:
             state: `committed`, `snapshot_written`, `recovered_tear`, `recovered_damage`, `sharing_warning`,
             `disk_full`, `disk_recovered`, `write_failed`, `pacing_exceeded`, `searcher_failed`. Of result files:
             `results_repaired`, `results_incomplete`, `results_upload_failed`, `results_upload_back`. Of the copy:
-            `waiting_for_quiet`, `mirrored`, `mirror_claimed`, `mirror_away`, `mirror_back`, `mirror_behind`,
-            `mirror_fenced`, `mirror_unfenced`, `mirror_given_up`, `fork_set_aside`. And `lagged` (this subscriber
+            `waiting_for_quiet`, `mirrored`, `mirror_claimed`, `mirror_away`, `mirror_back`, `mirror_failed`,
+            `mirror_healed`, `mirror_behind`, `mirror_fenced`, `mirror_unfenced`, `mirror_given_up`,
+            `fork_set_aside`. And `lagged` (this subscriber
             was too slow; `data["dropped"]` says how many events it missed), `closed`.
         trial_id: The trial it is about, if one.
         step: The checkpoint it is about, if one.

@@ -76,7 +76,7 @@ class Mirroring:
         assert opened.access is not None
         self.remote: Remote = opened.remote
         self._access: Access = opened.access
-        self.is_new = opened.claimed is not None and opened.claimed.named.current.swap == 1
+        self.is_new = opened.claimed is not None and opened.claimed.named.current.seq == 0
         self._claimed = opened.claimed
         self._clock = clock
         self._emit = emit
@@ -104,7 +104,7 @@ class Mirroring:
             copies=self._access.copies,
             reached=self.mirror.reached,
             flush=self._flush,
-            claimed=self._wait_until_owned,
+            claimed=self.owned,
             # a syncer is called once at a time
             max_concurrency=DEFAULT_CONCURRENCY if opened.remote.uri is not None else 1,
             sync_on_checkpoint=sync.sync_on_checkpoint,
@@ -196,7 +196,13 @@ class Mirroring:
         self._behind_bytes[-1] += size_bytes
         self.mirror.committed(seq)
 
-    async def _wait_until_owned(self) -> None:
+    @property
+    def is_owned(self) -> bool:
+        """Whether the copy is this opening's."""
+        return self._owned.is_set()
+
+    async def owned(self) -> None:
+        """Return when it is."""
         await self._owned.wait()
 
     # -- what the mirror tells, and asks (`state.mirror.mirror.Observer`) --------------------------------------
@@ -204,6 +210,7 @@ class Mirroring:
     def happened(self, kind: str, message: str, **data: Any) -> None:
         """Publish what the mirror met."""
         if kind == "mirror_claimed":
+            self.is_new = data["seq"] == 0
             self._owned.set()
         elif kind == "mirrored":
             # what was committed while the swap was under way is not in it
@@ -266,7 +273,7 @@ class Mirroring:
     async def _finish_results(self, limit_s: float) -> None:
         """Bring the result files there. The state goes without them if need be: it has the rows that they lack."""
         try:
-            async with asyncio.timeout(limit_s):
+            async with self._clock.timeout(limit_s):
                 await self._owned.wait()
                 await self.results.project()
         except (StorageError, TimeoutError) as error:

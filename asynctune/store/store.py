@@ -272,8 +272,7 @@ class ExperimentStore(SearchingStore):
         Raises:
             UploadError: Some cannot be copied; what and why. They are tried again, also at the next opening.
         """
-        self._writable()
-        await self._checkpoints.drain()
+        await self._writable().drain()
 
     # -- the end -----------------------------------------------------------------------------------------------
 

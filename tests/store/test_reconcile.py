@@ -401,6 +401,21 @@ async def test_without_the_bucket_what_is_on_this_disk_goes_on(location, bucket,
         assert [c.mirrored for c in reader.checkpoints("t")] == [True, True]
 
 
+async def test_a_bucket_that_turns_out_to_be_empty_gets_everything(location, bucket, faulty):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 3, checkpoint=True)
+    faulty(to_away=True)
+    MemoryStorage.forget(bucket.split("/")[2])
+    async with ExperimentStore.open(location) as store:
+        await run(store, 2, checkpoint=True)
+        faulty(to_away=False)
+        await store.flush(mirror=True)
+    async with ExperimentStore.open(f"{bucket}/{location.name}", "read") as reader:
+        assert [c.mirrored for c in reader.checkpoints("t")] == [True, True]
+        for checkpoint in reader.checkpoints("t"):
+            assert await reader.fetch(checkpoint)
+
+
 async def test_who_went_on_without_the_bucket_is_fenced_if_another_one_did_with_it(
     location, bucket, faulty, tmp_path
 ):
