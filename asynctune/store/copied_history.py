@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -26,6 +27,7 @@ async def read_copied_history(
     trial: TrialInfo,
     rows: Iterable[SegmentRows],
     *,
+    has_rows: bool,
     access: Access,
     scratch_dir: str,
     clock: Clock,
@@ -36,6 +38,7 @@ async def read_copied_history(
     Args:
         trial: Which.
         rows: The committed rows that the bucket's result files may lack, of all trials.
+        has_rows: Whether the trial is known to have rows, so that a file that is not there has been lost.
         access: The way to the copy.
         scratch_dir: Where a directory may be made for a moment.
         clock: Time.
@@ -43,14 +46,15 @@ async def read_copied_history(
 
     Raises:
         StorageError: The bucket or the disk refused.
-        OSError: The disk refused.
+        OSError: The disk refused, or the rows are not there and should be.
     """
     place = os.path.join(scratch_dir, f"history-{secrets.token_hex(4)}")
     directory = os.path.join(place, trial.trial_name)
+    key = f"{trial.trial_name}/{RESULT_FILE}"
     thread = WorkThread("asynctune-read")
     try:
         await thread.run(os.makedirs, directory)
-        await access.fetch_file(f"{trial.trial_name}/{RESULT_FILE}", os.path.join(directory, RESULT_FILE))
+        await access.fetch_file(key, os.path.join(directory, RESULT_FILE))
         results = ResultFiles(place, files=files, clock=clock, emit=_told_nobody)
         try:
             mine = [each for each in with_openings(rows) if trial_of(each[1]) == trial.trial_id]
@@ -59,7 +63,10 @@ async def read_copied_history(
                 await results.flush()
         finally:
             await results.aclose(write=False)
-        return await read_history(directory)
+        found = await read_history(directory)
+        if has_rows and not found:
+            raise FileNotFoundError(errno.ENOENT, "it is not in the copy, and should be", key)
+        return found
     finally:
         await thread.run(lambda: shutil.rmtree(place, ignore_errors=True))
         thread.stop()

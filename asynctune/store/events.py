@@ -44,8 +44,8 @@ class StoreEvent:
             `results_repaired`, `results_incomplete`, `results_upload_failed`, `results_upload_back`. Of the copy:
             `waiting_for_quiet`, `mirrored`, `mirror_claimed`, `mirror_away`, `mirror_back`, `mirror_failed`,
             `mirror_healed`, `mirror_behind`, `mirror_fenced`, `mirror_unfenced`, `mirror_given_up`,
-            `fork_set_aside`. And `lagged` (this subscriber
-            was too slow; `data["dropped"]` says how many events it missed), `closed`.
+            `fork_set_aside`. And `lagged` (this subscriber was too slow; `data["dropped"]` says how many events it
+            missed), `closed`.
         trial_id: The trial it is about, if one.
         step: The checkpoint it is about, if one.
         seq: The commit it is about, if one.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.errors import CorruptStateError, StorageError, StoreClosedError

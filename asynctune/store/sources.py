@@ -223,11 +223,11 @@ class CopySource:
         Raises:
             StorageError, OSError: They cannot be read.
         """
-        del has_rows
         name, _, config, _ = table.given(trial_id)
         return await read_copied_history(
             TrialInfo(trial_id=trial_id, trial_name=name, config=config),
             [] if self.mirrored is None else self.mirrored.recovered.rows,
+            has_rows=has_rows,
             access=self._access,
             scratch_dir=self.scratch_dir,
             clock=self._clock,
