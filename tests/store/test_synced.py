@@ -98,7 +98,8 @@ async def test_there_and_back(location, syncer, tmp_path, caplog):
         assert [c.step for c in reader.checkpoints("t")] == [1, 2]
 
 
-async def test_a_syncer_that_fails_where_nothing_is(location, syncer, tmp_path):
+async def test_a_syncer_that_fails_where_nothing_is(location, syncer, tmp_path, monkeypatch):
+    monkeypatch.setattr("asynctune.store.reconcile.QUIET_S", 0.1)
     there, bring = [], syncer.sync_down
 
     async def strict(remote_dir, local_dir, exclude=None):
