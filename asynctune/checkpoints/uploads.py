@@ -205,15 +205,22 @@ class UploadQueue:
             self._wishes.end()
 
     async def close(self, timeout_s: float | None) -> tuple[UploadLeft, ...]:
-        """Try all that are pending once, for so long, and end `run`; what is left stays recorded as pending."""
+        """Try all that are pending once, for so long, and end `run`; what is left stays recorded as pending.
+
+        When the time is over `run` may go on for some seconds: what it sends then only frees what it had begun.
+        """
+        in_time = True
         if self._running and self._claimed and not self._stop.is_set():
             try:
                 async with self._context.clock.timeout(timeout_s):
                     await self._try_all()
-            except (TimeoutError, StoreClosedError):
+            except TimeoutError:
+                in_time = False
+            except StoreClosedError:
                 pass  # told below
         self._stop.set()
-        await self._ended.wait()
+        if in_time:
+            await self._ended.wait()
         left = tuple(
             UploadLeft(trial_id, step, self._why_left((trial_id, step)))
             for trial_id, step in sorted(self._plan.pending)

@@ -9,7 +9,7 @@ from asynctune.config import CheckpointConfig
 from asynctune.errors import AuthenticationError, FencedError, StorageError, StoreClosedError, UploadError
 from asynctune.testing import ManualClock
 from asynctune.trial import MANIFEST_FILE
-from tests.checkpoints.buckets import BucketRoom, quiet
+from tests.checkpoints.buckets import PUT_BYTES, BucketRoom, quiet
 from tests.checkpoints.fakes import TREE, Room, disk_full
 
 BYTES = sum(map(len, TREE.values()))
@@ -302,6 +302,25 @@ async def test_the_close_ends_at_its_deadline_and_says_what_is_left(tmp_path, ca
         await again.catalog.drain()
         assert len(again.trees()) == 3
         assert not there.intersection(call.key for call in again.storage.log if call.operation == "put")
+
+
+async def test_the_close_does_not_wait_for_a_bucket_that_hangs_to_let_go(tmp_path):
+    clock = ManualClock()
+    room = BucketRoom(tmp_path / "exp", clock=clock, timeout_s=1000.0)
+    await room.__aenter__()
+    hung = room.storage.hang(on="begin_upload", lasting=True)
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "weights.bin").write_bytes(bytes(2 * PUT_BYTES))
+    await room.save("t", tmp_path / "large")
+    await hung.struck.wait()
+    closing = asyncio.create_task(room.catalog.aclose(drain_timeout_s=30.0))
+    await clock.advance(30.0)
+    async with asyncio.timeout(20):
+        (left,) = await closing
+    assert left.reason == "its upload had not ended"
+    room.storage.heal()
+    await room.end()
+    assert room.stored(1)["mirrored"] is False
 
 
 async def test_what_fails_at_the_close_is_tried_once(tmp_path):
