@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import asynctune.state.generations
+from asynctune.state.mirror import planning
+from asynctune.state.mirror.journal_runs import PIECE_BYTES, JournalRuns
 from asynctune.storage.retry import RetryPolicy
 from asynctune.storage.s3_values import RULES
 from asynctune.storage.transfer import Transfer
@@ -28,6 +30,7 @@ class Settings:
         quiet_s: How long it waits for quiet.
         part_bytes: Larger files are sent in parts of this size.
         journal_bytes: After so much a snapshot is written.
+        piece_bytes: So much of the journal is mirrored at a time, and four times as much is merged.
         request_s: What a request may take.
         total_s: How long one is tried again.
         drain_s: How long a Tuner that got a signal waits for the bucket.
@@ -37,6 +40,7 @@ class Settings:
     quiet_s: float = 1.0
     part_bytes: int = 16 << 20
     journal_bytes: int = 1 << 20
+    piece_bytes: int = PIECE_BYTES
     request_s: float = 10.0
     total_s: float = 3.0
     drain_s: float = 30.0
@@ -56,6 +60,8 @@ def become(settings: Settings) -> None:
     socket.gethostname = lambda: settings.machine
     reconcile.QUIET_S = settings.quiet_s
     asynctune.state.generations._MIN_JOURNAL_BYTES = settings.journal_bytes  # type: ignore[misc]
+    JournalRuns.read.__defaults__ = (settings.piece_bytes,)
+    planning.MAX_MERGED_BYTES = 4 * settings.piece_bytes  # type: ignore[misc]
     defaults: Any = Transfer.__init__.__kwdefaults__
     defaults.update(part_bytes=settings.part_bytes, put_bytes=settings.part_bytes)
     object.__setattr__(RULES, "min_part_bytes", 1024)  # frozen, and meant for the real S3

@@ -56,7 +56,13 @@ class Machines:
 
     @asynccontextmanager
     async def at(
-        self, machine: int, *, by_uri: bool = False, direct: bool = False, **task: Any
+        self,
+        machine: int,
+        *,
+        by_uri: bool = False,
+        direct: bool = False,
+        piece_bytes: int = 8 << 20,
+        **task: Any,
     ) -> AsyncGenerator[Driver, None]:
         """A driver on one of them, killed at the end if it still runs.
 
@@ -64,11 +70,14 @@ class Machines:
             machine: Which.
             by_uri: By the URI of the copy, and not by the directory.
             direct: Past the door.
+            piece_bytes: Of `Settings`.
             task: Of `Task`.
         """
         local = self.local(machine)
         local.parent.mkdir(exist_ok=True)
-        settings = Settings(machine=f"machine{machine}", quiet_s=QUIET_S, part_bytes=256 << 10)
+        settings = Settings(
+            machine=f"machine{machine}", quiet_s=QUIET_S, part_bytes=256 << 10, piece_bytes=piece_bytes
+        )
         made = Task(
             location=self.place.uri(self.name, machine) if by_uri else str(local),
             local_dir=str(local.parent) if by_uri else None,
