@@ -75,7 +75,7 @@ async def test_what_never_reached_the_bucket_is_lost_loudly_and_what_it_replaced
     hung = room.storage.hang(on="put", nth=3, lasting=True)
     await room.save("t")
     await hung.struck.wait()
-    while not any(name.startswith("t/checkpoint_000002") for name in room.names()):
+    while not any(name.startswith("t/checkpoint_000002") for name in room.names()):  # noqa: ASYNC110 - no event
         await asyncio.sleep(0)  # the puts before are under way beside it
     await room.deleted()
     assert room.states() == {1: "deleting+", 2: "live"}
