@@ -179,3 +179,35 @@ async def test_the_journal_is_cut_again_when_the_copy_has_caught_up(location, bu
                 await store.flush(mirror=True)
         oldest = min(name for name in names if name.startswith("snap-"))
         assert oldest not in os.listdir(location / ".asynctune")
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["in the middle of a run", "at an opening"])
+async def test_a_copy_that_is_damaged_is_healed_from_this_disk(
+    location, bucket, small, restarted, caplog, monkeypatch
+):
+    monkeypatch.setattr("asynctune.state.mirror.planning.MAX_SEGMENTS", 3)
+    config = SyncConfig(upload_dir=bucket)
+    store = await ExperimentStore.open(location, sync_config=config)
+    store.add_trial({}, "t")
+    store.set_status("t", "RUNNING")
+    for number in range(40):
+        store.report("t", {"loss": number, "filler": os.urandom(20_000)})
+        await store.flush(mirror=True)
+    storage = store._engine.mirroring._access.storage
+    segments = store._engine.mirroring.mirror._swapper.current.segments
+    assert segments
+    for ref in segments:
+        await storage.delete([ref.key])
+    if restarted:
+        await store.aclose()
+        store = await ExperimentStore.open(location, sync_config=config)
+    events = store.events()
+    for number in range(40, 60):
+        store.report("t", {"loss": number, "filler": os.urandom(20_000)})
+        await store.flush(mirror=True)
+    await store.aclose()
+    (healed,) = [event async for event in events if event.kind == "mirror_healed"]
+    assert caplog.messages.count(healed.message) == 1
+    assert healed.data["object"] in healed.message
+    async with ExperimentStore.open(f"{bucket}/{location.name}", "read") as reader:
+        assert [row["loss"] for row in await reader.history("t")] == list(range(60))

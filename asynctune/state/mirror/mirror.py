@@ -95,7 +95,10 @@ class StateMirror:
         self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._thread = WorkThread("asynctune-mirror")
         self._journal = JournalRuns(state_dir, identity.history, files)
-        self._swapper = None if claimed is None else self._made(claimed.named, claimed.register)
+        self._swapper: Swapper | None = None
+        if claimed is not None:
+            was_read = claimed.mirrored is not None
+            self._swapper = self._made(claimed.named, claimed.register, checked=was_read)
         # what is to be mirrored
         self._committed = committed_seq
         self._projected = 0
@@ -116,7 +119,7 @@ class StateMirror:
         self._waiters = Waiters()
         self._seconds = 0.0
 
-    def _made(self, named: Named, register: Register) -> Swapper:
+    def _made(self, named: Named, register: Register, *, checked: bool = False) -> Swapper:
         return Swapper(
             self._storage,
             self._identity,
@@ -128,6 +131,8 @@ class StateMirror:
             files=self._files,
             clock=self._clock,
             project=self._observer.project,
+            happened=self._observer.happened,
+            checked=checked,
         )
 
     # -- what the store tells (loop, no I/O) ---------------------------------------------------------------
@@ -260,6 +265,7 @@ class StateMirror:
             if self._swapper is None:
                 await self._claim()
             assert self._swapper is not None
+            await self._swapper.check()
             if self._swapper.has_work(upto, self._projected, closed=closed):
                 await self._swapper.swap(upto, self._projected, closed=closed)
                 self._swapped(upto, self._clock.monotonic() - began)

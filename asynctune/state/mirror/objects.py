@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar, overload
 
 import google_crc32c
@@ -15,10 +16,36 @@ from asynctune.state.thread import WorkThread
 from asynctune.storage.base import ObjectStorage
 from asynctune.storage.values import Always, Condition, OnlyCreate, Source, Stored
 
-__all__ = ["crc32c_of", "in_thread", "put_object", "read_object", "together"]
+__all__ = [
+    "Damage",
+    "crc32c_of",
+    "damage_seen",
+    "in_thread",
+    "put_object",
+    "read_object",
+    "read_or_damage",
+    "together",
+]
 
 _CHUNK_BYTES: Final = 1 << 20
 _AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """An object that CURRENT names, and that is not what was put there.
+
+    Attributes:
+        path: Where it is, or was.
+        detail: What is wrong with it, as the end of a sentence that begins with the path.
+    """
+
+    path: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.detail}"
+
 
 T = TypeVar("T")
 T2 = TypeVar("T2")
@@ -120,6 +147,45 @@ async def read_object(storage: ObjectStorage, ref: Ref) -> bytes:
         CorruptStateError: It is another one, or damaged.
         StorageError: The storage refused.
     """
+    found = await _read(storage, ref)
+    if isinstance(found, Damage):
+        raise CorruptStateError(
+            f"the mirror is damaged: {found}. Nothing was changed; keep a copy, and open the experiment from a local "
+            "directory or a backup",
+            path=found.path,
+        )
+    return found
+
+
+async def read_or_damage(storage: ObjectStorage, ref: Ref) -> bytes | Damage:
+    """The bytes of an object that is there, or should be.
+
+    Raises:
+        StorageError: The storage refused.
+    """
+    try:
+        return await _read(storage, ref)
+    except NotFoundError:
+        return _missing(storage, ref)
+
+
+async def damage_seen(storage: ObjectStorage, ref: Ref) -> Damage | None:
+    """What is wrong with an object, as far as can be seen without reading it; `None`: nothing.
+
+    Raises:
+        StorageError: The storage refused.
+    """
+    info = await storage.head(ref.key)
+    if info is None:
+        return _missing(storage, ref)
+    if info.size_bytes != ref.size_bytes:
+        return _differs(storage, ref, f"{info.size_bytes:,} bytes")
+    if info.crc32c not in (None, ref.crc32c):
+        return _differs(storage, ref, f"checksum {info.crc32c:08x}")
+    return None
+
+
+async def _read(storage: ObjectStorage, ref: Ref) -> bytes | Damage:
     try:
         found = await storage.read(ref.key, max_bytes=max(ref.size_bytes, 1))
     except NotFoundError:
@@ -131,22 +197,23 @@ async def read_object(storage: ObjectStorage, ref: Ref) -> bytes:
             or info.size_bytes == ref.size_bytes
         ):
             raise
-        raise _damaged(storage, ref, f"{info.size_bytes:,} bytes") from error
+        return _differs(storage, ref, f"{info.size_bytes:,} bytes")
     data = found.data
     if len(data) != ref.size_bytes:
-        raise _damaged(storage, ref, f"{len(data):,} bytes")
+        return _differs(storage, ref, f"{len(data):,} bytes")
     small = len(data) <= _CHUNK_BYTES
     check = google_crc32c.value(data) if small else await in_thread(crc32c_of, data)
     if check != ref.crc32c:
-        raise _damaged(storage, ref, f"checksum {check:08x}")
+        return _differs(storage, ref, f"checksum {check:08x}")
     return data
 
 
-def _damaged(storage: ObjectStorage, ref: Ref, found: str) -> CorruptStateError:
-    path = f"{storage.location}/{ref.key}"
-    return CorruptStateError(
-        f"the mirror is damaged: {path} has {found}, and CURRENT names {ref.size_bytes:,} bytes with the checksum "
-        f"{ref.crc32c:08x}. Nothing was changed; keep a copy, and open the experiment from a local directory or a "
-        "backup",
-        path=path,
+def _missing(storage: ObjectStorage, ref: Ref) -> Damage:
+    return Damage(f"{storage.location}/{ref.key}", "is not there, and CURRENT names it")
+
+
+def _differs(storage: ObjectStorage, ref: Ref, found: str) -> Damage:
+    return Damage(
+        f"{storage.location}/{ref.key}",
+        f"has {found}, and CURRENT names {ref.size_bytes:,} bytes with the checksum {ref.crc32c:08x}",
     )
