@@ -7,7 +7,9 @@ import os
 import pytest
 
 from asynctune.config import SyncConfig
+from asynctune.errors import StorageError
 from asynctune.storage.memory import MemoryStorage
+from asynctune.storage.uri import open_storage
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import Checkpoint
 
@@ -72,3 +74,17 @@ async def test_a_reader_of_a_copy_says_when_it_changed(location, bucket, tmp_pat
         assert checkpoint.mirrored
         assert reader.checkpoint_uri(checkpoint) == f"{upload_dir}/exp/t/checkpoint_000001"
         assert (await reader.fetch(checkpoint)).is_dir()
+
+
+async def test_rows_that_are_not_in_the_copy_any_more_are_missed(location, bucket):
+    async with ExperimentStore.open(location, sync_config=SyncConfig(upload_dir=bucket)) as store:
+        for trial_id in ("t", "u"):
+            store.add_trial({}, trial_id)
+        store.set_status("t", "RUNNING")
+        store.report("t", {"loss": 1})
+    storage = await open_storage(f"{bucket}/exp")
+    await storage.delete(["t/result.json"])
+    async with ExperimentStore.open(f"{bucket}/exp", "read") as reader:
+        with pytest.raises(StorageError, match=r"results of trial t: .*not in the copy.*t/result\.json"):
+            await reader.history("t")
+        assert await reader.history("u") == [], "which never had any"
