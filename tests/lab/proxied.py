@@ -1,4 +1,4 @@
-"""Lets the way between a storage and its server fail: every operation of S3 and GCS under every fault."""
+"""Lets the way between a storage and its server fail: every operation, and every request of whole runs."""
 
 from __future__ import annotations
 
@@ -9,30 +9,55 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.crash.proxied_runs import Server, cases, count_requests, gcs_server, run_cases, s3_server
 from tests.lab.registry import Lab, Row, experiment
 from tests.storage.fake_gcs import FakeGcs
-from tests.storage.fault_matrix import CASES, LARGE, Case, gcs_places, run_cases, s3_places
+from tests.storage.fault_matrix import CASES, LARGE, Case, gcs_places, s3_places
+from tests.storage.fault_matrix import run_cases as run_matrix
 from tests.storage.moto import moto_server
 
 
-@experiment("proxied", "every operation of S3 and GCS under every fault between client and server")
+@experiment("proxied", "S3 and GCS under every fault on the wire: every operation, every request of a run")
 def proxied(lab: Lab) -> Iterable[Row]:
     logging.getLogger("asynctune").setLevel(logging.CRITICAL)
     source = lab.directory / "source"
     source.write_bytes(LARGE)
     for name, run in (("s3", _s3), ("gcs", _gcs)):
-        cases = lab.few(CASES, 60)
-        outcomes = asyncio.run(run(source, lab.progress(cases, name, len(cases))))
+        chosen = lab.few(CASES, 60)
+        outcomes = asyncio.run(run(source, lab.progress(chosen, name, len(chosen))))
         yield Row.tally(f"operations of {name}", outcomes)
+    for name, going in (("s3", _runs_with_s3), ("gcs", _runs_with_gcs)):
+        yield Row.tally(f"runs with {name}", asyncio.run(going(lab)))
 
 
-async def _s3(source: Path, cases: Iterable[Case]) -> Counter[str]:
+async def _runs_with_s3(lab: Lab) -> Counter[str]:
     with moto_server() as endpoint:
-        request = urllib.request.Request(f"{endpoint}/faults", method="PUT")
-        urllib.request.urlopen(request, timeout=20).close()
-        return await run_cases(s3_places(endpoint, "faults", str(source)), cases)
+        _make_bucket(endpoint, "runs")
+        return await _runs(lab, s3_server(endpoint, "runs"))
 
 
-async def _gcs(source: Path, cases: Iterable[Case]) -> Counter[str]:
+async def _runs_with_gcs(lab: Lab) -> Counter[str]:
+    async with FakeGcs() as fake:
+        return await _runs(lab, gcs_server(fake.url, "bucket"))
+
+
+async def _runs(lab: Lab, server: Server) -> Counter[str]:
+    requests = await count_requests(server, lab.directory)
+    chosen = lab.few(cases(requests), 20)
+    return await run_cases(server, lab.directory, lab.progress(chosen, "runs", len(chosen)))
+
+
+def _make_bucket(endpoint: str, name: str) -> None:
+    request = urllib.request.Request(f"{endpoint}/{name}", method="PUT")
+    urllib.request.urlopen(request, timeout=20).close()
+
+
+async def _s3(source: Path, chosen: Iterable[Case]) -> Counter[str]:
+    with moto_server() as endpoint:
+        _make_bucket(endpoint, "faults")
+        return await run_matrix(s3_places(endpoint, "faults", str(source)), chosen)
+
+
+async def _gcs(source: Path, chosen: Iterable[Case]) -> Counter[str]:
     async with FakeGcs() as server:
-        return await run_cases(gcs_places(server.url, "bucket", str(source)), cases)
+        return await run_matrix(gcs_places(server.url, "bucket", str(source)), chosen)
