@@ -38,17 +38,26 @@ async def open_register(storage: ObjectStorage, *, writing: bool, clock: Clock) 
 
 
 async def _clock_offset_s(storage: ObjectStorage, clock: Clock) -> float:
-    """By how much the storage's clock is ahead of ours: it stamps a small object, which is removed again."""
+    """By how much the storage's clock is ahead of ours: it stamps a small object, which is removed again.
+
+    A cancellation leaves the object behind, so that a storage that hangs holds up nobody; `find_leaks` finds it.
+    """
     key = f"{PROBE_PREFIX}{secrets.token_hex(16)}"
     try:
         before = clock.time()
         await storage.put(key, b"what time is it?")
         between = (before + clock.time()) / 2
         info = await storage.head(key)
-    finally:
-        with contextlib.suppress(StorageError):  # what stays is found by `find_leaks`
-            await storage.delete([key])
+    except Exception:
+        await _remove(storage, key)
+        raise
+    await _remove(storage, key)
     return 0.0 if info is None else info.modified_at - between
+
+
+async def _remove(storage: ObjectStorage, key: str) -> None:
+    with contextlib.suppress(StorageError):  # what stays is found by `find_leaks`
+        await storage.delete([key])
 
 
 class SwapRegister:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -148,6 +149,16 @@ async def test_the_clock_of_the_storage_is_read():
     clock, theirs = ManualClock(), ManualClock(time=1_750_000_100.0)
     register = await open_register(MemoryStorage(clock=theirs), writing=True, clock=clock)
     assert register.clock_offset_s == 100.0
+
+
+async def test_a_storage_that_hangs_does_not_hold_up_who_is_cancelled(storage):
+    hung = storage.hang(on=("put", "delete", "head", "read"), lasting=True)
+    opening = asyncio.create_task(open_register(storage, writing=True, clock=ManualClock()))
+    await hung.struck.wait()
+    opening.cancel()
+    async with asyncio.timeout(20):
+        await asyncio.wait([opening])
+    assert opening.cancelled()
 
 
 @pytest.mark.parametrize("lies", [True, False], ids=["lies", "says so"])
