@@ -86,7 +86,13 @@ class CheckpointOrder:
         if self._mirroring is not None:
             await self._reconciled.wait()
             check()
-            await self._checkpoints.drain()
+            try:
+                await self._checkpoints.drain()
+            except StoreClosedError:
+                # the uploads ended because of something: who was fenced learns that, perhaps before the store does
+                check()
+                await self._mirroring.mirror.reached(0)
+                raise
 
     def give_up(self) -> None:
         """The store failed: whoever waits for `drain` gets that."""

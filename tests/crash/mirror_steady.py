@@ -79,6 +79,7 @@ async def work(store: Any, task: Task, closing: asyncio.Event) -> None:
             flushing = None
         if task.flushes and number % 3 == 0 and flushing is None:
             flushing = asyncio.create_task(flush(store, trial.trial_id, mark))
+            flushing.add_done_callback(_look_at)
         await asyncio.sleep(task.pause_s)
     if flushing is not None:
         await flushing
@@ -91,6 +92,12 @@ async def flush(store: Any, trial_id: str, mark: str) -> None:
     steps = [checkpoint.step for checkpoint in store.checkpoints(trial_id)]
     await store.flush(mirror=True)
     tell("flushed", mark=mark, trial=trial_id, steps=steps)
+
+
+def _look_at(task: asyncio.Task[None]) -> None:
+    """What ends it may end the store before anybody asks for it; the store says the same."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        tell("flush failed", error=type(error).__name__)
 
 
 def _rss_bytes() -> int:

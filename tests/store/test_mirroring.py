@@ -12,6 +12,7 @@ from asynctune.errors import FencedError
 from asynctune.state.mirror.swapping import Swapper
 from asynctune.storage.memory import MemoryStorage
 from asynctune.store.store import ExperimentStore
+from asynctune.trial import Checkpoint
 
 
 @pytest.fixture
@@ -211,3 +212,27 @@ async def test_a_copy_that_is_damaged_is_healed_from_this_disk(
     assert healed.data["object"] in healed.message
     async with ExperimentStore.open(f"{bucket}/{location.name}", "read") as reader:
         assert [row["loss"] for row in await reader.history("t")] == list(range(60))
+
+
+async def test_who_waits_for_uploads_learns_of_a_takeover(location, bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr("asynctune.store.reconcile.QUIET_S", 0.05)
+    started = asyncio.Event()
+
+    async def never(*_, **__):
+        started.set()
+        await asyncio.Event().wait()
+
+    store = await ExperimentStore.open(location, sync_config=SyncConfig(upload_dir=bucket))
+    store.add_trial({}, "t")
+    await store.flush(mirror=True)
+    monkeypatch.setattr("asynctune.checkpoints.mirroring.BucketCopies.put_tree", never)
+    await store.save_checkpoint("t", Checkpoint.from_dict({}))
+    waiting = asyncio.create_task(store.flush(mirror=True))
+    await started.wait()
+    async with ExperimentStore.open(f"{bucket}/{location.name}", local_dir=tmp_path / "other"):
+        store.set_metadata("any", 1)
+        await store.flush()
+        with pytest.raises(FencedError):
+            await waiting
+    with pytest.raises(FencedError):
+        await store.aclose()
