@@ -37,7 +37,7 @@ from asynctune.testing.storage_scenes import pattern
 from asynctune.trial import TrialStatus
 from tests.storage.fault_proxy import FAULTS, GCS, S3, FaultProxy, Protocol
 
-__all__ = ["Case", "Server", "cases", "count_requests", "gcs_server", "run_cases", "s3_server"]
+__all__ = ["SECRET", "Case", "Server", "cases", "count_requests", "gcs_server", "run_cases", "s3_server"]
 
 POLICY: Final = RetryPolicy(base_s=0.001, cap_s=0.01, request_s=1.5, total_s=4.0, min_bytes_per_s=8 << 20)
 HUNG_S: Final = 60.0

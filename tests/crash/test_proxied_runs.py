@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 import pytest_asyncio
 
-from tests.crash.proxied_runs import cases, count_requests, gcs_server, run_cases, s3_server
+from tests.crash.proxied_runs import SECRET, cases, count_requests, gcs_server, run_cases, s3_server
 from tests.storage.fake_gcs import FakeGcs
 from tests.storage.moto import moto_server
 
@@ -29,11 +29,12 @@ async def fake():
 
 
 @pytest.mark.timeout(240)
-async def test_runs_with_s3(s3_endpoint, tmp_path, sampled):
+async def test_runs_with_s3(s3_endpoint, tmp_path, sampled, caplog):
     server = s3_server(s3_endpoint, "runs")
     requests = await count_requests(server, tmp_path)
     outcomes = await run_cases(server, tmp_path, sampled(cases(requests), SAMPLED))
     assert outcomes.total() == SAMPLED
+    assert SECRET not in caplog.text
 
 
 @pytest.mark.timeout(240)

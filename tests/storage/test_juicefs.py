@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from asynctune.config import SyncConfig
 from asynctune.state.sharing import lock_and_look
 from asynctune.storage.local import LocalStorage
 from asynctune.storage.probe import keeps_conditions
@@ -19,6 +22,7 @@ from asynctune.storage.values import OnlyCreate, Stored
 from asynctune.store.store import ExperimentStore
 from asynctune.testing import ObjectStorageTests
 from asynctune.testing.storage_scenes import entries
+from asynctune.trial import TrialStatus
 from tests.crash.sharing import kill_and_go_on, open_at_once, pause_and_take_over, started
 from tests.storage.juicefs import KEY, SECRET, juicefs_gateway, juicefs_mounts
 
@@ -68,6 +72,36 @@ async def test_a_server_that_says_that_it_keeps_conditions_and_does_not_is_found
     assert await keeps_conditions(storage) is False
     assert await entries(storage) == []
     await storage.aclose()
+
+
+async def test_an_experiment_is_copied_there_and_comes_back(uri, options, tmp_path, caplog):
+    """Without conditions, which the store finds out by itself."""
+    location = tmp_path / "exp"
+    sync = SyncConfig(upload_dir=str(uri), storage_options=options)
+    async with ExperimentStore.open(location, sync_config=sync) as store:
+        events = store.events()
+        trial = store.add_trial({"lr": 0.1}, "t")
+        store.set_status("t", TrialStatus.RUNNING)
+        for number in range(1, 4):
+            store.report("t", {"loss": 1 / number})
+            with await asyncio.to_thread(tempfile.TemporaryDirectory) as name:
+                await asyncio.to_thread(Path(name, "model").write_bytes, bytes([number]) * 1000)
+                await store.save_checkpoint("t", name)
+            await store.flush(mirror=True)
+    assert [event.kind async for event in events].count("mirror_unfenced") == 1
+    assert len([record for record in caplog.records if "conditional" in record.message]) == 1
+    await asyncio.to_thread(shutil.rmtree, location)
+    copy = f"{uri}/exp"
+    async with ExperimentStore.open(copy, local_dir=tmp_path / "other", storage_options=options) as store:
+        assert [row["loss"] for row in await store.history("t")] == [1, 1 / 2, 1 / 3]
+        restored = await store.restore_checkpoint(trial.trial_id)
+        assert restored.path is not None
+        assert await asyncio.to_thread(Path(restored.path, "model").read_bytes) == bytes([3]) * 1000
+        store.report("t", {"loss": 0.1})
+        await store.flush(mirror=True)
+    async with ExperimentStore.open(copy, "read", storage_options=options) as reader:
+        assert reader.trials[0].num_results == 4
+        assert [checkpoint.mirrored for checkpoint in reader.checkpoints("t")] == [True] * 3
 
 
 # -- the filesystem ------------------------------------------------------------------------------------------------
