@@ -180,15 +180,23 @@ class ExperimentRun:
                 tensorboard=plan.run.tensorboard,
             )
         except ExperimentExistsError as error:
-            where = self._path if plan.run.sync_config.upload_dir is None else error
+            where = self._where_it_exists(error)
+            staged = "" if where == str(self._path) else f", local_dir={str(parent)!r}"
             raise ExperimentExistsError(
                 f"there is an experiment at {where} already, and it is never overwritten; go on with it "
-                f"(Tuner.restore({str(self._path)!r})), or choose another name (RunConfig(name=...))"
+                f"(Tuner.restore({where!r}{staged})), or choose another name (RunConfig(name=...))"
             ) from error
         except OSError as error:
             raise StorageError(
                 f"cannot make the directory {parent}: {error}", operation="mkdir", key=str(parent)
             ) from error
+
+    def _where_it_exists(self, error: ExperimentExistsError) -> str:
+        """The directory, or the copy, if that is what stands in the way."""
+        sync = self._plan.run.sync_config
+        place = place_of(self._path, "create", local_dir=None, sync_config=sync, storage_options=None)
+        copy = "" if place.remote is None else str(place.remote.uri)
+        return copy if copy and copy in str(error) else str(self._path)
 
     async def _reopen(self, whence: Whence) -> ExperimentStore:
         run = self._plan.run

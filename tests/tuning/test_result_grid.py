@@ -18,6 +18,7 @@ from asynctune import (
     CheckpointConfig,
     CheckpointNotFoundError,
     ConfigError,
+    ExperimentExistsError,
     ExperimentNotFoundError,
     ExperimentStore,
     FailureConfig,
@@ -370,6 +371,23 @@ async def test_a_checkpoint_that_is_in_the_copy_only_is_brought_from_there(tmp_p
     [best, _] = await ResultGrid.load(tmp_path / "elsewhere" / "e")  # a reader, which knows of the copy too
     files = await best.fetch_checkpoint(tmp_path / "again")
     assert await asyncio.to_thread(value_in, files) == {"x": 1}
+
+
+async def test_a_new_experiment_is_refused_where_only_the_copy_of_another_one_is(tmp_path, bucket):
+    def tuner(local_dir):
+        return Tuner(
+            with_one_checkpoint,
+            param_space={"x": 1},
+            run_config=RunConfig(
+                name="e", local_dir=tmp_path / local_dir, verbose=0, sync_config=SyncConfig(upload_dir=bucket)
+            ),
+        )
+
+    await tuner("here").fit()
+    with pytest.raises(ExperimentExistsError, match="there is an experiment at ") as refused:
+        await tuner("elsewhere").fit()
+    assert f"at {bucket}/e already" in str(refused.value)
+    assert f"Tuner.restore('{bucket}/e', local_dir='{tmp_path}/elsewhere')" in str(refused.value)
 
 
 async def test_without_a_copy_a_checkpoint_that_is_gone_is_an_error(tmp_path):
