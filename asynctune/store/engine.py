@@ -167,6 +167,8 @@ class Engine:
             await self.mirroring.begin(self.records)
         await self._order.begin()
         await self.writer.flush()
+        if self.mirroring is not None:
+            self.mirroring.reconciled()
         for kind, message in self._notes:
             self.events.emit(kind, message=message)
         opening = self.opening

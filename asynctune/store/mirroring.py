@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 from asynctune.checkpoints.bucket import DEFAULT_CONCURRENCY, Bucket
@@ -83,6 +83,7 @@ class Mirroring:
         self._committed = opened.directory.journal.seq
         self._claim = opened.directory.journal.claim
         self._behind_bytes = [0, 0]
+        self._reconciled = asyncio.Event()
         self._owned = asyncio.Event()
         if opened.claimed is not None:
             self._owned.set()
@@ -131,7 +132,7 @@ class Mirroring:
     @property
     def runs(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What the store's TaskGroup runs."""
-        return [self.mirror.run, self._run_results]
+        return [self._run_mirror, self._run_results]
 
     async def begin(self, records: Records) -> None:
         """Find out which result files the copy may lack.
@@ -142,10 +143,28 @@ class Mirroring:
         await self.results.begin()
         if not self._behind:
             return
-        for count, name in enumerate(list(_names(records)), 1):
+        given = set()
+        for count, name in enumerate(list(records.named("name")), 1):
             self.results.changed(name)
+            given.add(str(records.get(f"name/{name}")))
             if count % _NAMES_AT_ONCE == 0:
                 await asyncio.sleep(0)
+        for count, trial_id in enumerate(list(records.trial_ids), 1):
+            if trial_id not in given:
+                self.results.changed(trial_id)
+            if count % _NAMES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def reconciled(self) -> None:
+        """What the records say of the copy is true now, as far as that can be found out. Before, nothing is mirrored.
+
+        They may tell of another bucket, and that must not get into this one.
+        """
+        self._reconciled.set()
+
+    async def _run_mirror(self) -> None:
+        await self._reconciled.wait()
+        await self.mirror.run()
 
     async def _run_results(self) -> None:
         await self._owned.wait()
@@ -307,11 +326,3 @@ def _is_behind(opened: Opened) -> bool:
     """
     current = None if opened.claimed is None else opened.claimed.named.current
     return current is None or current.projected < int(opened.directory.records.get("projected") or 0)
-
-
-def _names(records: Records) -> Iterator[str]:
-    """Names of all trials' directories."""
-    named = records.named("name")
-    yield from named
-    given = {str(records.get(f"name/{name}")) for name in named}
-    yield from (trial_id for trial_id in records.trial_ids if trial_id not in given)

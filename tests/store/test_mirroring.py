@@ -7,10 +7,13 @@ import os
 
 import pytest
 
+from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.config import SyncConfig
 from asynctune.errors import FencedError
+from asynctune.state.mirror.named import read_named
 from asynctune.state.mirror.swapping import Swapper
 from asynctune.storage.memory import MemoryStorage
+from asynctune.storage.uri import open_storage
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import Checkpoint
 
@@ -236,3 +239,35 @@ async def test_who_waits_for_uploads_learns_of_a_takeover(location, bucket, tmp_
             await waiting
     with pytest.raises(FencedError):
         await store.aclose()
+
+
+async def test_what_the_records_say_of_another_bucket_does_not_get_into_a_new_one(
+    location, bucket, monkeypatch
+):
+    async with ExperimentStore.open(location, sync_config=SyncConfig(upload_dir=f"{bucket}/one")) as store:
+        store.add_trial({}, "t")
+        await store.save_checkpoint("t", Checkpoint.from_dict(1))
+    reconcile, allowed, asked = TrialCheckpoints.reconcile, asyncio.Event(), asyncio.Event()
+
+    async def held(*arguments, **named):
+        asked.set()
+        await allowed.wait()
+        return await reconcile(*arguments, **named)
+
+    monkeypatch.setattr(TrialCheckpoints, "reconcile", held)
+
+    async def reopened():
+        return await ExperimentStore.open(location, sync_config=SyncConfig(upload_dir=f"{bucket}/two"))
+
+    opening = asyncio.create_task(reopened())
+    await asked.wait()
+    for _ in range(50):
+        await asyncio.sleep(0.002)
+    found = await read_named(await open_storage(f"{bucket}/two/{location.name}"))
+    assert found is not None
+    assert found.current.seq == 0
+    allowed.set()
+    async with await opening as store:
+        await store.flush(mirror=True)
+        async with ExperimentStore.open(f"{bucket}/two/{location.name}", "read") as reader:
+            assert await reader.fetch(reader.checkpoints("t")[0])
