@@ -1,11 +1,13 @@
 """Owns the way of result files back from a bucket to an empty directory, so that trials go on writing them.
 
-One listing tells of all of them. It jumps over checkpoints, of which there may be a hundred times as many.
+One listing tells of all of them. It jumps over checkpoints, of which there may be a hundred times as many. None of
+them is synced by itself: all come under other names first, are synced together, and only then get their names.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
@@ -15,6 +17,7 @@ from typing import Any, Final, Protocol, cast
 from asynctune.errors import ConditionFailedError, NotFoundError, StorageError
 from asynctune.files import LocalFiles
 from asynctune.results.freezing import is_result_file
+from asynctune.results.unsynced import Unsynced
 from asynctune.storage.base import ObjectStorage
 from asynctune.storage.threads import Threads
 from asynctune.storage.values import Directory, ObjectInfo
@@ -31,9 +34,17 @@ class ResultReceiver(Protocol):
     """What makes a file of an object; `Transfer` is one."""
 
     async def receive(
-        self, key: str, path: str, *, size_bytes: int, crc32c: int | None, version: str | None, mode: int
+        self,
+        key: str,
+        path: str,
+        *,
+        size_bytes: int,
+        crc32c: int | None,
+        version: str | None,
+        mode: int,
+        durable: bool,
     ) -> object:
-        """Make the new file `path` of the object, checked and synced.
+        """Make the new file `path` of the object, checked, and synced if it is to be `durable`.
 
         Raises:
             NotFoundError: There is no such object.
@@ -68,7 +79,9 @@ async def fetch_results(
     """Bring the result files of trials to their directories, which are made; for an opening on an empty directory.
 
     It has to be complete before anything is written there: a file that lacked rows would replace the whole one in the
-    bucket. What is there already is replaced, so that it can be called again.
+    bucket. What is there already is replaced, so that it can be called again. When it returns all of it is durable, so
+    that a state may say what the files hold. Each name stands for a whole file, the old or the new one, also after a
+    crash of the machine in the middle of it.
 
     Args:
         storage: The experiment's bucket.
@@ -96,6 +109,8 @@ class _Fetching:
         self._files = files
         self._threads = Threads("result-fetching", 2)
         self._directories: set[str] = set()
+        self._unsynced = Unsynced(root, files, _refuse)
+        self._fresh: dict[str, str] = {}  # where the files are, and where they belong
         self._count = 0
         self._size_bytes = 0
 
@@ -109,6 +124,7 @@ class _Fetching:
                 room.release()
 
         try:
+            await self._threads.run(self._unsynced.watch)
             try:
                 async with asyncio.TaskGroup() as tasks, aclosing(self._found(wanted)) as found:
                     async for info in found:
@@ -119,8 +135,9 @@ class _Fetching:
                     raise error from None
                 raise
             with _disk_errors():
-                await self._threads.run(self._sync_names)
+                await self._threads.run(self._put_in_place)
         finally:
+            await self._threads.run(self._tidy)
             self._threads.close()
         return FetchedResults(files=self._count, size_bytes=self._size_bytes)
 
@@ -163,6 +180,7 @@ class _Fetching:
                     crc32c=found.crc32c,
                     version=found.version,
                     mode=_MODE,
+                    durable=False,
                 )
                 break
             except (ConditionFailedError, NotFoundError):
@@ -170,8 +188,7 @@ class _Fetching:
                     raise
                 found = await self._storage.head(info.key)
         assert found is not None
-        with _disk_errors():
-            await self._threads.run(self._files.rename, fresh, os.path.join(directory, name))
+        self._fresh[fresh] = os.path.join(directory, name)
         self._count += 1
         self._size_bytes += found.size_bytes
 
@@ -185,10 +202,28 @@ class _Fetching:
         with suppress(FileNotFoundError):
             self._files.unlink(fresh)
 
-    def _sync_names(self) -> None:
-        for directory in self._directories:
-            self._files.sync_dir(directory)
-        self._files.sync_dir(self._root)
+    def _put_in_place(self) -> None:
+        """Sync all at once, and then name them: no name is ever that of a file which a crash may leave empty."""
+        for fresh in self._fresh:
+            self._unsynced.add(fresh)
+        self._unsynced.sync()
+        for fresh in list(self._fresh):
+            self._files.rename(fresh, self._fresh[fresh])
+            del self._fresh[fresh]
+        for directory in (*self._directories, self._root):
+            self._unsynced.add_names(directory)
+        self._unsynced.sync()
+
+    def _tidy(self) -> None:
+        """Let go of what is open; after a failure, remove what has come."""
+        self._unsynced.close()
+        for fresh in self._fresh:
+            with suppress(OSError):  # the error that led here is the one to report
+                self._files.unlink(fresh)
+
+
+def _refuse(path: str) -> None:
+    raise OSError(errno.EIO, "it could not be synced", path)
 
 
 def _beyond(key: str, wanted: Callable[[str], bool]) -> str | None:

@@ -46,11 +46,12 @@ async def receive_file(
     sha256: str | None,
     version: str | None,
     mode: int,
+    durable: bool,
 ) -> None:
     """See `asynctune.storage.transfer.Transfer.receive`."""
     receiving = _Receiving(means, key, path, size_bytes, crc32c, sha256, version)
     with disk_errors("get", path):
-        await receiving.run(mode)
+        await receiving.run(mode, durable=durable)
 
 
 class _Receiving:
@@ -78,14 +79,14 @@ class _Receiving:
         self._made = False
         self._patience = means.patience()
 
-    async def run(self, mode: int) -> None:
+    async def run(self, mode: int, *, durable: bool) -> None:
         ranges = self._ranges()
         if len(ranges) > 1:
             await self._pin()
         try:
             await self._means.threads.run(self._make)
             await self._fetch_right(ranges)
-            await self._means.threads.run(self._finish, mode)
+            await self._means.threads.run(self._finish, mode, durable)
         except BaseException:
             await self._means.threads.run(self._remove)
             raise
@@ -237,11 +238,12 @@ class _Receiving:
         self._made = True
         self._means.files.close(fd)
 
-    def _finish(self, mode: int) -> None:
+    def _finish(self, mode: int, durable: bool) -> None:
         fd = self._means.files.open_read(self._path)
         try:
             self._means.files.set_mode(fd, mode)
-            self._means.files.sync(fd)
+            if durable:
+                self._means.files.sync(fd)
         finally:
             self._means.files.close(fd)
 

@@ -131,6 +131,7 @@ class Transfer:
         sha256: str | None = None,
         version: str | None = None,
         mode: int = FILE_MODE,
+        durable: bool = True,
     ) -> None:
         """Make a new local file of an object, checked and synced (its name in the directory is not).
 
@@ -145,6 +146,7 @@ class Transfer:
             sha256: In hexadecimal; `None`: not looked at.
             version: Only this one; `None`: any, but all bytes of the same one.
             mode: The file's permission bits.
+            durable: Whether it is synced; if not, the caller has to, before anything says that the file is there.
 
         Raises:
             NotFoundError: There is no such object.
@@ -161,6 +163,7 @@ class Transfer:
             sha256=sha256,
             version=version,
             mode=mode,
+            durable=durable,
         )
 
     async def holds(self, key: str, *, size_bytes: int, crc32c: int) -> str | None:

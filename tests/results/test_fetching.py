@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -172,3 +173,83 @@ async def test_a_disk_that_refuses_is_a_storage_error(world, tmp_path):
     (tmp_path / "t1").write_bytes(b"a file in its place")
     with pytest.raises(StorageError, match="cannot fetch result files"):
         await world.fetch()
+
+
+class Watched(LocalFiles):
+    """Writes down what is synced and what is renamed, and refuses what it is asked to."""
+
+    def __init__(self, refused=""):
+        self.refused = refused
+        self.calls = []
+
+    def _did(self, what, path):
+        self.calls.append((what, os.path.basename(path)))
+        if what == self.refused:
+            raise OSError(errno.EIO, "refused", path)
+
+    def sync_data(self, fd):
+        self._did("sync", os.readlink(f"/proc/self/fd/{fd}"))
+        super().sync_data(fd)
+
+    def sync(self, fd):
+        if os.path.isfile(path := os.readlink(f"/proc/self/fd/{fd}")):  # a directory is told of by itself
+            self._did("sync", path)
+        super().sync(fd)
+
+    def sync_filesystem(self, fd):
+        self._did("sync all", "")
+        return super().sync_filesystem(fd)
+
+    def sync_dir(self, path):
+        self._did("sync names", path)
+        super().sync_dir(path)
+
+    def rename(self, source, target):
+        self._did("rename", target)
+        super().rename(source, target)
+
+
+async def fetched_by(world, files):
+    receiver = Transfer(world.storage, clock=ManualClock(), timeout_s=20, files=files)
+    try:
+        await fetch_results(world.storage, receiver, str(world.root), wanted=lambda _: True, files=files)
+    finally:
+        receiver.close()
+
+
+async def test_what_is_named_is_on_the_disk_and_the_names_are_in_the_end(world, tmp_path):
+    await world.put(t1={"result.json": b"1\n", "params.json": b"{}"}, t2={"result.json": b"2\n"})
+    files = Watched()
+    await fetched_by(world, files)
+    assert sorted(files.calls[:3]) == [
+        ("sync", ".params.json.fetched"),
+        ("sync", ".result.json.fetched"),
+        ("sync", ".result.json.fetched"),
+    ]
+    assert {what for what, _ in files.calls[3:6]} == {"rename"}
+    assert sorted(files.calls[6:8]) == [("sync names", "t1"), ("sync names", "t2")]
+    assert files.calls[8:] == [("sync names", tmp_path.name)]
+
+
+async def test_very_many_are_synced_at_once(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("asynctune.results.unsynced._VERY_MANY", 1)
+    await world.put(**{f"t{n}": {"result.json": b"%d\n" % n} for n in range(9)})
+    files = Watched()
+    await fetched_by(world, files)
+    whats = [what for what, _ in files.calls]
+    if "sync" in whats:
+        pytest.skip("a filesystem that cannot be synced at once")
+    assert whats == ["sync all", *["rename"] * 9, "sync all", "sync names"]
+    assert len(tree(tmp_path)) == 9
+
+
+@pytest.mark.parametrize("refused", ["sync", "rename"])
+async def test_what_cannot_be_made_durable_replaces_nothing(world, tmp_path, refused):
+    await world.put(t1={"result.json": b"1\n2\n"})
+    (tmp_path / "t1").mkdir()
+    (tmp_path / "t1/result.json").write_bytes(b"1\n")
+    with pytest.raises(StorageError, match="cannot fetch result files"):
+        await fetched_by(world, Watched(refused))
+    assert tree(tmp_path) == {"t1/result.json": b"1\n"}
+    await fetched_by(world, Watched())
+    assert tree(tmp_path) == {"t1/result.json": b"1\n2\n"}

@@ -36,6 +36,7 @@ from tests.storage.transfers import (
 )
 
 DATA = pattern(SIZE)
+SMALL_DATA = pattern(SMALL)
 SHA = hashlib.sha256(DATA).hexdigest()
 KEY = "trial/checkpoint_000001/model.pt"
 
@@ -103,6 +104,13 @@ async def test_an_object_becomes_a_file(storage, files, make, target, size):
     assert last == ["sync", "close"]
     assert open_files(target.parent) == []
     assert transfer._means.budget.taken_bytes == 0
+
+
+async def test_a_file_that_the_caller_syncs(storage, files, make, target):
+    await storage.put(KEY, SMALL_DATA)
+    await receive(make(), target, SMALL_DATA, durable=False)
+    assert target.read_bytes() == SMALL_DATA
+    assert {"sync", "sync_data"}.isdisjoint(operation.kind for operation in files.log)
 
 
 async def test_the_permissions_are_those_that_are_asked_for(storage, make, target):
