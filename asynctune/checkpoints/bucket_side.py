@@ -90,11 +90,11 @@ class BucketSide:
                 trial_id: self._records_of(trial_id) for trial_id in every[start : start + _TRIALS_PER_SLICE]
             }
             local: Mapping[Key, Local] = {}
-            if from_bucket:
+            if from_bucket or bucket_is_new:
                 local = await self._look_for([record for records in slice_.values() for record in records])
             for trial_id, records in slice_.items():
                 if bucket_is_new:
-                    self._unsay(records, found)
+                    self._unsay(records, local, found)
                 if from_bucket:
                     await self._compare(records, local, found)
                 self._begin(trial_id)
@@ -122,10 +122,14 @@ class BucketSide:
         with disk_errors("look through the checkpoints", context.experiment_dir):
             return await context.threads.run(look_for, context.files, context.experiment_dir, records)
 
-    def _unsay(self, records: Sequence[CheckpointRecord], found: _Found) -> None:
-        """The bucket is a new one: it has nothing of what is said of it."""
+    def _unsay(self, records: Sequence[CheckpointRecord], local: Mapping[Key, Local], found: _Found) -> None:
+        """The bucket is a new one: what is said of it has to be found out anew.
+
+        But of what this disk lacks: it could not be sent, and if it is anywhere, it is there.
+        """
         for record in records:
-            if record.mirrored or record.bucket_deleting:
+            is_lacking = not record.deleting and local[record.trial_id, record.step] != "here"
+            if (record.mirrored or record.bucket_deleting) and not is_lacking:
                 self._context.records.put(replace(record, mirrored=False, bucket_deleting=False))
                 found.unsaid = True
 

@@ -300,7 +300,8 @@ class TrialCheckpoints(ReadableCheckpoints):
             trial_ids: All trials.
             from_bucket: The state was taken from the bucket, so this disk may lack checkpoints or hold others: each
                 directory is looked at. What is neither here nor complete in the bucket is dropped, loudly.
-            bucket_is_new: The bucket held no experiment: nothing that records say of it is true.
+            bucket_is_new: The bucket is not the one that the records speak of, or was emptied: what this disk has is
+                compared with it, and sent if it is not there.
 
         Raises:
             StorageError: The disk or the journal refused.

@@ -14,6 +14,7 @@ from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.errors import CorruptStateError, StorageError, StoreClosedError
 from asynctune.store.events import EventStream
 from asynctune.store.mirroring import Mirroring
+from asynctune.store.moving import COPY, was_moved
 from asynctune.store.records import Records
 
 __all__ = ["CheckpointOrder"]
@@ -99,9 +100,15 @@ class CheckpointOrder:
         self._reconciled.set()
 
     async def _reconcile(self, mirroring: Mirroring) -> None:
+        place = str(mirroring.remote)
+        known = self._records.get(COPY)
         await self._checkpoints.reconcile(
-            list(self._records.trial_ids), from_bucket=self._from_copy, bucket_is_new=mirroring.is_new
+            list(self._records.trial_ids),
+            from_bucket=self._from_copy,
+            bucket_is_new=mirroring.is_new or (not self._from_copy and was_moved(known, place)),
         )
+        if known != place:
+            self._records.put(COPY, place)
         self._reconciled.set()
 
     def _trial_of(self, trial_name: str) -> str | None:

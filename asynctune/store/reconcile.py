@@ -32,6 +32,7 @@ from asynctune.state.thread import WorkThread
 from asynctune.store.access import Access, open_access
 from asynctune.store.finding import STATE_DIR, is_copy, storage_error
 from asynctune.store.healing import replaceable
+from asynctune.store.moving import left_behind
 from asynctune.store.opening import (
     Found,
     OpenedForWriting,
@@ -141,6 +142,7 @@ class _Opening:
         self._claimed: Claimed | None = None
         self._directory: OpenedForWriting | None = None
         self._results_anew = False
+        self._left: str | None = None
         self._notes: list[tuple[str, str]] = []
 
     async def run(self) -> Opened:
@@ -211,7 +213,7 @@ class _Opening:
         """The bucket is away: an experiment that is on this disk goes on, a new one may be in the bucket already."""
         assert self._away is not None
         assert self._remote is not None
-        if local is None or local.seq == 0 or self._place.by_uri:
+        if local is None or local.seq == 0 or self._place.by_uri or self._left is not None:
             raise self._away
         message = (
             f"{self._remote} cannot be reached ({self._away}); the experiment goes on from {self._place.path}, and "
@@ -289,6 +291,8 @@ class _Opening:
             raise exists_error(self._place.path)  # nothing was claimed yet, and nothing put into the bucket
         if recovered.experiment_id is None:
             return None
+        if not self._place.by_uri:
+            self._left = left_behind(recovered.records, self._place.path, str(self._remote), self._files)
         return Position(recovered.experiment_id, recovered.history, recovered.seq, recovered.crc)
 
     def _take(self, made: Claim | None) -> None:
@@ -347,8 +351,10 @@ class _Opening:
         logger.warning("%s", message)
         self._waiting(message)
 
-    def _check(self, _relation: str, current: Current | None) -> None:
+    def _check(self, relation: str, current: Current | None) -> None:
         assert self._remote is not None
+        if self._left is not None and relation in {"same", "local_ahead"}:
+            raise ConfigError(self._left)
         if current is not None and current.seq > 0 and self._mode == "create":
             raise exists_error(str(self._remote))
 

@@ -7,6 +7,7 @@ key                         value (a msgpack value of the dialect in `asynctune.
                             tracked: [metric, mode, generation] once a metric is
 `opening`                   map: epoch, hostname, pid, opened_at, closed_at (of the newest opening)
 `projected`                 seq up to which the result files are durable
+`copy`                      place of the copy that the checkpoints' records speak of
 `trial/<id>`                see `store.trials`: what was given
 `run/<id>`                  see `store.trials`: what happened
 `checkpoint/<id>/<step>`    see `checkpoints.records`

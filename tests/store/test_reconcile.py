@@ -470,3 +470,58 @@ async def test_an_upload_dir_that_is_not_there_is_an_error(location, tmp_path):
     with pytest.raises(StorageError):
         await ExperimentStore.open(location, sync_config=SyncConfig(upload_dir=str(tmp_path / "unmounted")))
     assert not (location / ".asynctune" / "snap-0").exists()
+
+
+# -- a copy in another place than before -------------------------------------------------------------------------
+
+
+async def test_back_in_its_former_place_a_copy_gets_what_the_other_one_had_meanwhile(
+    location, bucket, tmp_path
+):
+    for place, loss in (("one", 3), ("two", 2), ("one", 1)):
+        async with ExperimentStore.open(location, sync_config=mirrored(f"{bucket}/{place}")) as store:
+            await run(store, loss, checkpoint=True)
+    for place, steps in (("one", [1, 2, 3]), ("two", [1, 2])):
+        uri = f"{bucket}/{place}/{location.name}"
+        async with ExperimentStore.open(uri, local_dir=tmp_path / place) as store:
+            assert [c.step for c in store.checkpoints("t")] == steps
+            for step in steps:
+                assert (await store.restore_checkpoint("t", step)).step == step
+
+
+@pytest.mark.parametrize("between", ["at once", "without a copy"])
+async def test_a_copy_is_not_begun_elsewhere_while_only_the_former_one_has_a_checkpoint(
+    location, bucket, tmp_path, between
+):
+    async with ExperimentStore.open(location, sync_config=mirrored(f"{bucket}/one")) as store:
+        await run(store, 3, checkpoint=True)
+    former = f"{bucket}/one/{location.name}"
+    async with ExperimentStore.open(former, local_dir=tmp_path / "staged"):
+        pass
+    staged = tmp_path / "staged" / location.name
+    if between == "without a copy":
+        async with ExperimentStore.open(staged, sync_config=SyncConfig()) as store:
+            store.report("t", {"loss": 2})
+    with pytest.raises(ConfigError, match=f"1 checkpoints .* are only in {former}"):
+        await ExperimentStore.open(staged, sync_config=mirrored(f"{bucket}/two"))
+    storage = await open_storage(f"{bucket}/two")
+    assert [found async for found in storage.list_objects()] == [], "nothing was begun there"
+    async with ExperimentStore.open(staged, sync_config=mirrored(f"{bucket}/one")) as store:
+        assert (await store.restore_checkpoint("t")).step == 1
+    async with ExperimentStore.open(former, local_dir=tmp_path / "again") as store:
+        assert (await store.restore_checkpoint("t")).step == 1, "nothing was lost there"
+
+
+async def test_what_only_a_copy_without_its_state_has_is_not_given_up(location, bucket, tmp_path):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 3, checkpoint=True)
+    uri = f"{bucket}/{location.name}"
+    async with ExperimentStore.open(uri, local_dir=tmp_path / "staged"):
+        pass
+    storage = await open_storage(uri)
+    await storage.delete([".asynctune/CURRENT"])
+    async with ExperimentStore.open(tmp_path / "staged" / location.name) as store:
+        await store.flush(mirror=True)
+        assert (await store.restore_checkpoint("t")).step == 1
+    async with ExperimentStore.open(uri, local_dir=tmp_path / "again") as store:
+        assert (await store.restore_checkpoint("t")).step == 1
