@@ -104,7 +104,7 @@ class SyncConfig:
         sync_period: Seconds between two copies of the result files, and with `sync_on_checkpoint=False` of
             checkpoints. The state paces itself.
         sync_timeout: Seconds after which a copy that makes no progress, or a call of a `Syncer` that does not end,
-            has failed. It is tried again.
+            has failed. It is tried again. The built-in way waits for progress no longer than 300.
         sync_on_checkpoint: Whether each checkpoint is copied when it is committed.
         storage_options: Credentials and endpoint of a bucket. Never stored, never shown.
 

@@ -9,12 +9,13 @@ import pytest
 
 from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.config import SyncConfig
-from asynctune.errors import FencedError
+from asynctune.errors import FencedError, UploadError
 from asynctune.state.mirror.named import read_named
 from asynctune.state.mirror.swapping import Swapper
 from asynctune.storage.memory import MemoryStorage
 from asynctune.storage.uri import open_storage
 from asynctune.store.store import ExperimentStore
+from asynctune.testing import FaultyStorage
 from asynctune.trial import Checkpoint
 
 
@@ -271,3 +272,70 @@ async def test_what_the_records_say_of_another_bucket_does_not_get_into_a_new_on
         await store.flush(mirror=True)
         async with ExperimentStore.open(f"{bucket}/two/{location.name}", "read") as reader:
             assert await reader.fetch(reader.checkpoints("t")[0])
+
+
+async def until(check) -> None:
+    """Wait for something that nothing else tells of."""
+    async with asyncio.timeout(20):
+        while not await check():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def test_checkpoints_wait_for_the_period_where_the_config_says_so(location, bucket):
+    config = SyncConfig(upload_dir=bucket, sync_on_checkpoint=False, sync_period=3600)
+    async with ExperimentStore.open(location, sync_config=config) as store:
+        store.add_trial({}, "t")
+        await store.save_checkpoint("t", Checkpoint.from_dict(1))
+        for _ in range(50):
+            await asyncio.sleep(0.002)
+        assert (store.stats().uploads_pending, store.stats().uploads_done) == (1, 0)
+        await store.drain()
+        assert store.stats().uploads_done == 1
+
+
+async def test_the_period_of_the_config_is_that_of_checkpoints_and_result_files(location, bucket):
+    config = SyncConfig(upload_dir=bucket, sync_on_checkpoint=False, sync_period=0.05)
+    async with ExperimentStore.open(location, sync_config=config) as store:
+        store.add_trial({}, "t")
+        store.set_status("t", "RUNNING")
+        saved = await store.save_checkpoint("t", Checkpoint.from_dict(1))
+        assert saved.path is not None
+        await until(lambda: in_bucket(store, f"t/{saved.path.name}/.manifest.json"))
+        before = -1
+        for loss in (3, 2):
+            store.report("t", {"loss": loss})
+
+            async def sent_again(before: int = before) -> bool:
+                info = await store._engine.mirroring._access.storage.head("t/result.json")
+                return info is not None and info.size_bytes > before
+
+            await until(sent_again)
+            before = (location / "t" / "result.json").stat().st_size
+
+
+async def test_a_copy_of_which_nothing_comes_fails_after_the_timeout_of_the_config(
+    location, bucket, monkeypatch
+):
+    storages = []
+
+    async def open_faulty(uri, options):
+        storages.append(FaultyStorage(await open_storage(uri, options)))
+        return storages[-1]
+
+    monkeypatch.setattr("asynctune.store.access.open_storage", open_faulty)
+    async with ExperimentStore.open(
+        location, sync_config=SyncConfig(upload_dir=bucket, sync_timeout=0.2)
+    ) as store:
+        store.add_trial({}, "t")
+        await store.flush(mirror=True)
+        storages[0].call(_hangs, on="put", lasting=True)
+        await store.save_checkpoint("t", Checkpoint.from_dict(1))
+        async with asyncio.timeout(20):
+            with pytest.raises(UploadError, match="checkpoint 1 of trial t"):
+                await store.drain()
+        storages[0].heal()
+
+
+async def _hangs(call) -> None:
+    if "/checkpoint_" in call.key:
+        await asyncio.Event().wait()
