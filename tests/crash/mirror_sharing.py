@@ -24,6 +24,8 @@ from tests.killing import ROOT
 __all__ = ["SCENES", "Machines", "Scene", "Scenes", "ends_well", "goes_on", "said", "started"]
 
 QUIET_S: Final = 1.5
+"""For those who take over from one that sleeps or is dead."""
+LONG_S: Final = 10.0
 """Longer than a driver that works rests between two swaps, also on a busy computer."""
 
 _NUMBERS: Final = itertools.count(1)
@@ -61,6 +63,7 @@ class Machines:
         *,
         by_uri: bool = False,
         direct: bool = False,
+        quiet_s: float = QUIET_S,
         piece_bytes: int = 8 << 20,
         **task: Any,
     ) -> AsyncGenerator[Driver, None]:
@@ -70,13 +73,14 @@ class Machines:
             machine: Which.
             by_uri: By the URI of the copy, and not by the directory.
             direct: Past the door.
-            piece_bytes: Of `Settings`.
+            quiet_s: Of `Settings`.
+            piece_bytes: Likewise.
             task: Of `Task`.
         """
         local = self.local(machine)
         local.parent.mkdir(exist_ok=True)
         settings = Settings(
-            machine=f"machine{machine}", quiet_s=QUIET_S, part_bytes=256 << 10, piece_bytes=piece_bytes
+            machine=f"machine{machine}", quiet_s=quiet_s, part_bytes=256 << 10, piece_bytes=piece_bytes
         )
         made = Task(
             location=self.place.uri(self.name, machine) if by_uri else str(local),
@@ -171,7 +175,7 @@ async def at_work(machines: Machines) -> str:
     """One works, and another machine wants it too."""
     async with machines.at(0) as one:
         await one.until("flushed", count=machines.rng.randint(1, 5))
-        async with machines.at(1, by_uri=machines.rng.random() < 0.5) as other:
+        async with machines.at(1, by_uri=machines.rng.random() < 0.5, quiet_s=LONG_S) as other:
             last = await other.until("ended", "opened")
         await goes_on(one)
         await ends_well(one)
