@@ -12,7 +12,7 @@ class Observer(Protocol):
     """What the mirror tells, and asks, the store above. On the loop."""
 
     def happened(self, kind: str, message: str, **data: Any) -> None:
-        """`mirrored` (seq), `mirror_away`, `mirror_back`, `mirror_healed` (object, seq), `mirror_claimed`, and others."""
+        """`mirrored` (seq), `mirror_away`, `mirror_back`, `mirror_healed` (object, seq), and others."""
         ...
 
     async def project(self, seq: int) -> None:
