@@ -59,6 +59,14 @@ class TreeCopies(Protocol):
         """
         ...
 
+    async def is_complete(self, record: CheckpointRecord) -> bool:
+        """Whether the whole copy is there, by its manifest, though no record says so: a crash came between the two.
+
+        Raises:
+            StorageError: The bucket cannot be asked.
+        """
+        ...
+
     async def fetch_tree(self, record: CheckpointRecord, to: str) -> VerifyReport:
         """Bring the files, verified and without the manifest, into the empty directory `to`.
 

@@ -145,6 +145,7 @@ class BucketSide:
                 await quarantine.take(record.directory, "what lay in the place of another checkpoint")
         found.set_aside += quarantine.taken
         here = frozenset(record.step for record in records if local[record.trial_id, record.step] == "here")
+        records = [await self._with_what_is_there(record, here, found) for record in records]
         plan = plan_reconciliation(records, here, self._config)
         for record in records:
             key = record.trial_id, record.step
@@ -156,6 +157,19 @@ class BucketSide:
                 found.revived.append(key)
             if key not in found.lost and record.step not in here:
                 self._context.absent.add(key)
+
+    async def _with_what_is_there(
+        self, record: CheckpointRecord, here: frozenset[int], found: _Found
+    ) -> CheckpointRecord:
+        """The record; if all of it was uploaded, and the crash came before that was recorded, it says so now."""
+        if record.mirrored or record.deleting or record.step in here:
+            return record
+        if not await self._bucket.copies.is_complete(record):
+            return record
+        known = replace(record, mirrored=True)
+        self._context.records.put(known)
+        found.unsaid = True
+        return known
 
     def _begin(self, trial_id: str) -> None:
         """Go on with what the records say now."""

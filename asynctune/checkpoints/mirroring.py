@@ -211,6 +211,16 @@ class BucketCopies:
 
     # -- back ------------------------------------------------------------------------------------------------
 
+    async def is_complete(self, record: CheckpointRecord) -> bool:
+        """See `TreeCopies.is_complete`."""
+        try:
+            found = await self._storage.read(
+                f"{record.directory}/{MANIFEST_FILE}", max_bytes=MAX_MANIFEST_BYTES
+            )
+        except NotFoundError:
+            return False
+        return await self._threads.run(digest_of, found.data) == record.manifest_sha256
+
     async def fetch_tree(self, record: CheckpointRecord, to: str) -> VerifyReport:
         """See `TreeCopies.fetch_tree`."""
         prefix = f"{record.directory}/"

@@ -104,6 +104,10 @@ class SyncedTrees:
         """
         await self._calls.delete(self._place(record))
 
+    async def is_complete(self, record: CheckpointRecord) -> bool:  # noqa: ARG002 - it could only be fetched
+        """Not known without fetching all of it, so no."""
+        return False
+
     async def fetch_tree(self, record: CheckpointRecord, to: str) -> VerifyReport:
         """Bring the files, verified and without the manifest, into the empty directory `to`; they are durable there.
 

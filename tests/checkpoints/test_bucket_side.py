@@ -237,3 +237,23 @@ async def test_the_mirror_of_the_fakes_names_late(tmp_path):
     await asyncio.wait_for(mirror.reached(1), 5)
     assert mirror.named
     assert (tmp_path / "exp").parent.is_dir()
+
+
+async def test_what_was_uploaded_whole_is_not_lost_though_nobody_recorded_that(tmp_path):
+    room = BucketRoom(tmp_path / "one", config=ONE)
+    await room.__aenter__()
+    await room.save("t")
+    await room.catalog.drain()
+    await room.save("t")
+    room.mirror.swap()  # CURRENT has the record, and not yet what became of the upload
+    await room.catalog.drain()
+    assert room.states()[2] == "live+"
+    await room.kill()
+    async with elsewhere(room, tmp_path / "two") as again:
+        again.watch()
+        assert again.states()[2] == "live"
+        report = await again.catalog.reconcile(["t"], from_bucket=True)
+        assert report.lost == ()
+        assert again.states()[2] == "live+"
+        restored = await again.catalog.restore("t")
+        assert restored.step == 2
