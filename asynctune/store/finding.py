@@ -43,7 +43,7 @@ def local_path(location: object) -> str:
         msg = f"{text!r} is no path"
         raise ConfigError(msg)
     if "://" in text and not text.startswith("file://"):
-        msg = f"{text.partition('://')[0]}:// locations are not supported by this release; give a local directory"
+        msg = f"{text.partition('://')[0]}:// is no directory of this machine; give the path of one"
         raise ConfigError(msg)
     return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
 
