@@ -109,9 +109,8 @@ class StateMirror:
         self._turn = asyncio.Lock()
         self._budget = CostBudget()
         self._hurry = False
-        self._not_before = (
-            0.0 if claimed is None else clock.monotonic() + self._interval_s
-        )  # the storage's own pace
+        # the storage's own pace; the claim was the swap before
+        self._not_before = 0.0 if claimed is None else clock.monotonic() + self._interval_s
         self._last_end = 0.0
         self._health = Health(storage.location, clock=clock, rng=self._rng, happened=observer.happened)
         self._closing = False

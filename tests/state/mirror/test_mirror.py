@@ -223,9 +223,9 @@ async def test_a_storage_that_asks_for_it_gets_a_second_between_swaps(directory)
     driver = await opened(directory, storage, clock=clock)
     for _ in range(2):  # after the claim, too
         task = asyncio.get_running_loop().create_task(driver.mirror.flush(await driver.commits(1)))
-        await clock.advance(0.9)
+        await clock.advance(0.8)
         assert not task.done()
-        await clock.advance(0.2)
+        await clock.advance(0.3)
         await task
     await driver.kill()
 
