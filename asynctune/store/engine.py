@@ -341,10 +341,11 @@ class Engine:
         except CaptureError as error:
             failed = error
         mirroring = self.mirroring
+        uploads_s = timeout_s
+        if mirroring is not None:
+            timeout_s, uploads_s = mirroring.times_for_close(timeout_s)
         ends = None if timeout_s is None else self._clock.monotonic() + timeout_s
-        left = await self.checkpoints.aclose(
-            drain_timeout_s=timeout_s if mirroring is None else mirroring.time_for_uploads(timeout_s)
-        )
+        left = await self.checkpoints.aclose(drain_timeout_s=uploads_s)
         if (covered := await self.projections.sync()) is not None:
             self.records.put("projected", covered)
         self.records.put("opening", opening_record(self.opening, self._clock.time()))

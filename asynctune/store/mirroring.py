@@ -250,15 +250,15 @@ class Mirroring:
 
     # -- the end -----------------------------------------------------------------------------------------------
 
-    def time_for_uploads(self, timeout_s: float | None) -> float | None:
-        """How many of the seconds for the close uploads may take: the state is small, and worth more than one of them.
+    def times_for_close(self, timeout_s: float | None) -> tuple[float | None, float | None]:
+        """How many seconds the close may take, and how many of them uploads: the state is small, and worth more.
 
-        Without a limit they take what they need, but for a bucket that is away.
+        Without a limit they take what they need, but `sync_timeout` for a bucket that is away.
         """
-        if timeout_s is not None:
-            return _SHARE_OF_UPLOADS * timeout_s
         stats = self.mirror.stats
-        return None if stats.claimed and stats.away_s is None else self.remote.sync.sync_timeout
+        if timeout_s is None and not (stats.claimed and stats.away_s is None):
+            timeout_s = self.remote.sync.sync_timeout
+        return timeout_s, None if timeout_s is None else _SHARE_OF_UPLOADS * timeout_s
 
     async def finish(self, left: Sequence[UploadLeft], timeout_s: float | None) -> None:
         """Bring the rest of the state there, and mark the copy as closed.

@@ -9,7 +9,7 @@ import pytest
 
 from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.config import SyncConfig
-from asynctune.errors import FencedError, UploadError
+from asynctune.errors import FencedError, StorageError, UploadError
 from asynctune.state.mirror.named import read_named
 from asynctune.state.mirror.swapping import Swapper
 from asynctune.storage.memory import MemoryStorage
@@ -339,3 +339,41 @@ async def test_a_copy_of_which_nothing_comes_fails_after_the_timeout_of_the_conf
 async def _hangs(call) -> None:
     if "/checkpoint_" in call.key:
         await asyncio.Event().wait()
+
+
+async def test_a_close_without_a_limit_waits_once_for_a_bucket_that_is_away(location, bucket, monkeypatch):
+    storages = []
+
+    async def open_faulty(uri, options):
+        storages.append(FaultyStorage(await open_storage(uri, options)))
+        return storages[-1]
+
+    monkeypatch.setattr("asynctune.store.access.open_storage", open_faulty)
+    limits = []
+    config = SyncConfig(upload_dir=bucket, sync_timeout=0.5)
+    store = await ExperimentStore.open(location, sync_config=config)
+    store.add_trial({}, "t")
+    await store.flush(mirror=True)
+    mirroring = store._engine.mirroring
+    assert mirroring.times_for_close(None) == (None, None)
+    away = storages[0].fail(StorageError("nobody answers", retryable=True), lasting=True)
+    store.set_metadata("more", 1)
+    await store.flush()
+    await away.struck.wait()
+    await until(lambda: _is(mirroring.mirror.stats.away_s is not None))
+    finish = mirroring.finish
+
+    async def seen(left, timeout_s):
+        limits.append(timeout_s)
+        return await finish(left, timeout_s)
+
+    monkeypatch.setattr(mirroring, "finish", seen)
+    with pytest.raises(UploadError, match="not everything is in"):
+        await store.aclose()
+    (limit,) = limits
+    assert limit is not None
+    assert limit <= 0.5
+
+
+async def _is(value: bool) -> bool:
+    return value
