@@ -233,6 +233,8 @@ async def test_who_waits_for_uploads_learns_of_a_takeover(location, bucket, tmp_
     await store.save_checkpoint("t", Checkpoint.from_dict({}))
     waiting = asyncio.create_task(store.flush(mirror=True))
     await started.wait()
+    engine = store._engine
+    await engine.mirroring.mirror.flush(engine.writer.committed_seq)  # it is quiet from now on
     async with ExperimentStore.open(f"{bucket}/{location.name}", local_dir=tmp_path / "other"):
         store.set_metadata("any", 1)
         await store.flush()
