@@ -10,6 +10,7 @@ import pytest
 from asynctune.errors import CorruptStateError, FencedError, StorageError
 from asynctune.state.mirror.claiming import claim_mirror
 from asynctune.state.mirror.current import TAIL_BYTES, Current, Ref
+from asynctune.state.mirror.journal_runs import JournalRuns
 from asynctune.state.mirror.named import read_named
 from asynctune.state.mirror.planning import MAX_SEGMENTS
 from asynctune.state.mirror.reading import read_mirror
@@ -100,7 +101,7 @@ async def test_a_damaged_segment_is_replaced(directory, storage, how, snapshot, 
 
 
 async def test_the_mirror_never_says_less_while_it_is_healed(directory, storage, monkeypatch):
-    monkeypatch.setattr("asynctune.state.mirror.journal_runs.PIECE_BYTES", 2 * TAIL_BYTES)
+    monkeypatch.setattr(JournalRuns.read, "__defaults__", (2 * TAIL_BYTES,))
     async with driving(directory, storage) as driver:
         await driver.commits(1)
         await driver.snapshot()
