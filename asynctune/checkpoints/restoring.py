@@ -28,6 +28,7 @@ from asynctune.trial import Checkpoint
 
 __all__ = ["Restorer"]
 
+_OUT_OF_REACH: Final = "a complete copy is in upload_dir: open the experiment from there"
 _ALTERNATIVES: Final = 3  # how many others are read to say which of them would do
 
 
@@ -84,8 +85,11 @@ class Restorer:
                     logger.warning("trial %s goes on from its older checkpoint %d", trial_id, step)
                 return restored
             damaged.append(f"checkpoint {step}: {report}")
+        instead = "start it from the beginning"
+        if any(self._is_out_of_reach(each) for each in self._context.records.live(trial_id)):
+            instead = _OUT_OF_REACH
         raise CheckpointNotFoundError(
-            f"no checkpoint of trial {trial_id} is intact; start it from the beginning ({'; '.join(damaged)})"
+            f"no checkpoint of trial {trial_id} is intact; {instead} ({'; '.join(damaged)})"
         )
 
     async def exactly(self, trial_id: str, step: int, to: str | None) -> Checkpoint:
@@ -104,6 +108,9 @@ class Restorer:
 
     async def alternative(self, trial_id: str, step: int) -> str:
         """What to use instead of a damaged checkpoint, for an error."""
+        itself = self._context.records.get(trial_id, step)
+        if itself is not None and self._is_out_of_reach(itself):
+            return _OUT_OF_REACH
         others = [record for record in self._context.records.live(trial_id) if record.step != step]
         for record in others[: -_ALTERNATIVES - 1 : -1]:
             with self._leases.hold(trial_id, record.step):
@@ -260,6 +267,10 @@ class Restorer:
     def _elsewhere(self, record: CheckpointRecord) -> TreeCopies | None:
         """Where a complete copy is, if the bucket has one."""
         return self._copies if record.mirrored and not record.bucket_deleting else None
+
+    def _is_out_of_reach(self, record: CheckpointRecord) -> bool:
+        """Whether a complete copy is in a bucket that this reader does not know."""
+        return self._copies is None and record.mirrored and not record.bucket_deleting
 
     def _say_damaged(self, record: CheckpointRecord, report: VerifyReport) -> None:
         """Damage on this disk, which the bucket makes good; that nothing is here at all is no damage."""

@@ -358,6 +358,7 @@ async def test_a_close_without_a_limit_waits_once_for_a_bucket_that_is_away(loca
     await store.flush(mirror=True)
     mirroring = store._engine.mirroring
     assert mirroring.times_for_close(None) == (None, None)
+    assert mirroring.times_for_close(10.0) == (10.0, 8.0), "the state gets its share"
     away = storages[0].fail(StorageError("nobody answers", retryable=True), lasting=True)
     store.set_metadata("more", 1)
     await store.flush()

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from asynctune.config import SyncConfig
-from asynctune.errors import StorageError
+from asynctune.errors import CheckpointNotFoundError, StorageError
 from asynctune.storage.memory import MemoryStorage
 from asynctune.storage.uri import open_storage
 from asynctune.store.store import ExperimentStore
@@ -88,3 +88,17 @@ async def test_rows_that_are_not_in_the_copy_any_more_are_missed(location, bucke
         with pytest.raises(StorageError, match=r"results of trial t: .*not in the copy.*t/result\.json"):
             await reader.history("t")
         assert await reader.history("u") == [], "which never had any"
+
+
+async def test_who_reads_a_directory_is_told_of_the_copy_that_has_what_is_not_here(
+    location, bucket, tmp_path
+):
+    async with ExperimentStore.open(location, sync_config=SyncConfig(upload_dir=bucket)) as store:
+        store.add_trial({}, "t")
+        await store.save_checkpoint("t", Checkpoint.from_dict(1))
+    async with ExperimentStore.open(f"{bucket}/{location.name}", local_dir=tmp_path / "other"):
+        pass
+    async with ExperimentStore.open(tmp_path / "other" / location.name, "read") as reader:
+        for read in (reader.fetch(reader.checkpoints("t")[0]), reader.restore_checkpoint("t")):
+            with pytest.raises(CheckpointNotFoundError, match="copy is in upload_dir"):
+                await read
