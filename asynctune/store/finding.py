@@ -16,6 +16,7 @@ from asynctune.state.sharing import Sharing, lock_and_look
 
 __all__ = [
     "STATE_DIR",
+    "check_apart",
     "check_not_lost",
     "is_copy",
     "local_path",
@@ -51,6 +52,21 @@ def local_path(location: object) -> str:
 def is_copy(path: str, files: LocalFiles) -> bool:
     """Whether a directory is the copy of an experiment, as `upload_dir` makes it, and not an experiment's own."""
     return files.exists(f"{path}/{STATE_DIR}/CURRENT")
+
+
+def check_apart(path: str, copy: str) -> None:
+    """Refuse a copy that would be in the experiment's own directory, or the other way round.
+
+    Raises:
+        ConfigError: It would be.
+    """
+    own, other = os.path.realpath(path), os.path.realpath(copy)
+    if os.path.commonpath([own, other]) in (own, other):
+        msg = (
+            f"the copy of the experiment in {path} would be in {copy}: neither can be in the other, or be the same; "
+            "choose another upload_dir"
+        )
+        raise ConfigError(msg)
 
 
 def prepare_directory(path: str, state_dir: str, mode: str, files: LocalFiles) -> None:

@@ -38,8 +38,9 @@ class Remote:
     options: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
     def __str__(self) -> str:
-        """For messages."""
-        return str(without_credentials(self.place))
+        """For messages, and for the note of where the copy is."""
+        # what could be taken apart holds none, and a directory may have any name
+        return str(without_credentials(self.place)) if self.uri is None else self.place
 
     @property
     def name(self) -> str:
@@ -213,6 +214,9 @@ def _of_uri(
 
 
 def _child(uri: StorageURI, name: str) -> StorageURI:
+    if uri.scheme != "file" and ("?" in name or "#" in name):
+        msg = f"{name!r} cannot be the end of a URI, where '?' and '#' begin something else; choose another name"
+        raise ConfigError(msg)
     try:
         return uri.child(name)
     except ConfigError as error:

@@ -30,7 +30,7 @@ from asynctune.state.mirror.register import open_register
 from asynctune.state.mirror.relations import Position
 from asynctune.state.thread import WorkThread
 from asynctune.store.access import Access, open_access
-from asynctune.store.finding import STATE_DIR, is_copy, storage_error
+from asynctune.store.finding import STATE_DIR, check_apart, is_copy, storage_error
 from asynctune.store.healing import replaceable
 from asynctune.store.moving import left_behind
 from asynctune.store.opening import (
@@ -231,17 +231,16 @@ class _Opening:
     def _check_place(self) -> None:
         """Refuse what can be seen to be wrong before anything is made."""
         place, path = self._place, self._place.path
-        if (
-            place.by_uri
-            and self._remote is not None
-            and self._remote.uri is not None
-            and self._remote.uri.scheme == "file"
-        ):
-            if not is_copy(self._remote.uri.prefix, self._files):
+        uri = None if self._remote is None else self._remote.uri
+        directory = uri.prefix if uri is not None and uri.scheme == "file" else None
+        if directory is not None:
+            check_apart(path, directory)
+        if place.by_uri:
+            if directory is not None and not is_copy(directory, self._files):
                 raise ConfigError(
                     f"local_dir stages an experiment opened from its copy, and {self._remote} is none; leave it out"
                 )
-        elif self._remote is None and is_copy(path, self._files):
+        elif is_copy(path, self._files):
             raise ConfigError(
                 f"{path} is the copy of an experiment, kept by upload_dir; to go on with it, say where it is staged: "
                 "local_dir=..."

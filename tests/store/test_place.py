@@ -139,3 +139,11 @@ def test_what_cannot_be_is_refused(location, settings, message):
 )
 def test_what_is_a_uri(location, answer):
     assert is_uri(location) is answer
+
+
+@pytest.mark.parametrize("name", ["what?", "one#two"])
+def test_a_name_that_no_uri_ends_with(name):
+    with pytest.raises(ConfigError, match=r"cannot be the end of a URI"):
+        place(f"/data/{name}", sync_config=upload("s3://bucket/prefix"))
+    found = place(f"/data/{name}", sync_config=upload("/mnt/share"))
+    assert str(found.remote) == f"/mnt/share/{name}"
