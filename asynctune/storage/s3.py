@@ -151,7 +151,7 @@ class S3Storage(S3Uploads):
                 return await self._open_nothing(key, full, version), None
             reply = await self._client.get_object(Bucket=self._bucket, Key=full, **more)
         except ClientError as error:
-            if status_of(error) == UNMET:
+            if status_of(error) == UNMET and version is not None:
                 raise self._replaced(key) from None
             if status_of(error) == _NO_RANGE:
                 return await self._open_nothing(key, full, version), None

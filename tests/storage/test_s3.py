@@ -16,7 +16,13 @@ import google_crc32c
 import pytest
 from botocore.exceptions import ClientError
 
-from asynctune.errors import AuthenticationError, ConfigError, NotFoundError, StorageError
+from asynctune.errors import (
+    AuthenticationError,
+    ConditionFailedError,
+    ConfigError,
+    NotFoundError,
+    StorageError,
+)
 from asynctune.storage.crc import crc32c_text
 from asynctune.storage.retry import RetryPolicy
 from asynctune.storage.s3 import S3Storage, open_storage
@@ -508,6 +514,16 @@ async def test_a_server_that_never_tells_it_is_a_clear_error(operation):
             await called(storage, operation)
         assert caught.value.retryable
         await storage.aclose()
+
+
+async def test_a_412_where_nothing_was_conditional_is_no_replaced_object():
+    storage, _ = scripted(get_object=[refusal("PreconditionFailed", 412)] * 2)
+    with pytest.raises(StorageError, match="412") as caught:
+        await storage.read("k")
+    assert not isinstance(caught.value, ConditionFailedError)
+    with pytest.raises(ConditionFailedError, match="replaced"):
+        async with storage.get("k", version="v"):
+            pass
 
 
 async def test_a_file_is_sent_from_its_beginning_each_time(tmp_path):
