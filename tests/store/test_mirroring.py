@@ -335,6 +335,7 @@ async def test_a_copy_of_which_nothing_comes_fails_after_the_timeout_of_the_conf
         async with asyncio.timeout(20):
             with pytest.raises(UploadError, match="checkpoint 1 of trial t"):
                 await store.drain()
+        assert store.stats().uploads_failed == 1
         storages[0].heal()
 
 
@@ -380,3 +381,41 @@ async def test_a_close_without_a_limit_waits_once_for_a_bucket_that_is_away(loca
 
 async def _is(value: bool) -> bool:
     return value
+
+
+async def test_no_credential_is_written_or_shown(location, monkeypatch, caplog):
+    caplog.set_level(0)
+    secret = "hush-hush-hush"
+    inside = MemoryStorage()
+    given = []
+
+    async def open_inside(_uri, options):
+        given.append(options)
+        return inside
+
+    monkeypatch.setattr("asynctune.store.access.open_storage", open_inside)
+    config = SyncConfig(upload_dir="s3://bucket/some", storage_options={"secret_access_key": secret})
+    async with ExperimentStore.open(location, sync_config=config) as store:
+        store.add_trial({}, "t")
+        await store.save_checkpoint("t", Checkpoint.from_dict(1))
+        await store.flush(mirror=True)
+        shown = f"{store!r} {config!r} {store._engine.remote!r} {store._place!r} {store.stats()!r}"
+    assert given == [{"secret_access_key": secret}]
+    written = [path for path in location.rglob("*") if path.is_file()]
+    assert location / ".asynctune" / "MIRROR" in written
+    assert [path for path in written if secret.encode() in path.read_bytes()] == []
+    assert secret not in shown
+    assert secret not in caplog.text
+
+
+async def test_an_opening_that_fails_after_the_claim_gives_the_copy_back(location, bucket, monkeypatch):
+    def refused(*_):
+        raise OSError("the disk refused")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("asynctune.store.reconcile.remember", refused)
+        with pytest.raises(StorageError, match="the disk refused"):
+            await ExperimentStore.open(location, sync_config=SyncConfig(upload_dir=bucket))
+    found = await read_named(await open_storage(f"{bucket}/{location.name}"))
+    assert found is not None
+    assert found.current.closed
