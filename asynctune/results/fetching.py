@@ -19,7 +19,7 @@ from asynctune.files import LocalFiles
 from asynctune.results.freezing import is_result_file
 from asynctune.results.unsynced import Unsynced
 from asynctune.storage.base import ObjectStorage
-from asynctune.storage.threads import Threads
+from asynctune.storage.threads import Stop, Stopped, Threads
 from asynctune.storage.values import Directory, ObjectInfo
 
 __all__ = ["FetchedResults", "ResultReceiver", "fetch_results"]
@@ -135,7 +135,7 @@ class _Fetching:
                     raise error from None
                 raise
             with _disk_errors():
-                await self._threads.run(self._put_in_place)
+                await self._threads.run_stoppable(self._put_in_place)
         finally:
             await self._threads.run(self._tidy)
             self._threads.close()
@@ -202,17 +202,29 @@ class _Fetching:
         with suppress(FileNotFoundError):
             self._files.unlink(fresh)
 
-    def _put_in_place(self) -> None:
+    def _put_in_place(self, stop: Stop) -> None:
         """Sync all at once, and then name them: no name is ever that of a file which a crash may leave empty."""
         for fresh in self._fresh:
             self._unsynced.add(fresh)
-        self._unsynced.sync()
+        self._sync(stop)
         for fresh in list(self._fresh):
+            stop.check()
             self._files.rename(fresh, self._fresh[fresh])
             del self._fresh[fresh]
         for directory in (*self._directories, self._root):
             self._unsynced.add_names(directory)
-        self._unsynced.sync()
+        self._sync(stop)
+
+    def _sync(self, stop: Stop) -> None:
+        def stopping() -> bool:
+            try:
+                stop.check()
+            except Stopped:
+                return True
+            return False
+
+        self._unsynced.sync(stopping)
+        stop.check()
 
     def _tidy(self) -> None:
         """Let go of what is open; after a failure, remove what has come."""

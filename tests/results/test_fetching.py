@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import threading
 
 import pytest
 
@@ -253,3 +255,26 @@ async def test_what_cannot_be_made_durable_replaces_nothing(world, tmp_path, ref
     assert tree(tmp_path) == {"t1/result.json": b"1\n"}
     await fetched_by(world, Watched())
     assert tree(tmp_path) == {"t1/result.json": b"1\n2\n"}
+
+
+async def test_a_caller_that_is_cancelled_does_not_wait_for_all_syncs(world, tmp_path):
+    await world.put(**{f"t{n}": {"result.json": b"%d\n" % n} for n in range(9)})
+    loop, begun, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    class Slow(Watched):
+        def sync_data(self, fd):
+            loop.call_soon_threadsafe(begun.set)
+            assert go_on.wait(20)
+            super().sync_data(fd)
+
+    files = Slow()
+    task = asyncio.create_task(fetched_by(world, files))
+    await begun.wait()
+    task.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [what for what, _ in files.calls] == ["sync"]
+    assert tree(tmp_path) == {}
