@@ -1,0 +1,78 @@
+"""A copy that is kept in another place than before: which place records speak of, and what only the former has."""
+
+from __future__ import annotations
+
+import pytest
+
+from asynctune.config import SyncConfig
+from asynctune.errors import StorageError
+from asynctune.files import LocalFiles
+from asynctune.packing import pack
+from asynctune.store.moving import COPY, left_behind, was_moved
+from asynctune.store.store import ExperimentStore
+from asynctune.trial import Checkpoint
+
+FORMER, PLACE = "s3://bucket/former/exp", "s3://bucket/now/exp"
+
+
+def records(path: str, known: str | None, *kinds: str) -> dict[str, bytes]:
+    """Of a state with a checkpoint of each kind; one that is `here` has its directory below `path`."""
+    made = {"trial/t": b"", "checkpoint/t/99": pack({"v": 99})}
+    for step, kind in enumerate(kinds, 1):
+        value = {
+            "v": 1,
+            "dir": f"t/checkpoint_{step:06d}",
+            "sha256": "0" * 64,
+            "files": b"\x80",
+            "size": 0,
+            "committed_at": 1.0,
+            "metrics": {},
+            "mirrored": kind != "unsent",
+            "state": "deleting" if kind == "retired" else "live",
+            "epoch": 1,
+            "attempt": 0,
+            "timeline": {},
+        }
+        made[f"checkpoint/t/{step}"] = pack(value)
+        if kind == "here":
+            (path / "t" / f"checkpoint_{step:06d}").mkdir(parents=True)
+            (path / "t" / f"checkpoint_{step:06d}" / ".manifest.json").touch()
+    return made if known is None else {**made, COPY: pack(known)}
+
+
+@pytest.mark.parametrize(("known", "moved"), [(None, False), (PLACE, False), (FORMER, True)])
+def test_whether_records_speak_of_another_place(known, moved):
+    assert was_moved(known, PLACE) is moved
+
+
+@pytest.mark.parametrize("known", [None, PLACE])
+def test_in_the_same_place_nothing_is_left_behind(tmp_path, known):
+    assert left_behind(records(tmp_path, known, "away"), str(tmp_path), PLACE, LocalFiles()) is None
+
+
+def test_only_what_is_live_and_not_on_this_disk_is_left_behind(tmp_path):
+    kinds = ("here", "unsent", "retired")
+    assert left_behind(records(tmp_path, FORMER, *kinds), str(tmp_path), PLACE, LocalFiles()) is None
+    (tmp_path / "other").mkdir()
+    path = tmp_path / "other"
+    said = left_behind(records(path, FORMER, "away", *kinds, "away"), str(path), PLACE, LocalFiles())
+    assert said is not None
+    assert f"2 checkpoints of {path} are only in {FORMER}" in said
+
+
+def test_a_disk_that_cannot_be_read_is_an_error(tmp_path):
+    class Refusing(LocalFiles):
+        def exists(self, path):
+            raise PermissionError(13, "no", path)
+
+    with pytest.raises(StorageError, match="look through"):
+        left_behind(records(tmp_path, FORMER, "away"), str(tmp_path), PLACE, Refusing())
+
+
+async def test_the_place_is_recorded(location, tmp_path):
+    (tmp_path / "copies").mkdir()
+    config = SyncConfig(upload_dir=tmp_path / "copies")
+    async with ExperimentStore.open(location, sync_config=config) as store:
+        store.add_trial({}, "t")
+        await store.save_checkpoint("t", Checkpoint.from_dict({"x": 1}))
+        assert store._records.get(COPY) == f"{tmp_path}/copies/exp"
