@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from asynctune.clock import Clock
-from asynctune.errors import ConfigError, ExperimentLockedError, StorageError
+from asynctune.errors import AsynctuneError, ConfigError, ExperimentLockedError, StorageError
 from asynctune.state.epochs import Claim, is_alive, new_claim
 from asynctune.state.lineage import extend_history
 from asynctune.state.mirror.current import Current, same_owner
@@ -25,6 +27,7 @@ __all__ = ["Claimed", "await_quiet", "claim_mirror", "claimed_by", "give_up", "w
 
 _TRIES: Final = 3
 _PAUSE_S: Final = 1.0
+_TAKE_BACK_S: Final = 2.0
 _LOOKS: Final = 6
 _MAX_LOOK_S: Final = 5.0
 
@@ -118,7 +121,11 @@ async def claim_mirror(
         epoch = max(epoch, named.current.position.epoch + 1)
     claim = await in_thread(new_claim, epoch, clock)
     current = claimed_by(named, claim, node_ip, here.experiment_id or experiment_id or secrets.token_hex(8))
-    answer = await _swap(register, current, named, clock)
+    try:
+        answer = await _swap(register, current, named, clock)
+    except asyncio.CancelledError:
+        await _take_back(register, current, clock)
+        raise
     if answer.current.swap_nonce != current.swap_nonce:
         raise _locked(storage, answer.current.claim, "it was replaced in the same moment")
     bucket = current.position if named is None else named.current.position
@@ -169,6 +176,18 @@ async def _swap(register: Register, current: Current, named: Named | None, clock
                 raise
         await clock.sleep(_PAUSE_S)
     raise AssertionError
+
+
+async def _take_back(register: Register, current: Current, clock: Clock) -> None:
+    """A cancelled swap may have been made all the same: the mirror is marked as closed then.
+
+    Where the storage does not say so soon, the next opening waits for quiet, as after a kill.
+    """
+    with contextlib.suppress(TimeoutError, AsynctuneError):
+        async with clock.timeout(_TAKE_BACK_S):
+            found = await register.read()
+            if found is not None and found.current.swap_nonce == current.swap_nonce:
+                await register.swap(current.next(closed=True), found)
 
 
 async def give_up(claimed: Claimed) -> None:

@@ -335,3 +335,24 @@ async def _until(condition, clock: ManualClock) -> None:
     while not condition():
         await clock.advance(0.0)
         await asyncio.sleep(0.001)
+
+
+async def test_a_claim_that_is_cancelled_when_it_was_made_lets_the_next_go_on(storage, monkeypatch):
+    await give_up(await claim(storage))
+    put, made = MemoryStorage.put, asyncio.Event()
+
+    async def held(*arguments, **named):
+        answer = await put(*arguments, **named)
+        if CURRENT_KEY in arguments and not made.is_set():
+            made.set()
+            await asyncio.Event().wait()
+        return answer
+
+    monkeypatch.setattr(MemoryStorage, "put", held)
+    claiming = asyncio.create_task(claim(storage))
+    await made.wait()
+    assert not (await current_of(storage)).closed
+    claiming.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await claiming
+    assert (await current_of(storage)).closed
