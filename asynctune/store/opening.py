@@ -184,7 +184,12 @@ def look(found: Found, files: LocalFiles) -> Recovered:
 
 
 def take(
-    found: Found, mode: str, files: LocalFiles, clock: Clock, made: Claim | None = None
+    found: Found,
+    mode: str,
+    files: LocalFiles,
+    clock: Clock,
+    made: Claim | None = None,
+    experiment_id: str | None = None,
 ) -> OpenedForWriting:
     """Claim the directory that was found, unless it is claimed already, and read it.
 
@@ -194,16 +199,24 @@ def take(
         files: The disk.
         clock: Time.
         made: The claim that was made already, for the copy too.
+        experiment_id: What the copy says; a directory that has no state yet gets the same. `None`: one is made.
 
     Errors: as for `open_for_writing`.
     """
     try:
-        return _take(found, mode, files, clock, made)
+        return _take(found, mode, files, clock, made, experiment_id)
     except OSError as error:
         raise storage_error("open", found.path, error) from error
 
 
-def _take(found: Found, mode: str, files: LocalFiles, clock: Clock, made: Claim | None) -> OpenedForWriting:
+def _take(
+    found: Found,
+    mode: str,
+    files: LocalFiles,
+    clock: Clock,
+    made: Claim | None,
+    experiment_id: str | None,
+) -> OpenedForWriting:
     path, state_dir = found.path, found.state_dir
     epochs = list_epochs(state_dir, files)
     if mode == "create" and recover(state_dir, files).seq > 0:
@@ -227,7 +240,7 @@ def _take(found: Found, mode: str, files: LocalFiles, clock: Clock, made: Claim 
                 raise FencedError(msg)
             claim = claim_epoch(state_dir, files, clock, at_least=recovered.claim.epoch + 1)
         history = extend_history(history, claim.epoch, claim.nonce, recovered.seq)
-    experiment_id = recovered.experiment_id or secrets.token_hex(8)
+    experiment_id = recovered.experiment_id or experiment_id or secrets.token_hex(8)
     if found.sharing.locks == "working":
         remove_leftovers(state_dir, files)
     address = node_ip()

@@ -300,7 +300,12 @@ class _Opening:
         if self._remote is None and is_being_replaced(state_dir, self._files):
             raise replacing_error(state_dir)
         self._directory = take(
-            self._found, self._mode if made is None else "auto", self._files, self._clock, made
+            self._found,
+            self._mode if made is None else "auto",
+            self._files,
+            self._clock,
+            made,
+            None if self._claimed is None else self._claimed.experiment_id,
         )
         if self._remote is not None:
             try:

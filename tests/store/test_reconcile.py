@@ -258,6 +258,14 @@ async def test_an_experiment_gets_a_copy_later(location, bucket):
             assert (await reader.fetch(reader.checkpoints(trial_id)[0])).is_dir()
 
 
+async def test_a_claim_and_the_directory_are_of_one_experiment(location, bucket):
+    store = await ExperimentStore.open(location, sync_config=mirrored(bucket))
+    mirroring = store._engine.mirroring
+    assert mirroring._claimed is not None
+    assert mirroring._claimed.named.current.experiment_id == store.experiment_id
+    await store.aclose()
+
+
 # -- two copies --------------------------------------------------------------------------------------------------
 
 
