@@ -196,7 +196,7 @@ async def test_a_copy_that_is_damaged_is_healed_from_this_disk(
     store.add_trial({}, "t")
     store.set_status("t", "RUNNING")
     for number in range(40):
-        store.report("t", {"loss": number, "filler": os.urandom(20_000)})
+        store.report("t", {"loss": number, "filler": os.urandom(12_000)})
         await store.flush(mirror=True)
     storage = store._engine.mirroring._access.storage
     segments = store._engine.mirroring.mirror._swapper.current.segments
@@ -208,7 +208,7 @@ async def test_a_copy_that_is_damaged_is_healed_from_this_disk(
         store = await ExperimentStore.open(location, sync_config=config)
     events = store.events()
     for number in range(40, 60):
-        store.report("t", {"loss": number, "filler": os.urandom(20_000)})
+        store.report("t", {"loss": number, "filler": os.urandom(12_000)})
         await store.flush(mirror=True)
     await store.aclose()
     (healed,) = [event async for event in events if event.kind == "mirror_healed"]
