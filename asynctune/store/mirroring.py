@@ -17,7 +17,7 @@ from asynctune.clock import Clock
 from asynctune.errors import AsynctuneError, FencedError, StorageError, UploadError
 from asynctune.files import LocalFiles
 from asynctune.results.mirroring import ResultUploads
-from asynctune.state.mirror.claiming import give_up
+from asynctune.state.mirror.claiming import Claimed, give_up
 from asynctune.state.mirror.current import same_owner
 from asynctune.state.mirror.mirror import StateMirror
 from asynctune.state.mirror.offline import Identity
@@ -308,15 +308,21 @@ class Mirroring:
         """
         try:
             await self.results.aclose()
-            await self.mirror.aclose()
-            if give_back and self._claimed is not None:
-                await give_up(self._claimed)
+        finally:
+            try:
+                await self.mirror.aclose()
+                if give_back and self._claimed is not None:
+                    await self._give_back(self._claimed)
+            finally:
+                await self._access.aclose()
+
+    async def _give_back(self, claimed: Claimed) -> None:
+        try:
+            await give_up(claimed)
         except AsynctuneError as error:
             logger.warning(
                 "%s could not be given back, the next opening waits for it: %s", self.remote, error
             )
-        finally:
-            await self._access.aclose()
 
 
 def _is_behind(opened: Opened) -> bool:

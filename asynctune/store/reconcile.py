@@ -29,6 +29,7 @@ from asynctune.state.mirror.installing import is_being_replaced, replacing_error
 from asynctune.state.mirror.register import open_register
 from asynctune.state.mirror.relations import Position
 from asynctune.state.thread import WorkThread
+from asynctune.store import replacing
 from asynctune.store.access import Access, open_access
 from asynctune.store.finding import STATE_DIR, check_apart, is_copy, storage_error
 from asynctune.store.healing import replaceable
@@ -45,7 +46,6 @@ from asynctune.store.opening import (
 )
 from asynctune.store.place import Place, Remote
 from asynctune.store.remembering import NOTE, forget, recall, remember
-from asynctune.store.replacing import fetch_result_files, install_copy, set_aside_fork
 from asynctune.store.undoing import let_go
 
 __all__ = ["Opened", "open_place"]
@@ -365,10 +365,11 @@ class _Opening:
     async def _replace(self, claimed: Claimed) -> None:
         assert self._access is not None
         assert self._found is not None
+        await self._in_thread(replacing.begin, claimed, self._found, self._files, self._clock)
         if claimed.relation == "fork":
-            await self._in_thread(set_aside_fork, claimed, self._found, self._files)
-        await fetch_result_files(claimed, self._access, self._found.path)
-        aside = await self._in_thread(install_copy, claimed, self._found, self._files, self._clock)
+            await self._in_thread(replacing.set_aside_fork, claimed, self._found, self._files)
+        await replacing.fetch_result_files(claimed, self._access, self._found.path)
+        aside = await self._in_thread(replacing.install_copy, claimed, self._found, self._files)
         if claimed.relation == "fork":
             message = (
                 f"{self._found.path} and {self._remote} had parted: the copy goes on, and "

@@ -1,7 +1,7 @@
 """Owns the replacing of what a directory holds by what the copy holds: result files first, then the state.
 
-In this order, because the state says what the result files hold. Until the state is replaced, the directory is refused
-without its copy (`state.mirror.installing`).
+In this order, because the state says what the result files hold. From `begin` until the state is replaced, the
+directory is refused without its copy (`state.mirror.installing`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,26 @@ from asynctune.files import LocalFiles
 from asynctune.packing import pack
 from asynctune.state.epochs import claim_epoch
 from asynctune.state.mirror.claiming import Claimed
-from asynctune.state.mirror.installing import install
+from asynctune.state.mirror.installing import begin_replacing, install
 from asynctune.store.access import Access
 from asynctune.store.finding import storage_error
 from asynctune.store.opening import Found, node_ip
 
-__all__ = ["fetch_result_files", "install_copy", "set_aside_fork"]
+__all__ = ["begin", "fetch_result_files", "install_copy", "set_aside_fork"]
+
+
+def begin(claimed: Claimed, found: Found, files: LocalFiles, clock: Clock) -> None:
+    """Claim the directory, and say that what it holds is being replaced. Blocking, for a thread.
+
+    Raises:
+        FencedError: Another opening claimed the directory meanwhile.
+        StorageError: The disk refused.
+    """
+    try:
+        claim_epoch(found.state_dir, files, clock, given=claimed.claim)
+        begin_replacing(found.state_dir, claimed.claim, files)
+    except OSError as error:
+        raise storage_error("replace the state of", found.path, error) from error
 
 
 async def fetch_result_files(claimed: Claimed, access: Access, path: str) -> None:
@@ -74,11 +88,10 @@ def _move(source: str, target: str, files: LocalFiles) -> None:
     files.sync_dir(os.path.dirname(source))
 
 
-def install_copy(claimed: Claimed, found: Found, files: LocalFiles, clock: Clock) -> str | None:
-    """Claim the directory, and make the copy's state its own; where the old state was put. Blocking, for a thread.
+def install_copy(claimed: Claimed, found: Found, files: LocalFiles) -> str | None:
+    """Make the copy's state the directory's own; where the old state was put. Blocking, for a thread.
 
     Raises:
-        FencedError: Another opening claimed the directory meanwhile.
         StorageError: The disk refused.
     """
     mirrored = claimed.mirrored
@@ -87,7 +100,6 @@ def install_copy(claimed: Claimed, found: Found, files: LocalFiles, clock: Clock
     # what the result files hold is what was fetched, whatever the disk of another machine had
     records["projected"] = pack(mirrored.current.projected, "projected")
     try:
-        claim_epoch(found.state_dir, files, clock, given=claimed.claim)
         return install(
             found.state_dir,
             mirrored,

@@ -281,6 +281,28 @@ async def test_the_copy_is_ahead_and_the_disk_catches_up(location, bucket, tmp_p
         assert await asyncio.to_thread(restored.to_dict) == {"losses": [2]}
 
 
+async def test_a_replacement_that_was_cut_short_is_refused_without_the_copy(
+    location, bucket, tmp_path, monkeypatch
+):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 3)
+    async with ExperimentStore.open(f"{bucket}/{location.name}", local_dir=tmp_path / "other") as store:
+        await run(store, 2)
+
+    async def cut_short(*_args):
+        raise StorageError("the power went")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("asynctune.store.replacing.fetch_result_files", cut_short)
+        with pytest.raises(StorageError, match="the power went"):
+            await ExperimentStore.open(location)
+    for mode in ("read", "resume"):
+        with pytest.raises(CorruptStateError, match="being replaced"):
+            await ExperimentStore.open(location, mode, sync_config=SyncConfig())
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        assert await rows(store, "t") == [3, 2]
+
+
 async def test_a_fork_is_set_aside_and_the_copy_wins(location, bucket, tmp_path, caplog):
     async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
         await run(store, 3)

@@ -25,7 +25,7 @@ from asynctune.state.segments import (
 )
 from asynctune.state.snapshot import Image, parse_snapshot_name, write_snapshot
 
-__all__ = ["REPLACING", "install", "is_being_replaced", "replacing_error"]
+__all__ = ["REPLACING", "begin_replacing", "install", "is_being_replaced", "replacing_error"]
 
 REPLACING: Final = "REPLACING"
 """Name of the file that says that the state is being replaced."""
@@ -48,6 +48,20 @@ def replacing_error(state_dir: str) -> CorruptStateError:
         f"{state_dir}/{_QUARANTINE}",
         path=path,
     )
+
+
+def begin_replacing(state_dir: str, claim: Claim, files: LocalFiles) -> None:
+    """Say that the state is being replaced, durably; `install` takes that back at its end.
+
+    For whoever changes other files of the experiment first, which belong to the new state alone.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    marker = f"{state_dir}/{REPLACING}"
+    if not files.exists(marker):
+        _write(marker, f"epoch {claim.epoch}\n".encode(), files)
+        files.sync_dir(state_dir)
 
 
 def install(
@@ -83,10 +97,8 @@ def install(
         with contextlib.suppress(FileExistsError):
             files.make_dir(state_dir)
         files.sync_dir(state_dir.rpartition("/")[0])
+    begin_replacing(state_dir, claim, files)
     marker = f"{state_dir}/{REPLACING}"
-    if not files.exists(marker):
-        _write(marker, f"epoch {claim.epoch}\n".encode(), files)
-        files.sync_dir(state_dir)
     aside = _set_aside(state_dir, f"{claim.epoch}-{mark_of(claim)}", files)
     current = mirrored.current
     for name, data in mirrored.contents.items():
