@@ -62,7 +62,9 @@ def test_a_gap_that_comes_again_sets_the_pace():
     for i in range(10):
         commit(pacing, i * 1.0, 0.01)
     commit(pacing, 20.0, 1.0)
-    assert commit(pacing, 30.0, 1.0) == pytest.approx(31.0 + 24 + REST * 0.98)  # and what is owed of the first
+    assert commit(pacing, 30.0, 1.0) == pytest.approx(
+        31.0 + 24 + REST * 0.98
+    )  # and what is owed of the first
     assert commit(pacing, 90.0, 1.0) == pytest.approx(91.0 + 24)
 
 

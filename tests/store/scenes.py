@@ -13,7 +13,17 @@ from asynctune.state.recovery import recover
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import TrialStatus
 
-__all__ = ["PATHS", "Counter", "directory_with", "listing", "put_into", "result_rows", "state_of"]
+__all__ = [
+    "PATHS",
+    "Counter",
+    "directory_with",
+    "engine_of",
+    "listing",
+    "mirroring_of",
+    "put_into",
+    "result_rows",
+    "state_of",
+]
 
 PATHS: dict[TrialStatus, tuple[TrialStatus, ...]] = {
     TrialStatus.PENDING: (),
@@ -94,3 +104,16 @@ class StoppedClock(SystemClock):
 
     def time(self) -> float:
         return self.now
+
+
+def engine_of(store: ExperimentStore) -> Any:
+    """What works behind a store opened for writing; its rooms are looked into as they are."""
+    assert store._engine is not None
+    return store._engine
+
+
+def mirroring_of(store: ExperimentStore) -> Any:
+    """What keeps the copy of a store that has one."""
+    mirroring = engine_of(store).mirroring
+    assert mirroring is not None
+    return mirroring

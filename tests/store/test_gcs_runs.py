@@ -138,7 +138,7 @@ def swaps_of(fake: FakeGcs, location) -> list[float]:
             times.append(asyncio.get_running_loop().time())
         return store(key, content)
 
-    fake._store = stored
+    fake._store = stored  # type: ignore[method-assign]
     return times
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from asynctune.storage.uri import open_storage
 from asynctune.store.store import ExperimentStore
 from asynctune.testing import FaultyStorage
 from asynctune.trial import Checkpoint
+from tests.store.scenes import engine_of, mirroring_of
 
 
 @pytest.fixture
@@ -31,7 +33,8 @@ def bucket():
 def swaps(monkeypatch):
     """Cleared: the state does not get to the bucket. `asked` is set when it was to."""
     swap = Swapper.swap
-    allowed, allowed.asked = asyncio.Event(), asyncio.Event()
+    allowed: Any = asyncio.Event()
+    allowed.asked = asyncio.Event()
 
     async def held(*arguments, **named):
         allowed.asked.set()
@@ -44,7 +47,7 @@ def swaps(monkeypatch):
 
 
 async def in_bucket(store: ExperimentStore, key: str) -> bool:
-    return await store._engine.mirroring._access.storage.head(key) is not None
+    return await mirroring_of(store)._access.storage.head(key) is not None
 
 
 async def test_result_files_do_not_get_ahead_of_the_state(location, bucket, swaps):
@@ -57,7 +60,7 @@ async def test_result_files_do_not_get_ahead_of_the_state(location, bucket, swap
         store.set_status("t", "RUNNING")
         store.report("t", {"loss": 1})
         await store.flush()
-        sending = asyncio.create_task(store._engine.mirroring.results.project())
+        sending = asyncio.create_task(mirroring_of(store).results.project())
         await swaps.asked.wait()
         # the files are written and copied aside, and nothing else is waited for than the state
         await store.history("t")
@@ -78,9 +81,9 @@ async def test_result_files_do_not_wait_for_a_state_that_waits_for_them(location
         store.set_status("t", "RUNNING")
         store.report("t", {"loss": 1})
         seq = await store.flush()
-        regular = asyncio.create_task(store._engine.mirroring.results.project())
+        regular = asyncio.create_task(mirroring_of(store).results.project())
         await asyncio.sleep(0)
-        await store._engine.mirroring.project(seq)  # as a swap does that is under way
+        await mirroring_of(store).project(seq)  # as a swap does that is under way
         assert await in_bucket(store, "t/result.json")
         await regular
         swaps.set()
@@ -107,7 +110,7 @@ async def test_a_late_result_file_of_a_fenced_driver_replaces_nothing(
     store.set_status("t", "RUNNING")
     store.report("t", {"loss": 3})
     await store.flush(mirror=True)
-    results = store._engine.mirroring.results
+    results = mirroring_of(store).results
     results._sender = held = Held(results._sender)
     late = asyncio.create_task(results.project())
     await held.came.wait()
@@ -198,8 +201,8 @@ async def test_a_copy_that_is_damaged_is_healed_from_this_disk(
     for number in range(40):
         store.report("t", {"loss": number, "filler": os.urandom(12_000)})
         await store.flush(mirror=True)
-    storage = store._engine.mirroring._access.storage
-    segments = store._engine.mirroring.mirror._swapper.current.segments
+    storage = mirroring_of(store)._access.storage
+    segments = mirroring_of(store).mirror._swapper.current.segments
     assert segments
     for ref in segments:
         await storage.delete([ref.key])
@@ -233,7 +236,7 @@ async def test_who_waits_for_uploads_learns_of_a_takeover(location, bucket, tmp_
     await store.save_checkpoint("t", Checkpoint.from_dict({}))
     waiting = asyncio.create_task(store.flush(mirror=True))
     await started.wait()
-    engine = store._engine
+    engine = engine_of(store)
     await engine.mirroring.mirror.flush(engine.writer.committed_seq)  # it is quiet from now on
     async with ExperimentStore.open(f"{bucket}/{location.name}", local_dir=tmp_path / "other"):
         store.set_metadata("any", 1)
@@ -273,7 +276,7 @@ async def test_what_the_records_say_of_another_bucket_does_not_get_into_a_new_on
     async with await opening as store:
         await store.flush(mirror=True)
         async with ExperimentStore.open(f"{bucket}/two/{location.name}", "read") as reader:
-            assert await reader.fetch(reader.checkpoints("t")[0])
+            assert (await reader.fetch(reader.checkpoints("t")[0])).is_dir()
 
 
 async def until(check) -> None:
@@ -308,7 +311,7 @@ async def test_the_period_of_the_config_is_that_of_checkpoints_and_result_files(
             store.report("t", {"loss": loss})
 
             async def sent_again(before: int = before) -> bool:
-                info = await store._engine.mirroring._access.storage.head("t/result.json")
+                info = await mirroring_of(store)._access.storage.head("t/result.json")
                 return info is not None and info.size_bytes > before
 
             await until(sent_again)
@@ -357,7 +360,7 @@ async def test_a_close_without_a_limit_waits_once_for_a_bucket_that_is_away(loca
     store = await ExperimentStore.open(location, sync_config=config)
     store.add_trial({}, "t")
     await store.flush(mirror=True)
-    mirroring = store._engine.mirroring
+    mirroring = mirroring_of(store)
     assert mirroring.times_for_close(None) == (None, None)
     assert mirroring.times_for_close(10.0) == (10.0, 8.0), "the state gets its share"
     away = storages[0].fail(StorageError("nobody answers", retryable=True), lasting=True)
@@ -399,7 +402,7 @@ async def test_no_credential_is_written_or_shown(location, monkeypatch, caplog):
         store.add_trial({}, "t")
         await store.save_checkpoint("t", Checkpoint.from_dict(1))
         await store.flush(mirror=True)
-        shown = f"{store!r} {config!r} {store._engine.remote!r} {store._place!r} {store.stats()!r}"
+        shown = f"{store!r} {config!r} {engine_of(store).remote!r} {store._place!r} {store.stats()!r}"
     assert given == [{"secret_access_key": secret}]
     written = [path for path in location.rglob("*") if path.is_file()]
     assert location / ".asynctune" / "MIRROR" in written

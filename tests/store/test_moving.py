@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from asynctune.config import SyncConfig
@@ -15,7 +17,7 @@ from asynctune.trial import Checkpoint
 FORMER, PLACE = "s3://bucket/former/exp", "s3://bucket/now/exp"
 
 
-def records(path: str, known: str | None, *kinds: str) -> dict[str, bytes]:
+def records(path: Path, known: str | None, *kinds: str) -> dict[str, bytes]:
     """Of a state with a checkpoint of each kind; one that is `here` has its directory below `path`."""
     made = {"trial/t": b"", "checkpoint/t/99": pack({"v": 99})}
     for step, kind in enumerate(kinds, 1):

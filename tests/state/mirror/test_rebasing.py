@@ -134,7 +134,9 @@ async def test_result_files_go_before_the_frames_are_given_up(directory, storage
                 raise StorageError("not now", operation="put", retryable=True)
             driver.told.projected.append(seq)
 
-        driver.mirror._swapper._rebasing._project = project
+        swapper = driver.mirror._swapper
+        assert swapper is not None
+        swapper._rebasing._project = project
         before = await current_of(storage)
         await driver.mirror.flush(await driver.commits(1, size=TAIL_BYTES))
         assert driver.told.projected == [2]
