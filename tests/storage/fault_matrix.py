@@ -122,7 +122,11 @@ async def _get_a_range(place: Place) -> Scene:
     async def act(place: Place) -> None:
         async with place.storage.get("k", start=1000, length=5000, version=version) as body:
             assert (body.info.size_bytes, body.info.version) == (len(LARGE), version)
-            assert b"".join([chunk async for chunk in body]) == LARGE[1000:6000]
+            data = b"".join([chunk async for chunk in body])
+        assert len(data) == 5000
+        if data != LARGE[1000:6000]:
+            # no server has a checksum of a range: whoever reads one has its own, and finds out
+            raise StorageError("the bytes do not match the reader's checksum", operation="get", key="k")
 
     return act
 
