@@ -149,8 +149,9 @@ class GcsBucket:
                 info = info_of_resource("put", key, await reply_json(response, "put", key))
                 await self._check_stored(info, name, crc32c, "put")
                 return Stored(info.version)
-            if response.status in _CONFLICT:
+            if response.status in _CONFLICT and params:
                 return Conflict()
+            # without a condition none can fail: then it is the server that is wrong
             raise await self._refusal(response, "put", key)
 
     async def _check_stored(self, info: ObjectInfo, name: str, crc32c: int | None, operation: str) -> None:
@@ -203,7 +204,7 @@ class GcsBucket:
             },
             body=json.dumps(metadata).encode(),
         ) as response:
-            if response.status in _CONFLICT:
+            if response.status in _CONFLICT and params:
                 return None
             if response.status != _OK or "Location" not in response.headers:
                 raise await self._refusal(response, "begin_upload", key)

@@ -115,11 +115,19 @@ class GcsHttp:
 
     async def delete(self, key: str, name: str, params: Mapping[str, str] | None = None) -> None:
         """Delete an object."""
-        await self._plain(
+        reply = await self._plain(
             "delete",
             key,
             lambda: self._api.delete(self._bucket, name, params=dict(params or {}), timeout=_PLAIN_TIMEOUT_S),
         )
+        if str(reply or "").strip():
+            # who has deleted says nothing
+            raise StorageError(
+                f"delete of {key!r}: the server answers with success and says something else",
+                operation="delete",
+                key=key,
+                retryable=True,
+            )
 
     async def listing(self, operation: str, params: Mapping[str, str]) -> dict[str, Any]:
         """One page."""

@@ -219,6 +219,17 @@ class GcsSessions:
             ) as response:
                 if response.status not in (*_GONE, *_DONE, 204):
                     raise await self._failure(response, "abort_upload", key)
+                if response.status in _DONE and '"error"' in await reply_text(response, "abort_upload", key):
+                    raise _not_done("abort_upload", key)
+
+
+def _not_done(operation: str, key: str) -> StorageError:
+    return StorageError(
+        f"{operation} of {key!r}: the server answers with success and tells of an error",
+        operation=operation,
+        key=key,
+        retryable=True,
+    )
 
 
 def _not_all(operation: str, key: str) -> StorageError:

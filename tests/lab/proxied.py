@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.crash.proxied_runs import Server, cases, count_requests, gcs_server, run_cases, s3_server
 from tests.lab.registry import Lab, Row, experiment
 from tests.storage.fake_gcs import FakeGcs
-from tests.storage.fault_matrix import CASES, LARGE, Case, gcs_places, s3_places
+from tests.storage.fault_matrix import CASES, GCS_CASES, LARGE, Case, gcs_places, s3_places
 from tests.storage.fault_matrix import run_cases as run_matrix
 from tests.storage.moto import moto_server
 
@@ -22,8 +22,8 @@ def proxied(lab: Lab) -> Iterable[Row]:
     logging.getLogger("asynctune").setLevel(logging.CRITICAL)
     source = lab.directory / "source"
     source.write_bytes(LARGE)
-    for name, run in (("s3", _s3), ("gcs", _gcs)):
-        chosen = lab.few(CASES, 60)
+    for name, run, every in (("s3", _s3, CASES), ("gcs", _gcs, GCS_CASES)):
+        chosen = lab.few(every, 60)
         outcomes = asyncio.run(run(source, lab.progress(chosen, name, len(chosen))))
         yield Row.tally(f"operations of {name}", outcomes)
     for name, going in (("s3", _runs_with_s3), ("gcs", _runs_with_gcs)):
