@@ -93,7 +93,13 @@ class Writing:
     def hold(self) -> threading.Event:
         """Let the next commit wait for an event before it is synced."""
         go = threading.Event()
-        self.files.call(lambda _operation: go.wait(20), on="sync_data")
+        self.held = held = threading.Event()  # set when it waits
+
+        def wait(_operation):
+            held.set()
+            go.wait(20)
+
+        self.files.call(wait, on="sync_data")
         return go
 
     async def committed(self, count: int) -> None:
@@ -370,7 +376,7 @@ async def test_the_age_of_the_oldest_unsaved_change(start):
     assert writing.writer.stats().oldest_dirty_age_s == pytest.approx(15)
     go = writing.hold()
     task = asyncio.create_task(writing.writer.flush())
-    await asyncio.sleep(0)
+    await asyncio.to_thread(writing.held.wait, 20)
     writing.writer.put("c", b"3")
     writing.clock.move(1)
     assert writing.writer.stats().oldest_dirty_age_s == pytest.approx(16)
