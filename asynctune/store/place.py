@@ -60,7 +60,7 @@ class Place:
     Attributes:
         path: Its directory on this machine, absolute; empty for a copy that is only read.
         remote: Its copy; `None`: there is none, or (`remembers`) the experiment itself knows.
-        remembers: No `sync_config` was given: the copy stays where the experiment was made to have it.
+        remembers: No `sync_config` was given, or it is only read: the copy is where the experiment was made to have it.
         options: `storage_options`, for that case.
         by_uri: It was named by the URI of its copy.
         makes_parent: The directory above `path` is asynctune's own, and made if it is missing.
@@ -116,10 +116,7 @@ def place_of(
             raise ConfigError(msg)
         return copy_of(path, mode=mode, local_dir=local_dir, sync_config=sync_config)
     if mode == "read":
-        if options:
-            msg = f"storage_options are for buckets, and {path} is a directory, read as it is; leave them out"
-            raise ConfigError(msg)
-        return Place(path=path)
+        return Place(path=path, remembers=True, options=_options(sync_config or SyncConfig(), options))
     if sync_config is None:
         return Place(path=path, remembers=True, options=options)
     if sync_config.upload_dir is None:
@@ -164,8 +161,6 @@ def _by_syncer(
     if local_dir is not None:
         msg = f"local_dir stages an experiment opened from its copy, and {path} is not in upload_dir; leave it out"
         raise ConfigError(msg)
-    if mode == "read":
-        return Place(path=path)
     remote = Remote(place=f"{above}/{os.path.basename(path)}", uri=None, sync=sync)
     return Place(path=path, remote=remote)
 

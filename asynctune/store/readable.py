@@ -333,6 +333,7 @@ class ReadableStore(Guarded):
 
         Raises:
             CheckpointNotFoundError: It is not one of this experiment, was deleted, or is damaged.
+            ConfigError: Only the copy has it, which a syncer keeps that was not given.
             StorageError: The bucket or the disk refused.
         """
         self._check_open()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from asynctune.checkpoints.bucket import Bucket
 from asynctune.clock import Clock
-from asynctune.errors import ExperimentNotFoundError
+from asynctune.errors import CheckpointNotFoundError, ExperimentNotFoundError
 from asynctune.files import LocalFiles
 from asynctune.results.history import read_history
 from asynctune.results.rows import TrialInfo
@@ -27,11 +27,12 @@ from asynctune.state.thread import WorkThread
 from asynctune.storage.base import ObjectStorage
 from asynctune.store.access import Access, open_access
 from asynctune.store.copied_history import read_copied_history
-from asynctune.store.finding import STATE_DIR, is_copy
+from asynctune.store.finding import STATE_DIR, is_copy, storage_error
+from asynctune.store.lazy_copies import LazyCopies
 from asynctune.store.opening import OpenedForReading, describe, newest_claim, open_for_reading
 from asynctune.store.place import Place, Remote, copy_of
 from asynctune.store.records import Records, check_format
-from asynctune.store.remembering import noted
+from asynctune.store.remembering import noted, recall
 from asynctune.store.trials import TrialTable
 
 __all__ = ["CopySource", "DirectorySource", "Look", "Source", "open_source"]
@@ -87,34 +88,58 @@ async def open_source(place: Place, *, clock: Clock, files: LocalFiles) -> Sourc
         await _in_thread(tempfile.gettempdir),  # the first look for it tries to write a file
         f"asynctune-{os.getpid()}-{secrets.token_hex(8)}",
     )
-    if place.remote is None:
+    if place.path:
         if not await _in_thread(is_copy, place.path, files):
-            return DirectorySource(place.path, scratch, files=files)
+            return DirectorySource(place, scratch, clock=clock, files=files)
         place = copy_of(place.path, mode="read", local_dir=None, sync_config=None)
-        assert place.remote is not None
+    assert place.remote is not None
     access = await open_access(place.remote, os.path.join(scratch, "experiment"), clock=clock, files=files)
     return CopySource(place.remote, access, scratch, clock=clock, files=files)
 
 
 class DirectorySource:
-    """An experiment's directory."""
+    """An experiment's directory. Its copy is reached only for checkpoints that the directory lacks."""
 
-    def __init__(self, path: str, scratch_dir: str, *, files: LocalFiles) -> None:
-        self.experiment_dir = path
+    def __init__(self, place: Place, scratch_dir: str, *, clock: Clock, files: LocalFiles) -> None:
+        self.experiment_dir = place.path
         self.scratch_dir = scratch_dir
         self.bucket: Bucket | None = None
         self.copy_uri: str | None = None
+        self._place = place
+        self._copies: LazyCopies | None = None
+        self._clock = clock
         self._files = files
 
     async def open(self) -> OpenedForReading:
         """Read everything. Errors: as for `open_for_reading`."""
-        return await _in_thread(self._open)
+        opened = await _in_thread(self._open)
+        if self.copy_uri is not None and self._copies is None:
+            stand_in = os.path.join(self.scratch_dir, "experiment")
+            self._copies = LazyCopies(
+                self.copy_uri, self._copy, stand_in, clock=self._clock, files=self._files
+            )
+            self.bucket = Bucket.for_reading(self._copies)
+        return opened
 
     def _open(self) -> OpenedForReading:
         opened = open_for_reading(self.experiment_dir, self._files)
         with contextlib.suppress(OSError):  # what was read is worth more than where else it is
             self.copy_uri = noted(f"{self.experiment_dir}/{STATE_DIR}", self._files)
         return opened
+
+    def _copy(self) -> Remote:
+        """In a thread: the copy, as it was given or noted."""
+        if self._place.remote is not None:
+            return self._place.remote
+        state_dir = f"{self.experiment_dir}/{STATE_DIR}"
+        try:
+            remote = recall(state_dir, self._files, dict(self._place.options))
+        except OSError as error:
+            raise storage_error("read", state_dir, error) from error
+        if remote is None:
+            msg = f"{self.experiment_dir} has no copy any more; there was one at {self.copy_uri}"
+            raise CheckpointNotFoundError(msg)
+        return remote
 
     async def look(self, since: Position) -> Look | None:
         """What came after `since`; `None`: everything has to be read anew."""
@@ -137,8 +162,12 @@ class DirectorySource:
         return await read_history(os.path.join(self.experiment_dir, name), has_rows=has_rows)
 
     async def aclose(self) -> None:
-        """Remove the directory of private copies, which are gone by now."""
-        await _in_thread(_remove, self.scratch_dir, self._files)
+        """Close the connection, if there is one; remove the directory of private copies, which are gone by now."""
+        try:
+            if self._copies is not None:
+                await self._copies.aclose()
+        finally:
+            await _in_thread(_remove, self.scratch_dir, self._files)
 
 
 class CopySource:

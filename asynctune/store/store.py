@@ -65,7 +65,8 @@ class ExperimentStore(SearchingStore):
             checkpoint_config: How many checkpoints are kept; by default as the experiment was made.
             checkpoint_period: Seconds between commits of the state, or `"auto"`: at most 5 % of the time goes into
                 them. The environment variable `TUNE_GLOBAL_CHECKPOINT_S` overrides it.
-            storage_options: Credentials and endpoint of a bucket; never stored, never logged.
+            storage_options: Credentials and endpoint of a bucket, also of that where a directory's copy is; never
+                stored, never logged.
             max_interval_s: The longest rest between commits, even where the 5 % rule asks for more.
             tensorboard: Write TensorBoard events too; needs the extra `tensorboard`.
             clock: Time, for tests.

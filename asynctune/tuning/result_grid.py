@@ -68,7 +68,6 @@ class Result:
     path: Path | str
     summary: Mapping[str, float] = field(default_factory=dict, repr=False)
     origin: _Origin | None = field(default=None, repr=False, compare=False)
-    copy: _Origin | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -77,9 +76,8 @@ class Result:
         path: Path | str,
         summary: Mapping[str, float],
         origin: _Origin | None = None,
-        copy: _Origin | None = None,
     ) -> Self:
-        """The result of a trial whose directory is `path`; of an experiment at `origin`, whose copy is at `copy`."""
+        """The result of a trial whose directory is `path`; of an experiment that is opened as `origin` says."""
         checkpoints = trial.checkpoints
         return cls(
             trial_id=trial.trial_id,
@@ -92,7 +90,6 @@ class Result:
             path=path,
             summary=summary,
             origin=origin,
-            copy=copy,
         )
 
     async def history(self) -> list[dict[str, Any]]:
@@ -101,7 +98,7 @@ class Result:
         Raises:
             StorageError: They cannot be read, or are not where they were.
         """
-        if self.origin is not None:
+        if isinstance(self.path, str) and self.origin is not None:
             async with self.origin.open() as store:
                 return await store.history(self.trial_id)
         try:
@@ -118,7 +115,7 @@ class Result:
     ) -> Path:
         """Bring a verified copy of a checkpoint's files into a new or empty directory; its path.
 
-        From the experiment's directory, or from its copy, where it is not there (any more).
+        From the experiment's directory, or from its copy, where it is not there, or damaged.
 
         Args:
             to: The directory.
@@ -126,18 +123,13 @@ class Result:
 
         Raises:
             CheckpointNotFoundError: There is none, or it was deleted or is damaged.
+            ConfigError: Only the copy has it, which a syncer keeps that was not given.
             StorageError: The bucket or the disk refused.
         """
         wanted = self.checkpoint if checkpoint is None else checkpoint
         if wanted is None:
             raise CheckpointNotFoundError(f"trial {self.trial_id} has no checkpoint")
-        try:
-            async with (self.origin or _Origin(os.path.dirname(self.path))).open() as store:
-                return await store.fetch(wanted, to)
-        except CheckpointNotFoundError:
-            if self.copy is None:
-                raise
-        async with self.copy.open() as store:
+        async with (self.origin or _Origin(os.path.dirname(self.path))).open() as store:
             return await store.fetch(wanted, to)
 
 
@@ -171,7 +163,7 @@ class ResultGrid(Sequence[Result]):
 
         Args:
             path_or_uri: Of the experiment.
-            storage_options: Credentials and endpoint of a bucket.
+            storage_options: Credentials and endpoint of a bucket; for a directory, of the one where its copy is.
             sync_config: With the `Syncer` that keeps the copy at this place, where one does.
 
         Raises:
@@ -193,15 +185,11 @@ class ResultGrid(Sequence[Result]):
     ) -> ResultGrid:
         """The results so far of an open experiment; the settings as it was opened with, to read more of it later."""
         results = []
-        where, uri = store.location, store.upload_uri
-        origin = copy = None
-        if isinstance(where, str):
-            origin = _Origin(where, storage_options, sync_config)
-        elif uri is not None:
-            copy = _Origin(uri, storage_options, sync_config)
+        where = store.location
+        origin = _Origin(str(where), storage_options, sync_config)
         async for trial in store.iterate():
             path = f"{where}/{trial.trial_name}" if isinstance(where, str) else where / trial.trial_name
-            results.append(Result.of(trial, path, store.metric_summary(trial.trial_id), origin, copy))
+            results.append(Result.of(trial, path, store.metric_summary(trial.trial_id), origin))
         metric, mode = store.tracked_metric
         return cls(results, location=str(store.location), metric=metric, mode=mode)
 

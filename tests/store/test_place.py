@@ -33,6 +33,17 @@ def test_a_directory_of_which_nothing_is_said_asks_the_experiment():
     assert "key" not in repr(found)
 
 
+def test_a_directory_that_is_read_knows_its_copy_itself_and_takes_the_options_for_it():
+    found = place(
+        "/data/exp",
+        mode="read",
+        sync_config=upload("s3://elsewhere", storage_options={"a": 1, "b": 2}),
+        storage_options={"b": 3},
+    )
+    assert (found.path, found.remote, found.remembers) == ("/data/exp", None, True)
+    assert found.options == {"a": 1, "b": 3}
+
+
 def test_a_directory_with_a_copy_in_a_bucket():
     found = place("/data/exp", sync_config=upload("s3://bucket/some/where/", storage_options={"a": 1}))
     assert found.remote is not None
@@ -106,7 +117,6 @@ def test_a_uri_may_be_named_together_with_its_own_upload_dir(tmp_path):
             {"sync_config": SyncConfig(), "storage_options": {"key": "k"}},
             "storage_options are for",
         ),
-        ("/data/exp", {"mode": "read", "storage_options": {"key": "k"}}, "storage_options are for buckets"),
         (
             "/data/exp",
             {"local_dir": "/other", "storage_options": {"key": "k"}},
@@ -121,7 +131,6 @@ def test_a_uri_may_be_named_together_with_its_own_upload_dir(tmp_path):
         "elsewhere",
         "local_dir",
         "options",
-        "options-read",
         "options-staged",
         "no-syncer",
         "credentials",

@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -35,6 +36,7 @@ from asynctune import (
     session,
 )
 from asynctune.storage.memory import MemoryStorage
+from asynctune.store import access, lazy_copies
 from asynctune.store.summary import as_named, updated
 from tests.tuning import trainables
 
@@ -350,7 +352,7 @@ def value_in(directory):
     return Checkpoint.from_directory(directory).to_dict()
 
 
-async def test_a_checkpoint_that_is_in_the_copy_only_is_brought_from_there(tmp_path, bucket):
+async def test_a_checkpoint_that_is_in_the_copy_only_is_brought_from_there(tmp_path, bucket, monkeypatch):
     await Tuner(
         with_one_checkpoint,
         param_space={"x": grid_search([1, 2])},
@@ -371,6 +373,20 @@ async def test_a_checkpoint_that_is_in_the_copy_only_is_brought_from_there(tmp_p
     [best, _] = await ResultGrid.load(tmp_path / "elsewhere" / "e")  # a reader, which knows of the copy too
     files = await best.fetch_checkpoint(tmp_path / "again")
     assert await asyncio.to_thread(value_in, files) == {"x": 1}
+    asked = []
+    real = access.open_access
+
+    async def watched(remote, *arguments, **settings):
+        asked.append((str(remote), dict(remote.options)))
+        return await real(replace(remote, options={}), *arguments, **settings)
+
+    monkeypatch.setattr(lazy_copies, "open_access", watched)
+    [best, _] = await ResultGrid.load(tmp_path / "elsewhere" / "e", storage_options={"key": "k"})
+    assert len(await best.history()) == 1
+    assert asked == [], "the bucket is for what is only there"
+    files = await best.fetch_checkpoint(tmp_path / "with options")
+    assert await asyncio.to_thread(value_in, files) == {"x": 1}
+    assert asked == [(f"{bucket}/e", {"key": "k"})]
 
 
 async def test_a_new_experiment_is_refused_where_only_the_copy_of_another_one_is(tmp_path, bucket):
