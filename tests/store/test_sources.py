@@ -105,6 +105,10 @@ async def other(location, bucket, tmp_path):
     return tmp_path / "other" / location.name
 
 
+def value_in(path):
+    return Checkpoint.from_directory(path).to_dict()
+
+
 def refuse_the_bucket(monkeypatch) -> None:
     async def refuse(*_arguments, **_settings):
         raise AssertionError("nobody has asked for anything of the bucket")
@@ -119,9 +123,7 @@ async def test_who_reads_a_directory_gets_from_the_bucket_what_is_not_here(other
         restored = await reader.restore_checkpoint("t")
         assert restored.path is not None
         for path in (*found, restored.path):
-            assert await asyncio.to_thread(lambda path=path: Checkpoint.from_directory(path).to_dict()) == {
-                "x": 1
-            }
+            assert await asyncio.to_thread(value_in, path) == {"x": 1}
         async with reader.lease("t") as leased:
             assert leased.path is not None
             assert not str(leased.path).startswith(str(other))
