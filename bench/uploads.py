@@ -1,9 +1,9 @@
 """Directories uploaded to one S3 server: asynctune beside s5cmd, pyarrow.fs, s3fs, obstore and aws-cli.
 
 Four workloads: one file of 256 MiB, 16 of 16 MiB, 1 000 of 16 KiB, and a checkpoint such as training leaves (96 MiB,
-two of 48 MiB, 20 of 20 KiB). All upload the same directory of this disk to a prefix of their own, in turn, round after
-round; what they have uploaded is counted and deleted before the next turn. Then the last one once more, unchanged, to
-where it is already: what has to be sent to find that out?
+two of 48 MiB, 20 of 20 KiB). All upload the same directory of this disk to a prefix of their own, in turn, each round
+with another one first; what they have uploaded is counted and deleted before the next turn. Then the last one once more,
+unchanged, to where it is already: what has to be sent to find that out?
 
 The server is `juicefs gateway` on this machine: a real one, whose work takes part of the machine's time. So the seconds
 say what a client makes of the same server; what it costs by itself is its CPU seconds.
@@ -15,6 +15,7 @@ import asyncio
 import os
 import statistics
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -89,7 +90,7 @@ async def measure(settings: Options) -> Report:
             await clients[name].prepare(warm_up=str(directory / "warm-up"), prefix=f"warm-up/{name}")
         for turn in range(settings.rounds):
             for work in _workloads(settings.quick):
-                for name, client in clients.items():
+                for name, client in _in_turn(clients, turn):
                     progress(f"round {turn + 1} of {settings.rounds}: {work}, {name}")
                     prefix = f"{turn}/{name}"
                     source = directory / work
@@ -103,6 +104,13 @@ async def measure(settings: Options) -> Report:
                         await _check(storage, prefix, source)
                     await _delete(storage, prefix)
     return _report(settings, found)
+
+
+def _in_turn(clients: Mapping[str, Child], turn: int) -> list[tuple[str, Child]]:
+    """Each round begins with another: the first meets a server that still clears away the work before."""
+    order = list(clients.items())
+    first = turn % len(order)
+    return order[first:] + order[:first]
 
 
 async def _check(storage: ObjectStorage, prefix: str, source: Path) -> None:
@@ -216,4 +224,4 @@ def _report(settings: Options, found: dict[tuple[str, str], list[dict[str, Any]]
 
 
 if __name__ == "__main__":
-    run(measure, options(__doc__, rounds=5, quick_rounds=2))
+    run(measure, options(__doc__, rounds=6, quick_rounds=2))

@@ -38,7 +38,7 @@ from asynctune.trial import MANIFEST_FILE
 
 __all__ = ["BucketCopies", "FileTransfer"]
 
-_FILES_AT_ONCE: Final = 16
+_FILES_AT_ONCE: Final = 32
 _REMEMBERED: Final = 64
 """Of how many unfinished directories is remembered what is there; of others the bucket is asked."""
 

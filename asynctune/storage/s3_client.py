@@ -29,7 +29,7 @@ __all__ = ["S3Options", "make_client", "read_options"]
 
 _CONNECT_S: Final = 10
 _SILENT_S: Final = 60
-_CONNECTIONS: Final = 64
+_CONNECTIONS: Final = 128
 
 # What each is called by s3fs, by boto3 and by asynctune: one meaning, several names.
 _NAMES: Final[dict[str, tuple[str, type]]] = {

@@ -13,6 +13,7 @@ from asynctune.errors import StorageError
 from asynctune.storage.carrying import Means
 from asynctune.storage.outgoing import Outgoing
 from asynctune.storage.part_sending import PartSending
+from asynctune.storage.streams import CHUNK_BYTES
 from asynctune.storage.values import Condition, FileRange, Stored
 
 __all__ = ["Sent", "send_file"]
@@ -38,6 +39,10 @@ async def send_file(
 ) -> Sent:
     """See `asynctune.storage.transfer.Transfer.send`."""
     out = Outgoing(means, key, path, size_bytes, condition)
+    if crc32c is not None and size_bytes <= min(CHUNK_BYTES, means.put_bytes):
+        # Read whole before it is sent, and then it has this checksum or is refused: no look before is needed.
+        out.crc32c = crc32c
+        return Sent(await _put(out), out.sent_bytes, 0)
     await out.open(crc32c)
     if size_bytes <= min(means.put_bytes, means.storage.upload_rules.max_put_bytes):
         return Sent(await _put(out), out.sent_bytes, 0)
