@@ -2,8 +2,8 @@
 
 Four workloads: one file of 256 MiB, 16 of 16 MiB, 1 000 of 16 KiB, and a checkpoint such as training leaves (96 MiB,
 two of 48 MiB, 20 of 20 KiB). All upload the same directory of this disk to a prefix of their own, in turn, each round
-with another one first; what they have uploaded is counted and deleted before the next turn. Then the last one once more,
-unchanged, to where it is already: what has to be sent to find that out?
+with another one first; what they have uploaded is counted and deleted before the next turn. Then the last one once
+more, unchanged, to where it is already: what has to be sent to find that out?
 
 The server is `juicefs gateway` on this machine: a real one, whose work takes part of the machine's time. So the seconds
 say what a client makes of the same server; what it costs by itself is its CPU seconds.
