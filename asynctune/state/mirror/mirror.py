@@ -276,9 +276,8 @@ class StateMirror:
             self._fail(error)
             raise
         except _PASSING as error:
-            return self._failed(
-                error
-            )  # not kept here: its traceback holds this frame, and what was to be put
+            # not kept here: its traceback holds this frame, and what was to be put
+            return self._failed(error)
         finally:
             self._last_end = self._clock.monotonic()
             self._seconds += self._last_end - began
