@@ -85,7 +85,7 @@ async def open_storage(
     except BaseException:
         threads.close()
         raise
-    return GcsStorage(uri, http, threads, Retry() if retry is None else retry)
+    return GcsStorage(uri, http, threads, Retry(location=str(uri)) if retry is None else retry)
 
 
 class GcsStorage:

@@ -1,8 +1,8 @@
 """Owns when a request to a storage is sent again: the policy, the arithmetic of one call, and a thin driver.
 
-`Attempts` only calculates: it is given the time and a source of randomness. `Retry` waits and sends. What is worth
-another request is not decided here: each storage says it, by `StorageError.retryable` and `retry_after_s`, where it
-translates the errors of its client.
+`Attempts` only calculates: it is given the time and a source of randomness. `Retry` waits and sends, and says so when
+that takes long. What is worth another request is not decided here: each storage says it, by `StorageError.retryable`
+and `retry_after_s`, where it translates the errors of its client.
 """
 
 from __future__ import annotations
@@ -10,20 +10,26 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from asynctune.clock import Clock, SystemClock
 from asynctune.errors import ConfigError, StorageError
 
-__all__ = ["ONCE", "Attempts", "Retry", "RetryPolicy"]
+__all__ = ["ONCE", "Attempts", "Retry", "RetryPolicy", "Trouble", "overheard"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _MOST_DOUBLINGS: Final = 64
+_SILENT_S: Final = 5.0
+"""How long a call fails before people are told, seconds."""
+_QUIET_S: Final = 600.0
+"""How long they are not told again by the same storage, seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +99,10 @@ class Attempts:
         """Seconds since the call began."""
         return now - self._began
 
+    def left_s(self, now: float) -> float:
+        """Seconds that the call may go on."""
+        return max(0.0, self._ends - now)
+
     def pause_s(self, now: float, *, retryable: bool, retry_after_s: float | None = None) -> float | None:
         """A request has just failed: seconds to wait before the next, or `None` to give up.
 
@@ -109,13 +119,41 @@ class Attempts:
         return pause if now + pause < self._ends else None
 
 
+class Trouble:
+    """What requests have met, for who waits for them and tells people by itself.
+
+    Attributes:
+        said: The newest error, as a sentence; empty: none yet.
+    """
+
+    __slots__ = ("said",)
+
+    def __init__(self) -> None:
+        self.said = ""
+
+
+_overheard: ContextVar[Trouble | None] = ContextVar("asynctune_storage_trouble", default=None)
+
+
+@contextmanager
+def overheard() -> Iterator[Trouble]:
+    """In this block, in its tasks and on side loops too, no `Retry` warns: the caller does, with what was met."""
+    trouble = Trouble()
+    token = _overheard.set(trouble)
+    try:
+        yield trouble
+    finally:
+        _overheard.reset(token)
+
+
 class Retry:
-    """Sends requests, again where that helps.
+    """Sends requests, again where that helps. A call that fails for about 5 s is told in a warning, but not each.
 
     Args:
         policy: How long and how often.
         clock: Reads the time, and waits.
         rng: Where the jitter comes from.
+        location: Where to, for messages; without credentials.
     """
 
     def __init__(
@@ -124,7 +162,10 @@ class Retry:
         *,
         clock: Clock | None = None,
         rng: random.Random | None = None,
+        location: str = "",
     ) -> None:
+        self._location = location
+        self._told_at = -math.inf
         self._policy = RetryPolicy() if policy is None else policy
         self._clock = SystemClock() if clock is None else clock
         self._rng = random.Random() if rng is None else rng  # noqa: S311 - jitter is no secret
@@ -164,7 +205,7 @@ class Retry:
                 async with clock.timeout(limit_s):
                     return await request()
             except TimeoutError as cause:
-                error = _no_answer(operation, key, limit_s)
+                error = self._no_answer(operation, key, limit_s)
                 error.__cause__ = cause
             except StorageError as caught:
                 error = caught
@@ -176,19 +217,34 @@ class Retry:
                         f"the last of {attempts.failed} attempts in {attempts.elapsed_s(now):.1f} s"
                     )
                 raise error
-            logger.debug("%s of %r fails, again in %.2f s: %s", operation, key, pause_s, error)
+            self._tell(error, attempts, now, pause_s)
             try:
                 await clock.sleep(pause_s)
             finally:
                 del error  # its traceback holds this frame
 
+    def _tell(self, error: StorageError, attempts: Attempts, now: float, pause_s: float) -> None:
+        """A request has failed, and another is sent after a pause."""
+        logger.debug("again in %.2f s: %s", pause_s, error)
+        trouble = _overheard.get()
+        if trouble is not None:
+            trouble.said = str(error)
+        elif attempts.elapsed_s(now) + pause_s >= _SILENT_S and now - self._told_at >= _QUIET_S:
+            self._told_at = now
+            logger.warning(
+                "%s. It is tried again, for up to %.0f s; that requests fail is not told again for %.0f minutes",
+                str(error).rstrip("."),
+                attempts.left_s(now),
+                _QUIET_S / 60,
+            )
 
-def _no_answer(operation: str, key: str | None, limit_s: float) -> StorageError:
-    what = operation if key is None else f"{operation} of {key!r}"
-    return StorageError(
-        f"{what}: no answer within {limit_s:.1f} s",
-        operation=operation,
-        key=key,
-        retryable=True,
-        hint="check the network and the storage's endpoint",
-    )
+    def _no_answer(self, operation: str, key: str | None, limit_s: float) -> StorageError:
+        what = operation if key is None else f"{operation} of {key!r}"
+        where = f" in {self._location}" if self._location else ""
+        return StorageError(
+            f"{what}{where}: no answer within {limit_s:.1f} s",
+            operation=operation,
+            key=key,
+            retryable=True,
+            hint="check the network and the storage's endpoint",
+        )

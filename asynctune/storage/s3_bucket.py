@@ -59,8 +59,8 @@ class S3Bucket:
         self._conditions = options.conditional_writes
         self._policy = RetryPolicy() if policy is None else policy
         self._clock = SystemClock() if clock is None else clock
-        self._retry = Retry(self._policy, clock=self._clock)
-        self._once = Retry(replace(self._policy, max_attempts=1), clock=self._clock)
+        self._retry = Retry(self._policy, clock=self._clock, location=self._location)
+        self._once = Retry(replace(self._policy, max_attempts=1), clock=self._clock, location=self._location)
         self._bucket_seen = False
         self._closed = False
 

@@ -33,10 +33,11 @@ from asynctune.store.events import EventStream
 from asynctune.store.identity import experiment_record, opening_record
 from asynctune.store.log import Log
 from asynctune.store.mirroring import Mirroring
+from asynctune.store.opened import Opened
 from asynctune.store.order import CheckpointOrder
 from asynctune.store.place import Place
 from asynctune.store.projections import Projections
-from asynctune.store.reconcile import Opened, open_place
+from asynctune.store.reconcile import open_place
 from asynctune.store.sink import RecordSink
 from asynctune.store.supervisor import Supervisor
 from asynctune.store.trials import TrialTable

@@ -24,9 +24,9 @@ from asynctune.state.mirror.offline import Identity
 from asynctune.state.mirror.register import open_register
 from asynctune.store import reconcile
 from asynctune.store.access import Access
+from asynctune.store.opened import Opened
 from asynctune.store.place import Remote
 from asynctune.store.projections import Projections
-from asynctune.store.reconcile import Opened
 from asynctune.store.records import Records
 
 __all__ = ["Emit", "Mirroring"]

@@ -11,29 +11,24 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from asynctune.clock import Clock
-from asynctune.errors import (
-    ConfigError,
-    CorruptStateError,
-    ExperimentNotFoundError,
-    StorageError,
-)
+from asynctune.errors import ConfigError, CorruptStateError, StorageError
 from asynctune.files import LocalFiles
 from asynctune.state.epochs import Claim, claim_epoch, list_epochs
 from asynctune.state.mirror.claiming import Claimed, claim_mirror
 from asynctune.state.mirror.current import Current
 from asynctune.state.mirror.installing import is_being_replaced, replacing_error
-from asynctune.state.mirror.register import open_register
 from asynctune.state.mirror.relations import Position
 from asynctune.state.thread import WorkThread
 from asynctune.store import replacing
 from asynctune.store.access import Access, open_access
-from asynctune.store.finding import STATE_DIR, check_apart, is_copy, storage_error
+from asynctune.store.finding import STATE_DIR, storage_error
 from asynctune.store.healing import replaceable
+from asynctune.store.looking import check_place, look_at_copy, may_do_without
 from asynctune.store.moving import left_behind
+from asynctune.store.opened import Opened
 from asynctune.store.opening import (
     Found,
     OpenedForWriting,
@@ -44,11 +39,11 @@ from asynctune.store.opening import (
     node_ip,
     take,
 )
-from asynctune.store.place import Place, Remote
-from asynctune.store.remembering import NOTE, forget, recall, remember
+from asynctune.store.place import Place
+from asynctune.store.remembering import forget, recall, remember
 from asynctune.store.undoing import let_go
 
-__all__ = ["Opened", "open_place"]
+__all__ = ["open_place"]
 
 logger = logging.getLogger("asynctune")
 
@@ -56,42 +51,6 @@ T = TypeVar("T")
 
 QUIET_S = 30.0
 """How long the copy's last driver has to have been silent, unless it is known to be dead."""
-
-
-@dataclass(slots=True)
-class Opened:
-    """An experiment opened for writing, with what is known of its copy.
-
-    Attributes:
-        path: Its directory.
-        directory: What was found there, and its claim.
-        remote: Where the copy is; `None`: there is none.
-        access: The way to it; whoever gets this closes it.
-        claimed: The claim of the copy; `None`: there is no copy, or it could not be reached.
-        results_anew: All result files have to be sent anew.
-        notes: What people should know, as (kind of event, sentence).
-    """
-
-    path: str
-    directory: OpenedForWriting
-    remote: Remote | None = None
-    access: Access | None = None
-    claimed: Claimed | None = None
-    results_anew: bool = False
-    notes: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def from_copy(self) -> bool:
-        """Whether the state is the copy's, so that the disk may lack what it names."""
-        return self.claimed is not None and self.claimed.mirrored is not None
-
-    async def let_go(self) -> None:
-        """Close what is open, for an opening that cannot be used; again: does nothing."""
-        claimed, self.claimed = self.claimed, None
-        access, self.access = self.access, None
-        left = await let_go(claimed, access, self.directory, self.directory.lock)
-        if left is not None:
-            logger.warning("%s", left)
 
 
 async def open_place(
@@ -146,7 +105,7 @@ class _Opening:
         self._notes: list[tuple[str, str]] = []
 
     async def run(self) -> Opened:
-        await self._in_thread(self._check_place)
+        await self._in_thread(check_place, self._place, self._files)
         exists = self._remote is not None and await self._look_at_copy()
         await self._in_thread(self._find, exists)
         if self._remote is None:
@@ -179,35 +138,14 @@ class _Opening:
     # -- the copy, before the directory --------------------------------------------------------------------
 
     async def _look_at_copy(self) -> bool:
-        """Whether the copy holds an experiment; if the bucket is away, that is noted.
-
-        Raises:
-            ExperimentExistsError, ExperimentNotFoundError: That does not fit the mode.
-        """
+        """Whether the copy holds an experiment. Errors: as for `look_at_copy`; a bucket that is away is none."""
         assert self._remote is not None
-        self._access = access = await open_access(
-            self._remote, self._place.path, clock=self._clock, files=self._files
-        )
-        try:
-            await access.look(may_make=not self._place.by_uri)
-            register = await open_register(access.storage, writing=False, clock=self._clock)
-            named = await register.read()
-        except StorageError as error:
-            if not error.retryable:
-                raise
-            self._away = error
-            return False
-        exists = named is not None and named.current.seq > 0
-        self._copy = named.current.position if named is not None and exists else None
-        if exists and self._mode == "create":
-            raise exists_error(str(self._remote))
-        if self._place.by_uri and not exists:
-            # nothing is made on this disk for an experiment that is not there
-            raise ExperimentNotFoundError(
-                f"there is no experiment at {self._remote}; check the location. A new one is made in a directory, "
-                "with sync_config=SyncConfig(upload_dir=...) for its copy"
-            )
-        return exists
+        place, clock = self._place, self._clock
+        self._access = access = await open_access(self._remote, place.path, clock=clock, files=self._files)
+        known = await self._in_thread(may_do_without, place, self._mode, self._files)
+        seen = await look_at_copy(access, self._remote, place, self._mode, clock=clock, known=known)
+        self._away, self._copy = seen.away, seen.position
+        return seen.exists
 
     def _check_can_do_without(self, local: Position | None) -> None:
         """The bucket is away: an experiment that is on this disk goes on, a new one may be in the bucket already."""
@@ -227,29 +165,6 @@ class _Opening:
         self._notes.append((kind, message))
 
     # -- the directory (in the thread) ---------------------------------------------------------------------
-
-    def _check_place(self) -> None:
-        """Refuse what can be seen to be wrong before anything is made."""
-        place, path = self._place, self._place.path
-        uri = None if self._remote is None else self._remote.uri
-        directory = uri.prefix if uri is not None and uri.scheme == "file" else None
-        if directory is not None:
-            check_apart(path, directory)
-        if place.by_uri:
-            if directory is not None and not is_copy(directory, self._files):
-                raise ConfigError(
-                    f"local_dir stages an experiment opened from its copy, and {self._remote} is none; leave it out"
-                )
-        elif is_copy(path, self._files):
-            raise ConfigError(
-                f"{path} is the copy of an experiment, kept by upload_dir; to go on with it, say where it is staged: "
-                "local_dir=..."
-            )
-        if place.remembers and place.options and not self._files.exists(f"{path}/{STATE_DIR}/{NOTE}"):
-            raise ConfigError(
-                f"storage_options are for a copy in a bucket, and {path} has none; leave them out, or give "
-                "sync_config=SyncConfig(upload_dir=...)"
-            )
 
     def _find(self, exists: bool) -> None:
         place = self._place
@@ -365,11 +280,9 @@ class _Opening:
     async def _replace(self, claimed: Claimed) -> None:
         assert self._access is not None
         assert self._found is not None
-        await self._in_thread(replacing.begin, claimed, self._found, self._files, self._clock)
-        if claimed.relation == "fork":
-            await self._in_thread(replacing.set_aside_fork, claimed, self._found, self._files)
-        await replacing.fetch_result_files(claimed, self._access, self._found.path)
-        aside = await self._in_thread(replacing.install_copy, claimed, self._found, self._files)
+        aside = await replacing.replace(
+            claimed, self._access, self._found, self._files, self._clock, self._in_thread
+        )
         if claimed.relation == "fork":
             message = (
                 f"{self._found.path} and {self._remote} had parted: the copy goes on, and "

@@ -7,7 +7,8 @@ directory is refused without its copy (`state.mirror.installing`).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from asynctune.clock import Clock
 from asynctune.files import LocalFiles
@@ -19,7 +20,29 @@ from asynctune.store.access import Access
 from asynctune.store.finding import storage_error
 from asynctune.store.opening import Found, node_ip
 
-__all__ = ["begin", "fetch_result_files", "install_copy", "set_aside_fork"]
+__all__ = ["begin", "fetch_result_files", "install_copy", "replace", "set_aside_fork"]
+
+
+async def replace(
+    claimed: Claimed,
+    access: Access,
+    found: Found,
+    files: LocalFiles,
+    clock: Clock,
+    in_thread: Callable[..., Awaitable[Any]],
+) -> str | None:
+    """Make what the copy holds the directory's own, in all steps; where the old state was put.
+
+    Raises:
+        FencedError: Another opening claimed the directory meanwhile.
+        StorageError: The copy or the disk failed.
+    """
+    await in_thread(begin, claimed, found, files, clock)
+    if claimed.relation == "fork":
+        await in_thread(set_aside_fork, claimed, found, files)
+    await fetch_result_files(claimed, access, found.path)
+    aside: str | None = await in_thread(install_copy, claimed, found, files)
+    return aside
 
 
 def begin(claimed: Claimed, found: Found, files: LocalFiles, clock: Clock) -> None:

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asynctune.errors import AuthenticationError, ConfigError, StorageError
-from asynctune.storage.retry import ONCE, Attempts, Retry, RetryPolicy
+from asynctune.storage.aside import StorageAside
+from asynctune.storage.memory import MemoryStorage
+from asynctune.storage.retry import ONCE, Attempts, Retry, RetryPolicy, overheard
 from asynctune.testing import ManualClock
 
 SECONDS = st.floats(min_value=1e-3, max_value=1e4)
@@ -236,3 +238,81 @@ async def test_it_works_with_the_machines_own_clock():
     requests = Requests(passing(), "done")
     retry = Retry(RetryPolicy(base_s=1e-6))
     assert await retry.run(requests, operation="get", key=None) == "done"
+
+
+# -- what people are told ----------------------------------------------------------------------------------
+
+
+def told(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+
+async def test_a_call_that_fails_for_long_is_told_once_and_soon(caplog):
+    requests = Requests(*[passing() for _ in range(60)])
+    running = requests.start(RetryPolicy(base_s=1, cap_s=2, total_s=100))
+    await requests.clock.advance(2.9)  # after 0, 1 and 3 s
+    assert not told(caplog)
+    await requests.clock.advance(2.2)
+    (message,) = told(caplog)
+    assert message.startswith("busy. It is tried again, for up to 97 s;")
+    await requests.clock.advance(100)
+    with pytest.raises(StorageError):
+        await running
+    assert told(caplog) == [message]
+
+
+async def test_a_request_without_an_answer_is_told_with_where(caplog):
+    requests = Requests(..., "done")
+    retry = Retry(
+        RetryPolicy(request_s=10), clock=requests.clock, rng=Sure(1.0), location="s3://bucket/some/where"
+    )
+    running = asyncio.create_task(retry.run(requests, operation="put", key="k"))
+    await requests.clock.advance(11)
+    assert await running == "done"
+    (message,) = told(caplog)
+    assert message.startswith("put of 'k' in s3://bucket/some/where: no answer within 10.0 s;")
+
+
+async def test_calls_of_one_storage_do_not_all_tell_it(caplog):
+    requests = Requests(*[passing() for _ in range(1000)])
+    policy = RetryPolicy(base_s=4, cap_s=4, total_s=1000)
+    retry = Retry(policy, clock=requests.clock, rng=Sure(1.0))
+    calls = [asyncio.create_task(retry.run(requests, operation="put", key="k")) for _ in range(3)]
+    await requests.clock.advance(500)
+    assert len(told(caplog)) == 1
+    await requests.clock.advance(200)
+    assert len(told(caplog)) == 2, "after ten minutes again"
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
+
+
+async def test_who_overhears_tells_by_itself(caplog):
+    requests = Requests(*[passing() for _ in range(8)], "done")
+    with overheard() as trouble:
+        assert trouble.said == ""
+        running = requests.start()
+    await requests.clock.advance(60)
+    assert trouble.said == "busy"
+    assert not told(caplog)
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_what_is_overheard_comes_from_the_side_loop_too(caplog):
+    class Busy(MemoryStorage):
+        async def head(self, key):
+            clock = ManualClock()
+            retry = Retry(RetryPolicy(max_attempts=2, base_s=1e-6), clock=clock, rng=Sure(0.0))
+            return await retry.run(Requests(passing(), passing()), operation="head", key=key)
+
+    async def opened():
+        return Busy()
+
+    storage = await StorageAside.open(opened)
+    try:
+        with overheard() as trouble, pytest.raises(StorageError):
+            await storage.head("k")
+        assert trouble.said == "busy"
+    finally:
+        await storage.aclose()

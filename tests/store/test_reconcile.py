@@ -555,19 +555,3 @@ async def test_what_only_a_copy_without_its_state_has_is_not_given_up(location, 
         assert (await store.restore_checkpoint("t")).step == 1
     async with ExperimentStore.open(uri, local_dir=tmp_path / "again") as store:
         assert (await store.restore_checkpoint("t")).step == 1
-
-
-@pytest.mark.parametrize("upload_dir", [".", "link", "exp", "exp/some/where", "above/.."])
-async def test_the_copy_is_not_kept_in_the_experiment_itself(location, tmp_path, upload_dir):
-    (tmp_path / "link").symlink_to(tmp_path)
-    with pytest.raises(ConfigError, match="choose another upload_dir"):
-        await ExperimentStore.open(location, sync_config=mirrored(str(tmp_path / upload_dir)))
-    assert not location.exists(), "nothing was made"
-
-
-async def test_a_copy_is_not_kept_in_a_bucket_as_if_it_were_the_experiment(location, bucket, tmp_path):
-    (tmp_path / "copies").mkdir()
-    async with ExperimentStore.open(location, sync_config=mirrored(str(tmp_path / "copies"))) as store:
-        await run(store, 1)
-    with pytest.raises(ConfigError, match="is the copy of an experiment"):
-        await ExperimentStore.open(tmp_path / "copies" / location.name, sync_config=mirrored(bucket))
