@@ -1,37 +1,51 @@
 """Owns the way of result files back from a bucket to an empty directory, so that trials go on writing them.
 
-One listing tells of all of them. It jumps over checkpoints, of which there may be a hundred times as many. None of
-them is synced by itself: all come under other names first, are synced together, and only then get their names.
+One listing tells of all of them. It jumps over checkpoints, of which there may be a hundred times as many. Small files,
+as nearly all are, are read whole into memory and written many at a time, for a hop to a thread costs more than what is
+done there. Where they wait until all are safe is `fresh_files`' business.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
+import logging
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
+from asynctune.clock import Clock
 from asynctune.errors import ConditionFailedError, NotFoundError, StorageError
 from asynctune.files import LocalFiles
 from asynctune.results.freezing import is_result_file
-from asynctune.results.unsynced import Unsynced
+from asynctune.results.fresh_files import FILE_MODE, FreshFiles, SmallFile
 from asynctune.storage.base import ObjectStorage
-from asynctune.storage.threads import Stop, Stopped, Threads
-from asynctune.storage.values import Directory, ObjectInfo
+from asynctune.storage.threads import Threads
+from asynctune.storage.values import Directory, ObjectContent, ObjectInfo
 
 __all__ = ["FetchedResults", "ResultReceiver", "fetch_results"]
+
+logger = logging.getLogger("asynctune")
 
 _AT_ONCE: Final = 16
 _KEYS_BEFORE_A_JUMP: Final = 100
 _TRIES: Final = 3
-_MODE: Final = 0o644
+_SMALL_BYTES: Final = 256 << 10
+_FILES_AT_ONCE: Final = 64  # written with one hop
+_BYTES_AT_ONCE: Final = 4 << 20
+_SAID_EVERY_S: Final = 10.0
 
 
 class ResultReceiver(Protocol):
     """What makes a file of an object; `Transfer` is one."""
+
+    async def read(self, key: str, *, max_bytes: int) -> ObjectContent:
+        """Read a small object whole, checked. Tried once: who gets an error goes on with `receive`.
+
+        Raises:
+            StorageError: There is no such object, it is larger, or it could not.
+        """
+        ...
 
     async def receive(
         self,
@@ -74,6 +88,7 @@ async def fetch_results(
     *,
     wanted: Callable[[str], bool],
     files: LocalFiles,
+    clock: Clock,
     at_once: int = _AT_ONCE,
 ) -> FetchedResults:
     """Bring the result files of trials to their directories, which are made; for an opening on an empty directory.
@@ -89,30 +104,31 @@ async def fetch_results(
         root: The experiment's directory, which exists.
         wanted: Whether a trial of this name is one of the experiment.
         files: The operating system.
+        clock: Tells when to say in the log how far it is.
         at_once: How many files are received at once.
 
     Raises:
         StorageError: The bucket or the disk failed.
     """
-    return await _Fetching(storage, receiver, root, files).run(wanted, at_once)
+    return await _Fetching(storage, receiver, root, files, clock).run(wanted, at_once)
 
 
 class _Fetching:
     """One such call."""
 
     def __init__(
-        self, storage: ObjectStorage, receiver: ResultReceiver, root: str, files: LocalFiles
+        self, storage: ObjectStorage, receiver: ResultReceiver, root: str, files: LocalFiles, clock: Clock
     ) -> None:
         self._storage = storage
         self._receiver = receiver
-        self._root = root
-        self._files = files
+        self._clock = clock
         self._threads = Threads("result-fetching", 2)
-        self._directories: set[str] = set()
-        self._unsynced = Unsynced(root, files, _refuse)
-        self._fresh: dict[str, str] = {}  # where the files are, and where they belong
+        self._fresh = FreshFiles(root, files)
+        self._waiting: list[SmallFile] = []
+        self._waiting_bytes = 0
         self._count = 0
         self._size_bytes = 0
+        self._began = self._said = clock.monotonic()
 
     async def run(self, wanted: Callable[[str], bool], at_once: int) -> FetchedResults:
         room = asyncio.Semaphore(at_once)
@@ -124,7 +140,7 @@ class _Fetching:
                 room.release()
 
         try:
-            await self._threads.run(self._unsynced.watch)
+            await self._threads.run(self._fresh.watch)
             try:
                 async with asyncio.TaskGroup() as tasks, aclosing(self._found(wanted)) as found:
                     async for info in found:
@@ -134,11 +150,14 @@ class _Fetching:
                 if (error := _first(group)) is not None:
                     raise error from None
                 raise
+            await self._write()
             with _disk_errors():
-                await self._threads.run_stoppable(self._put_in_place)
+                await self._threads.run_stoppable(self._fresh.put_in_place)
         finally:
-            await self._threads.run(self._tidy)
+            await self._threads.run(self._fresh.tidy)
             self._threads.close()
+        if self._said > self._began:
+            self._say("fetched all")
         return FetchedResults(files=self._count, size_bytes=self._size_bytes)
 
     async def _found(self, wanted: Callable[[str], bool]) -> AsyncGenerator[ObjectInfo, None]:
@@ -164,22 +183,49 @@ class _Fetching:
 
     async def _fetch(self, info: ObjectInfo) -> None:
         trial_name, _, name = info.key.partition("/")
-        directory = os.path.join(self._root, trial_name)
-        fresh = os.path.join(directory, f".{name}.fetched")
+        data = await self._read(info)
+        if data is None:
+            size_bytes = await self._receive(info, trial_name, name)
+            if size_bytes is None:
+                return  # somebody has removed it
+        else:
+            size_bytes = len(data)
+            self._waiting.append(SmallFile(trial_name, name, data))
+            self._waiting_bytes += size_bytes
+            if len(self._waiting) >= _FILES_AT_ONCE or self._waiting_bytes >= _BYTES_AT_ONCE:
+                await self._write()
+        self._count += 1
+        self._size_bytes += size_bytes
+        if self._clock.monotonic() - self._said >= _SAID_EVERY_S:
+            self._said = self._clock.monotonic()
+            self._say("fetching")
+
+    async def _read(self, info: ObjectInfo) -> bytes | None:
+        """A small file's content, whichever version there is; `None`: it has to be received, or is no more."""
+        if info.size_bytes > _SMALL_BYTES:
+            return None
+        try:
+            return (await self._receiver.read(info.key, max_bytes=2 * _SMALL_BYTES)).data
+        except StorageError as error:  # to receive it takes more patience, and tells what is wrong
+            logger.debug("%s is received in the other way: %s", info.key, error)
+            return None
+
+    async def _receive(self, info: ObjectInfo, trial_name: str, name: str) -> int | None:
+        """Make the file of the object; its size, or `None`: it is no more."""
         with _disk_errors():
-            await self._threads.run(self._prepare, directory, fresh)
+            path = await self._threads.run(self._fresh.place_for, trial_name, name)
         found: ObjectInfo | None = info
         for attempt in range(1, _TRIES + 1):
             if found is None:
-                return  # somebody has removed it
+                return None
             try:
                 await self._receiver.receive(
                     info.key,
-                    fresh,
+                    path,
                     size_bytes=found.size_bytes,
                     crc32c=found.crc32c,
                     version=found.version,
-                    mode=_MODE,
+                    mode=FILE_MODE,
                     durable=False,
                 )
                 break
@@ -188,54 +234,25 @@ class _Fetching:
                     raise
                 found = await self._storage.head(info.key)
         assert found is not None
-        self._fresh[fresh] = os.path.join(directory, name)
-        self._count += 1
-        self._size_bytes += found.size_bytes
+        self._fresh.arrived(path)
+        return found.size_bytes
 
-    # -- in a thread -------------------------------------------------------------------------------------------
+    async def _write(self) -> None:
+        """Write what waits; who comes meanwhile waits for the next time."""
+        batch, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        if batch:
+            with _disk_errors():
+                await self._threads.run(self._fresh.write, batch)
 
-    def _prepare(self, directory: str, fresh: str) -> None:
-        if directory not in self._directories:
-            with suppress(FileExistsError):
-                self._files.make_plain_dir(directory)
-            self._directories.add(directory)
-        with suppress(FileNotFoundError):
-            self._files.unlink(fresh)
-
-    def _put_in_place(self, stop: Stop) -> None:
-        """Sync all at once, and then name them: no name is ever that of a file which a crash may leave empty."""
-        for fresh in self._fresh:
-            self._unsynced.add(fresh)
-        self._sync(stop)
-        for fresh in list(self._fresh):
-            stop.check()
-            self._files.rename(fresh, self._fresh[fresh])
-            del self._fresh[fresh]
-        for directory in (*self._directories, self._root):
-            self._unsynced.add_names(directory)
-        self._sync(stop)
-
-    def _sync(self, stop: Stop) -> None:
-        def stopping() -> bool:
-            try:
-                stop.check()
-            except Stopped:
-                return True
-            return False
-
-        self._unsynced.sync(stopping)
-        stop.check()
-
-    def _tidy(self) -> None:
-        """Let go of what is open; after a failure, remove what has come."""
-        self._unsynced.close()
-        for fresh in self._fresh:
-            with suppress(OSError):  # the error that led here is the one to report
-                self._files.unlink(fresh)
-
-
-def _refuse(path: str) -> None:
-    raise OSError(errno.EIO, "it could not be synced", path)
+    def _say(self, doing: str) -> None:
+        logger.info(
+            "%s result files of %s: %d of them, %.1f MB, in %.0f s",
+            doing,
+            self._storage.location,
+            self._count,
+            self._size_bytes / 1e6,
+            self._clock.monotonic() - self._began,
+        )
 
 
 def _beyond(key: str, wanted: Callable[[str], bool]) -> str | None:

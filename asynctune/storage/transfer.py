@@ -20,7 +20,7 @@ from asynctune.storage.notes import UploadNotes
 from asynctune.storage.receiving import receive_file
 from asynctune.storage.sending import Sent, send_file
 from asynctune.storage.threads import Threads
-from asynctune.storage.values import Always, Condition
+from asynctune.storage.values import Always, Condition, ObjectContent
 
 __all__ = ["Sent", "Transfer"]
 
@@ -165,6 +165,16 @@ class Transfer:
             mode=mode,
             durable=durable,
         )
+
+    async def read(self, key: str, *, max_bytes: int) -> ObjectContent:
+        """Read a small object whole, checked by what the storage keeps. With no patience: `receive` has that.
+
+        Raises:
+            NotFoundError: There is no such object.
+            StorageError: It is larger, or the storage fails.
+        """
+        patience = self._means.patience()
+        return await patience.once(lambda: self.storage.read(key, max_bytes=max_bytes), "read", key)
 
     async def holds(self, key: str, *, size_bytes: int, crc32c: int) -> str | None:
         """The version of the object if it has this size and checksum; `None`: there is none, or another.

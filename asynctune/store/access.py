@@ -127,6 +127,7 @@ class BucketAccess:
         self, storage: ObjectStorage, path: str, *, timeout_s: float, clock: Clock, files: LocalFiles
     ) -> None:
         self._storage = storage
+        self._clock = clock
         notes = UploadNotes(f"{path}/{STATE_DIR}/uploads", location=storage.location, files=files)
         self._transfer = Transfer(storage, clock=clock, notes=notes, files=files, timeout_s=timeout_s)
         self._copies = BucketCopies(storage, self._transfer, notes=notes, files=files)
@@ -155,7 +156,9 @@ class BucketAccess:
 
     async def fetch_results(self, path: str, wanted: Callable[[str], bool]) -> None:
         """See `Access.fetch_results`."""
-        await fetch_results(self._storage, self._transfer, path, wanted=wanted, files=self._files)
+        await fetch_results(
+            self._storage, self._transfer, path, wanted=wanted, files=self._files, clock=self._clock
+        )
 
     async def fetch_file(self, key: str, path: str) -> bool:
         """See `Access.fetch_file`."""

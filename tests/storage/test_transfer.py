@@ -351,3 +351,18 @@ async def test_no_message_has_the_id_of_an_upload(storage, transfer, tmp_path, c
     assert seen
     told = f"{caught.value!r} {getattr(caught.value, '__notes__', '')} {caplog.text}"
     assert all(upload_id not in told for upload_id in seen)
+
+
+async def test_a_small_object_is_read_once_and_not_longer_than_the_patience(storage, transfer):
+    await storage.storage.put("a", b"small")
+    content = await transfer.read("a", max_bytes=5)
+    assert (content.data, content.info.size_bytes) == (b"small", 5)
+    with pytest.raises(NotFoundError):
+        await transfer.read("b", max_bytes=5)
+    with pytest.raises(StorageError, match="more than"):
+        await transfer.read("a", max_bytes=4)
+    before = storage.count("read")
+    storage.fail(on="read")
+    with pytest.raises(StorageError):
+        await transfer.read("a", max_bytes=5)
+    assert storage.count("read") == before + 1
