@@ -45,10 +45,12 @@ class Seen:
     Attributes:
         position: Where its state stands; `None`: there is no experiment, or that cannot be told.
         away: Why it cannot be told.
+        is_void: There is not even the claim of an opening, for certain.
     """
 
     position: Position | None
     away: StorageError | None = None
+    is_void: bool = False
 
     @property
     def exists(self) -> bool:
@@ -118,28 +120,31 @@ async def look_at_copy(
         StorageError: It was refused, for good.
     """
 
-    async def look() -> Position | None:
+    async def look() -> Seen:
         await access.look(may_make=not place.by_uri)
         register = await open_register(access.storage, writing=False, clock=clock)
         named = await register.read()
-        return None if named is None or named.current.seq == 0 else named.current.position
+        if named is None:
+            # what a syncer keeps has no claims
+            return Seen(None, is_void=remote.uri is not None)
+        return Seen(named.current.position if named.current.seq > 0 else None)
 
     try:
         # what a syncer does to look may take its time
-        position = await (look() if remote.uri is None else _ask(look, remote, place, clock, known=known))
+        seen = await (look() if remote.uri is None else _ask(look, remote, place, clock, known=known))
     except StorageError as error:
         if not error.retryable:
             raise
         return Seen(None, error)
-    if position is not None and mode == "create":
+    if seen.exists and mode == "create":
         raise exists_error(str(remote))
-    if position is None and place.by_uri:
+    if place.by_uri and not seen.exists:
         # nothing is made on this disk for an experiment that is not there
         raise ExperimentNotFoundError(
             f"there is no experiment at {remote}; check the location. A new one is made in a directory, "
             "with sync_config=SyncConfig(upload_dir=...) for its copy"
         )
-    return Seen(position)
+    return seen
 
 
 async def _ask(

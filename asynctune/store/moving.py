@@ -17,7 +17,7 @@ from asynctune.packing import unpack
 from asynctune.store.finding import storage_error
 from asynctune.trial import MANIFEST_FILE
 
-__all__ = ["COPY", "left_behind", "was_moved"]
+__all__ = ["COPY", "kept_at", "left_behind", "was_moved"]
 
 COPY: Final = "copy"
 """Key of the record: the place of the copy that the checkpoints' records speak of."""
@@ -26,6 +26,11 @@ COPY: Final = "copy"
 def was_moved(known: object, place: str) -> bool:
     """Whether what records say of the copy is said of another place; `known` is the record, `None` without one."""
     return known is not None and known != place
+
+
+def kept_at(records: Mapping[str, bytes]) -> object:
+    """The place that packed records speak of; `None`: of none."""
+    return unpack(records[COPY]) if COPY in records else None
 
 
 def left_behind(records: Mapping[str, bytes], path: str, place: str, files: LocalFiles) -> str | None:
@@ -43,7 +48,7 @@ def left_behind(records: Mapping[str, bytes], path: str, place: str, files: Loca
     Raises:
         StorageError: The disk refused.
     """
-    known = unpack(records[COPY]) if COPY in records else None
+    known = kept_at(records)
     if not was_moved(known, place):
         return None
     left = 0

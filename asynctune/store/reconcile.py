@@ -27,7 +27,7 @@ from asynctune.store.access import Access, open_access
 from asynctune.store.finding import STATE_DIR, storage_error
 from asynctune.store.healing import replaceable
 from asynctune.store.looking import check_place, look_at_copy, may_do_without
-from asynctune.store.moving import left_behind
+from asynctune.store.moving import kept_at, left_behind
 from asynctune.store.opened import Opened
 from asynctune.store.opening import (
     Found,
@@ -97,6 +97,7 @@ class _Opening:
         self._access: Access | None = None
         self._away: StorageError | None = None
         self._copy: Position | None = None
+        self._void = False
         self._found: Found | None = None
         self._claimed: Claimed | None = None
         self._directory: OpenedForWriting | None = None
@@ -144,7 +145,7 @@ class _Opening:
         self._access = access = await open_access(self._remote, place.path, clock=clock, files=self._files)
         known = await self._in_thread(may_do_without, place, self._mode, self._files)
         seen = await look_at_copy(access, self._remote, place, self._mode, clock=clock, known=known)
-        self._away, self._copy = seen.away, seen.position
+        self._away, self._copy, self._void = seen.away, seen.position, seen.is_void
         return seen.exists
 
     def _check_can_do_without(self, local: Position | None) -> None:
@@ -205,6 +206,12 @@ class _Opening:
             raise exists_error(self._place.path)  # nothing was claimed yet, and nothing put into the bucket
         if recovered.experiment_id is None:
             return None
+        if self._void and kept_at(recovered.records) == str(self._remote):
+            logger.warning(
+                "%s has no state of this experiment any more, somebody has removed it; the copy is made anew from %s",
+                self._remote,
+                self._place.path,
+            )
         if not self._place.by_uri:
             self._left = left_behind(recovered.records, self._place.path, str(self._remote), self._files)
         return Position(recovered.experiment_id, recovered.history, recovered.seq, recovered.crc)

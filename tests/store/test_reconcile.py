@@ -542,7 +542,7 @@ async def test_a_copy_is_not_begun_elsewhere_while_only_the_former_one_has_a_che
         assert (await store.restore_checkpoint("t")).step == 1, "nothing was lost there"
 
 
-async def test_what_only_a_copy_without_its_state_has_is_not_given_up(location, bucket, tmp_path):
+async def test_what_only_a_copy_without_its_state_has_is_not_given_up(location, bucket, tmp_path, caplog):
     async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
         await run(store, 3, checkpoint=True)
     uri = f"{bucket}/{location.name}"
@@ -551,6 +551,8 @@ async def test_what_only_a_copy_without_its_state_has_is_not_given_up(location, 
     storage = await open_storage(uri)
     await storage.delete([".asynctune/CURRENT"])
     async with ExperimentStore.open(tmp_path / "staged" / location.name) as store:
+        assert f"{uri} has no state of this experiment any more" in caplog.text
+        caplog.clear()
         await store.flush(mirror=True)
         assert (await store.restore_checkpoint("t")).step == 1
     async with ExperimentStore.open(uri, local_dir=tmp_path / "again") as store:

@@ -106,7 +106,7 @@ async def claim_mirror(
             check(relation, None if named is None else named.current)
         if named is None:
             break
-        quiet = await await_quiet(named, register, clock, quiet_s, waiting, is_dead)
+        quiet = await await_quiet(storage, named, register, clock, quiet_s, waiting, is_dead)
         if quiet is named:
             break
         # its owner has closed it meanwhile: what it says is another thing
@@ -149,9 +149,16 @@ def _relation(here: Position, named: Named | None, storage: ObjectStorage) -> Re
         return "local_ahead" if here.seq > 0 else "same"
     relation = relate(here, named.current.position)
     if relation == "foreign":
+        # Even if nothing was saved there yet: it may be just beginning, on a machine that has nothing to say.
+        empty = ""
+        if named.current.seq == 0:
+            empty = (
+                f". Nothing was ever saved in it: if nobody is at work on it, delete {storage.location}/{named.key}, "
+                "and the place is free"
+            )
         raise ConfigError(
             f"{storage.location} holds experiment {named.current.experiment_id}, and the local directory holds "
-            f"experiment {here.experiment_id}; choose another upload_dir or another name. Nothing was changed"
+            f"experiment {here.experiment_id}; choose another upload_dir or another name. Nothing was changed{empty}"
         )
     return relation
 
@@ -209,6 +216,7 @@ async def give_up(claimed: Claimed) -> None:
 
 
 async def await_quiet(
+    storage: ObjectStorage,
     named: Named,
     register: Register,
     clock: Clock,
@@ -216,7 +224,12 @@ async def await_quiet(
     waiting: Callable[[str], object] | None,
     is_dead: Callable[[Claim], bool] | None,
 ) -> Named:
-    """Return when the owner has been quiet for long enough: `named`, or what the owner put when it closed."""
+    """Return when the owner has been quiet for long enough: `named`, or what the owner put when it closed.
+
+    Raises:
+        ExperimentLockedError: The owner lives.
+        StorageError: The storage refused, or CURRENT is not there any more.
+    """
     current = named.current
     if current.closed or await in_thread(is_dead or _is_dead, current.claim):
         return named
@@ -231,18 +244,24 @@ async def await_quiet(
         if not told and waiting is not None:
             told = True
             waiting(
-                f"the mirror was in use by {who(current.claim)} a moment ago; waiting {wait_s:.0f} s for quiet"
+                f"the mirror at {storage.location} was in use by {who(current.claim)} a moment ago; waiting "
+                f"{wait_s:.0f} s for quiet"
             )
         await clock.sleep(min(left_s, max(quiet_s / _LOOKS, 0.0), _MAX_LOOK_S))
         found = await register.read()
         if found is None:
             raise StorageError(
-                "the mirror has vanished while it was waited for", operation="read", key=named.key
+                f"{storage.location}/{named.key} has vanished while it was waited for: somebody has removed the mirror "
+                "of this experiment",
+                operation="read",
+                key=named.key,
+                hint="nothing was changed; open the experiment again from a directory that has it, and the mirror is "
+                "made anew",
             )
         if found.current.swap_nonce != current.swap_nonce:
             if found.current.closed:
                 return found
-            raise _locked(None, found.current.claim, "it changes")
+            raise _locked(storage, found.current.claim, "it changes")
     return named
 
 
@@ -255,12 +274,11 @@ def who(claim: Claim) -> str:
     return f"pid {claim.pid} on {claim.hostname}"
 
 
-def _locked(storage: ObjectStorage | None, claim: Claim, why: str) -> ExperimentLockedError:
+def _locked(storage: ObjectStorage, claim: Claim, why: str) -> ExperimentLockedError:
     since = datetime.fromtimestamp(claim.opened_at, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    where = "" if storage is None else f" at {storage.location}"
     return ExperimentLockedError(
-        f"the experiment's mirror{where} is open for writing by {who(claim)} since {since} ({why}); wait for it to "
-        'end (or end it), or open the experiment with mode="read"',
+        f"the experiment's mirror at {storage.location} is open for writing by {who(claim)} since {since} ({why}); "
+        'wait for it to end (or end it), or open the experiment with mode="read"',
         pid=claim.pid,
         hostname=claim.hostname,
         since=claim.opened_at,

@@ -68,7 +68,7 @@ async def claim_later(
     if named is not None:
         await _check_line(storage, identity, seq, crc_of, named)
         try:
-            quiet = await await_quiet(named, register, clock, quiet_s, None, is_dead)
+            quiet = await await_quiet(storage, named, register, clock, quiet_s, None, is_dead)
         except ExperimentLockedError as error:
             raise _went_on(storage, named.current.claim) from error
         if quiet is not named:

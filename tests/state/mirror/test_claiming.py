@@ -123,9 +123,19 @@ async def test_a_fork_is_set_aside_with_the_number_of_its_commits(directory, els
 async def test_another_experiment_is_refused_and_nothing_is_written(storage):
     first = await claim(storage)
     before = await current_of(storage)
-    with pytest.raises(ConfigError, match=first.experiment_id):
+    with pytest.raises(ConfigError, match=first.experiment_id) as refused:
         await claim(storage, Position("other", [(1, b"x" * 16, 0)], 4, 4))
     assert await current_of(storage) == before
+    # its owner may have begun a moment ago: only a person can know that it is dead, and is told what to do
+    assert f"delete {storage.location}/{CURRENT_KEY}" in str(refused.value)
+
+
+async def test_what_holds_the_commits_of_another_experiment_is_not_said_to_be_free(directory, storage):
+    async with driving(directory, storage) as driver:
+        await driver.mirror.flush(await driver.commits(1))
+    with pytest.raises(ConfigError, match="holds experiment") as refused:
+        await claim(storage, Position("other", [(1, b"x" * 16, 0)], 4, 4))
+    assert "delete" not in str(refused.value)
 
 
 async def test_who_opens_may_refuse_before_anything_is_written(storage):
@@ -166,6 +176,7 @@ async def test_a_young_owner_is_waited_for():
     )
     await _until(lambda: bool(said), clock)
     assert str(first.claim.pid) in said[0]
+    assert storage.location in said[0]
     assert "18 s" in said[0]
     await clock.advance(17.5)
     assert not task.done()
@@ -218,12 +229,28 @@ async def test_an_owner_that_swaps_meanwhile_lives(directory):
     await _until(lambda: bool(said), clock)
     await driver.mirror.flush(await driver.commits(1))
     await clock.advance(6.0)
-    with pytest.raises(ExperimentLockedError) as caught:
+    with pytest.raises(ExperimentLockedError, match=f"at {storage.location} is open") as caught:
         await task
     assert (caught.value.pid, caught.value.hostname) == (driver.claim.pid, driver.claim.hostname)
     # and goes on
     await driver.mirror.flush(await driver.commits(1))
     await driver.kill()
+
+
+async def test_a_mirror_that_is_removed_while_it_is_waited_for_is_named():
+    clock = ManualClock()
+    storage = MemoryStorage(clock=clock)
+    await claim(storage, clock=clock)
+    said: list[str] = []
+    task = asyncio.get_running_loop().create_task(
+        claim(storage, clock=clock, quiet_s=30.0, waiting=said.append)
+    )
+    await _until(lambda: bool(said), clock)
+    await storage.delete([CURRENT_KEY])
+    await clock.advance(6.0)
+    with pytest.raises(StorageError, match=f"{storage.location}/{CURRENT_KEY} has vanished"):
+        await task
+    assert await read_named(storage) is None, "nothing is put in its place"
 
 
 async def test_an_owner_that_closes_meanwhile_is_not_waited_for(directory):
