@@ -1,61 +1,37 @@
-"""Owns the way of result files to the mirror: when, which, how many at once, and what becomes of failures.
+"""Owns the way of result files to the mirror: when, which, and what becomes of failures.
 
-Whole files are sent as they were at one moment, and replace what the mirror has of them. It sends nothing itself: a
-`ResultSender` does, `asynctune.storage.transfer.Transfer` or what calls a syncer.
+Whole files are sent as they were at one moment, and replace what the mirror has of them. How a pass does that is
+`results.sending`'s; the bytes are a `ResultSender`'s, `asynctune.storage.transfer.Transfer` or what calls a syncer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final
 
 from asynctune.clock import Clock
-from asynctune.errors import AsynctuneError, AuthenticationError, ConfigError, FencedError, StorageError
+from asynctune.errors import AsynctuneError, ConfigError, FencedError, StorageError
 from asynctune.files import LocalFiles
-from asynctune.results.freezing import LOG_FILES, Freezer, Frozen, Seen
+from asynctune.results.freezing import Freezer
+from asynctune.results.sending import (
+    LocalResults,
+    ResultBatches,
+    ResultSender,
+    as_storage_error,
+    disk_error,
+)
 from asynctune.storage.threads import Threads
 
 __all__ = ["LocalResults", "ResultSender", "ResultUploads"]
 
 logger = logging.getLogger("asynctune")
 
-T = TypeVar("T")
-
 _AT_ONCE: Final = 8
-_MAX_FAILURES_IN_A_ROW: Final = 8  # then the mirror is at fault, and the rest is tried with the next pass
 _FIRST_RETRY_S: Final = 5.0
 _LAST_RETRY_S: Final = 300.0
-
-
-class ResultSender(Protocol):
-    """What makes an object of a file; `Transfer` is one."""
-
-    async def send(self, key: str, path: str, *, size_bytes: int, crc32c: int) -> object:
-        """Make the object `key` of a frozen file, in place of what is there. It may take the file away.
-
-        Raises:
-            StorageError: It could not.
-        """
-        ...
-
-
-class LocalResults(Protocol):
-    """The result files on this disk; `ResultFiles` is one."""
-
-    async def sync(self) -> int | None:
-        """Return when they have all that was committed before the call: the seq of that; `None`: they cannot.
-
-        Raises:
-            StorageError: They cannot.
-        """
-        ...
-
-    async def between_writes(self, work: Callable[[], T]) -> T:
-        """Run `work` in a thread while nothing is written to them."""
-        ...
 
 
 class ResultUploads:
@@ -76,9 +52,9 @@ class ResultUploads:
         period_s: Seconds from the beginning of a pass to that of the next.
         covered: Called with each seq that the mirror's files cover.
         finish: Awaited at the end of a pass: what was sent is in the mirror when it returns.
-        named: Awaited before frozen files are sent (with `finish`: before that): when it returns, the mirror's state
-            knows all that they hold. Else who goes on from the mirror finds rows cut off that its state has, or rows
-            that it never had.
+        named: Awaited before a batch of frozen files is sent (with `finish`: before that): when it returns, the
+            mirror's state knows all that they hold. Else who goes on from the mirror finds rows cut off that its state
+            has, or rows that it never had.
         at_once: How many trials' files are sent at once.
 
     Raises:
@@ -105,18 +81,23 @@ class ResultUploads:
             raise ConfigError(
                 f"period_s must be above 0 and at_once at least 1, not {period_s!r} and {at_once!r}"
             )
-        self._sender = sender
         self._results = results
         self._freezer = Freezer(root, stage_dir, files, clock)
         self._threads = Threads("result-uploads", 2)
+        self._batches = ResultBatches(
+            sender,
+            results,
+            freezer=self._freezer,
+            threads=self._threads,
+            named=named if finish is None else None,
+            at_once=at_once,
+        )
         self._clock = clock
         self._emit = emit
         self._period_s = period_s
         self._tell_covered = covered
         self._finish = finish
         self._named = named
-        self._at_once = at_once
-        self._seen = Seen()
         self._dirty: dict[str, None] = {}  # a set in order
         self._work = asyncio.Event()
         self._moved = asyncio.Event()  # `_next_at` is another one
@@ -125,8 +106,6 @@ class ResultUploads:
         self._next_at = clock.monotonic()
         self._retry_s = 0.0  # 0 while all is well
         self._covered = 0
-        self._sent_files = 0
-        self._sent_bytes = 0
 
     @property
     def pending(self) -> int:
@@ -141,7 +120,7 @@ class ResultUploads:
     @property
     def sent(self) -> tuple[int, int]:
         """How many files and bytes were sent."""
-        return self._sent_files, self._sent_bytes
+        return self._batches.sent_files, self._batches.sent_bytes
 
     def changed(self, trial_name: str) -> None:
         """A trial's files have changed, or may have. Loop only, no I/O."""
@@ -157,7 +136,7 @@ class ResultUploads:
         try:
             await self._threads.run(self._freezer.begin)
         except OSError as error:
-            raise _disk_error(error) from error
+            raise disk_error(error) from error
 
     async def run(self) -> None:
         """Make passes while there is something to send, until `aclose`. A mirror that fails does not end it."""
@@ -223,7 +202,7 @@ class ResultUploads:
                 except FencedError:
                     raise
                 except AsynctuneError as error:
-                    raise _as_storage_error(error) from error.__cause__
+                    raise as_storage_error(error) from error.__cause__
             if failures:
                 raise _joined(failures)
             if covered is None:
@@ -243,76 +222,10 @@ class ResultUploads:
     async def _send_all(self) -> list[StorageError]:
         """Send what every changed trial has; what could not be sent stays marked as changed."""
         todo, self._dirty = self._dirty, {}
-        names = iter(list(todo))
-        failures: list[StorageError] = []
-        fenced: list[FencedError] = []
-        in_a_row = [0]
-
-        async def work(names: Iterator[str]) -> None:
-            for name in names:
-                try:
-                    await self._send(name)
-                except FencedError as error:
-                    fenced.append(error)
-                    return
-                except Exception as error:  # noqa: BLE001 - a fault in a copy must not end what it is a copy of
-                    failures.append(_as_storage_error(error))
-                    in_a_row[0] += 1
-                    if in_a_row[0] >= _MAX_FAILURES_IN_A_ROW or isinstance(error, AuthenticationError):
-                        return
-                else:
-                    todo.pop(name, None)
-                    in_a_row[0] = 0
-
         try:
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(min(self._at_once, len(todo))):
-                    tasks.create_task(work(names))
+            return await self._batches.send(todo)
         finally:
             self._dirty = {**todo, **self._dirty}
-        if fenced:
-            raise fenced[0]
-        return failures
-
-    async def _send(self, trial_name: str) -> None:
-        frozen = await self._freeze(trial_name)
-        try:
-            if frozen and self._named is not None and self._finish is None:
-                await self._named()
-            for each in frozen:
-                await self._sender.send(
-                    f"{trial_name}/{each.name}", each.path, size_bytes=each.size_bytes, crc32c=each.crc32c
-                )
-                self._sent_files += 1
-                self._sent_bytes += each.size_bytes
-                self._seen.note(trial_name, [each])
-        finally:
-            await self._threads.run(self._freezer.discard, [each.path for each in frozen])
-
-    async def _freeze(self, trial_name: str) -> list[Frozen]:
-        """Copies of what has changed. Nothing is written meanwhile but logs, which only grow."""
-        made: list[Frozen] = []
-
-        def freeze(names: list[str]) -> None:
-            for name in names:
-                seen = self._seen.stamp(trial_name, name)
-                found = self._freezer.freeze(trial_name, name, numbers[name], seen)
-                if found is not None:
-                    made.append(found)
-
-        try:
-            names = await self._threads.run(self._freezer.names, trial_name)
-            numbers = {name: self._freezer.number() for name in names}
-            await self._results.between_writes(
-                lambda: freeze([each for each in names if each not in LOG_FILES])
-            )
-            await self._threads.run(freeze, [each for each in names if each in LOG_FILES])
-        except BaseException as error:
-            await self._threads.run(self._freezer.discard, [each.path for each in made])
-            if isinstance(error, OSError):
-                raise _disk_error(error) from error
-            raise
-        return made
 
     # -- failures ----------------------------------------------------------------------------------------------
 
@@ -346,24 +259,3 @@ def _joined(failures: list[StorageError]) -> StorageError:
     )
     error.__cause__ = first
     return error
-
-
-def _as_storage_error(error: Exception) -> StorageError:
-    """Itself, or one that stands for it: of a name that the mirror cannot hold, say, which concerns one trial."""
-    if isinstance(error, StorageError):
-        return error
-    if not isinstance(error, AsynctuneError):
-        logger.error("result files cannot be copied to the mirror: %r", error, exc_info=error)
-    made = StorageError(str(error) or repr(error), operation="put")
-    made.__cause__ = error
-    return made
-
-
-def _disk_error(error: OSError) -> StorageError:
-    where: Any = error.filename
-    return StorageError(
-        f"cannot copy result files aside: {error}",
-        operation="read",
-        key=where if isinstance(where, str) else None,
-        retryable=True,
-    )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from asynctune.errors import AuthenticationError, ConfigError, StorageError
+from asynctune.errors import AuthenticationError, ConfigError, CorruptStateError, FencedError, StorageError
 from asynctune.results.freezing import is_result_file
 from asynctune.results.mirroring import ResultUploads
 from asynctune.results.projector import ResultFiles
@@ -26,12 +27,21 @@ from tests.results.world import OPENING, row, trial
 class World:
     """An experiment's result files and their mirror."""
 
-    def __init__(self, root: Path, *, period_s: float = 300, at_once: int = 8, finish: Any = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        period_s: float = 300,
+        at_once: int = 8,
+        finish: Any = None,
+        named: Any = None,
+    ) -> None:
         self.root = root
         self.disk = FaultyFiles()
         self.clock = ManualClock()
         self.storage = FaultyStorage(MemoryStorage())
-        self.transfer = Transfer(self.storage, clock=self.clock, timeout_s=20)
+        # in real time: that moves by hand while a thread reads a file, which is no reason to give a put up
+        self.transfer = Transfer(self.storage)
         self.heard: list[str] = []
         self.covered: list[int] = []
         (root / ".asynctune").mkdir()
@@ -53,6 +63,7 @@ class World:
             period_s=period_s,
             covered=self.covered.append,
             finish=finish,
+            named=named,
             at_once=at_once,
         )
         self.seq = 0
@@ -250,10 +261,48 @@ async def test_several_at_once_but_not_more(tmp_path):
         asked = asyncio.create_task(world.uploads.project())
         await world.until(lambda: hung.hits == 3)
         await world.clock.advance(1)
-        assert (hung.hits, len(os.listdir(tmp_path / ".asynctune/frozen"))) == (3, 9)
+        assert hung.hits == 3
         world.storage.heal()
         await asked
         assert await world.there() == world.here()
+
+
+async def test_the_state_is_asked_for_once_a_batch_and_no_file_is_ahead_of_it(tmp_path):
+    """While rows go on coming: each file that is sent was frozen before the state was brought to name what it holds."""
+    trials, named, asked, most = 200, [0], [0], [0]
+    rows = {f"t{n}": 1 for n in range(trials)}
+
+    class Watched(Transfer):
+        async def send(self, key, path, **options):
+            seqs = re.findall(rb'"committed": (\d+)', await asyncio.to_thread(Path(path).read_bytes))
+            assert all(int(each) <= named[0] for each in seqs), key
+            found = await asyncio.to_thread(os.listdir, tmp_path / ".asynctune/frozen")
+            most[0] = max(most[0], len(found))
+            sent = await super().send(key, path, **options)
+            if key.endswith("result.json"):
+                await write_more(key.split("/")[0].removeprefix("name_"))
+            return sent
+
+    async def name():
+        asked[0] += 1
+        before = world.seq
+        await write_more(f"t{trials - 1}")
+        named[0] = before
+
+    async def write_more(trial_id):
+        rows[trial_id] += 1
+        at = rows[trial_id]
+        await world.write(row(at, {"committed": world.seq + 1}, trial_id=trial_id, at=float(at)))
+
+    world = World(tmp_path, named=name)
+    world.transfer.close()
+    world.transfer = world.uploads._batches._sender = Watched(world.storage)
+    async with opened(world):
+        world.add(*(row(1, {"committed": 1}, trial_id=each, at=1.0) for each in rows))
+        await world.uploads.project()
+        assert asked[0] == 4
+        assert 3 <= most[0] <= 3 * 64, "neither the disk nor the memory has to hold all trials"
+        assert len(set(world.puts)) == 3 * trials
 
 
 # -- failures ----------------------------------------------------------------------------------------------
@@ -315,12 +364,42 @@ async def test_a_trial_whose_name_the_mirror_cannot_hold_harms_no_other(tmp_path
 
     world = World(tmp_path)
     world.transfer.close()
-    world.transfer = world.uploads._sender = Choosy(world.storage)
+    world.transfer = world.uploads._batches._sender = Choosy(world.storage)
     async with opened(world):
         world.add(row(1), row(1, trial_id="t2"))
         with pytest.raises(StorageError, match="no such key"):
             await world.uploads.project()
         assert {key.partition("/")[0] for key in await world.there()} == {"name_t2"}
+
+
+async def test_a_state_that_cannot_name_the_files_keeps_them_all_here(tmp_path):
+    calls = [0]
+
+    async def name():
+        calls[0] += 1
+        if calls[0] == 1:
+            raise CorruptStateError("the journal is damaged")
+
+    async with opened(World(tmp_path, named=name)) as world:
+        world.add(*(row(1, trial_id=f"t{n}") for n in range(100)))
+        with pytest.raises(StorageError, match="the journal is damaged"):
+            await world.uploads.project()
+        assert (world.puts, world.uploads.pending, calls) == ([], 100, [1])
+        assert not os.listdir(tmp_path / ".asynctune/frozen")
+        assert await world.uploads.project() == 1
+        assert await world.there() == world.here()
+
+
+async def test_who_was_fenced_sends_nothing_more(tmp_path):
+    async def name():
+        raise FencedError("another driver has it")
+
+    async with opened(World(tmp_path, named=name)) as world:
+        world.add(*(row(1, trial_id=f"t{n}") for n in range(100)))
+        with pytest.raises(FencedError):
+            await world.uploads.project()
+        assert (world.puts, world.uploads.pending) == ([], 100)
+        assert not os.listdir(tmp_path / ".asynctune/frozen")
 
 
 async def test_local_files_that_cannot_be_written_are_not_said_to_be_there(tmp_path):
