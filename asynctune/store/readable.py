@@ -23,6 +23,7 @@ from asynctune.store.log import Log
 from asynctune.store.opening import Mode, Opening
 from asynctune.store.place import Place
 from asynctune.store.reader import Reader
+from asynctune.store.runs import known_rows
 from asynctune.store.sink import RecordSink
 from asynctune.store.sources import CopySource
 from asynctune.store.stats import StoreStats
@@ -216,18 +217,23 @@ class ReadableStore(Guarded):
     async def history(self, trial_id: str) -> list[dict[str, Any]]:
         """Every committed result row of a trial, oldest first; of another opening's, those that are in its files.
 
+        A reader gets none after the last one that it knows of, though a writer may have added some to the files:
+        `refresh` for those.
+
         Raises:
             TrialNotFoundError: No such trial.
             StorageError: They cannot be read.
         """
         name = self._table.given(trial_id)[0]
         # those of a commit to come are in no file yet
-        has_rows = self._table.run(trial_id).num_results > 0 and not self.stats().dirty_keys
+        run = self._table.run(trial_id)  # as of now: the files have at least that
+        has_rows = run.num_results > 0 and not self.stats().dirty_keys
         if self._engine is not None:
             await self._engine.projections.written()
         try:
             if self._reader is not None:
-                return await self._reader.source.history(trial_id, self._table, has_rows=has_rows)
+                rows = await self._reader.source.history(trial_id, self._table, has_rows=has_rows)
+                return known_rows(rows, run)
             return await read_history(os.path.join(self._path, name), has_rows=has_rows)
         except OSError as error:
             raise StorageError(

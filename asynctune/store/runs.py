@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ __all__ = [
     "Run",
     "error_text",
     "full_result",
+    "known_rows",
     "next_iteration",
     "pack_map",
     "pack_run",
@@ -176,6 +177,17 @@ def next_iteration(metrics: Mapping[str, Any], given: int | None, run: Run, tria
         )
         raise ConfigError(msg)
     return number
+
+
+def known_rows(rows: Sequence[Mapping[str, Any]], run: Run) -> list[Any]:
+    """Those of a trial's rows that `run` knows of: a file may be ahead of it, and iterations only rise."""
+    if run.num_results == 0:
+        return []
+    return [row for row in rows if not _is_above(row.get("training_iteration"), run.iteration)]
+
+
+def _is_above(found: object, last: int) -> bool:
+    return isinstance(found, int) and found > last
 
 
 def full_result(run: Run) -> dict[str, Any]:

@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from asynctune.config import SyncConfig
 from asynctune.errors import CorruptStateError, StorageError, TrialNotFoundError
 from asynctune.packing import pack
+from asynctune.storage.memory import MemoryStorage
 from asynctune.store.store import ExperimentStore
-from tests.store.scenes import Counter
+from tests.store.scenes import Counter, mirroring_of
+
+
+@pytest.fixture
+def bucket():
+    name = f"bucket-{os.urandom(6).hex()}"
+    yield f"memory://{name}/some/where"
+    MemoryStorage.forget(name)
 
 
 async def test_saved_states_can_be_looked_at_without_what_they_belong_to(location):
@@ -61,6 +72,31 @@ async def test_the_history_of_a_trial_has_all_committed_rows(location):
         assert [row["loss"] for row in await store.history(trial_id)] == [0, 1, 2]
     async with ExperimentStore.open(location, "read") as reader:
         assert [row["loss"] for row in await reader.history(trial_id)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["directory", "copy"])
+async def test_a_reader_gets_no_rows_that_it_does_not_know_of(location, bucket, kind):
+    async with ExperimentStore.open(location, sync_config=SyncConfig(upload_dir=bucket)) as store:
+
+        async def reported(*losses):
+            for loss in losses:
+                store.report("t", {"loss": loss})
+            await store.flush(mirror=True)
+            await store.history("t")  # the files have them all
+            await mirroring_of(store).results.project()
+
+        store.add_trial({}, "t")
+        store.set_status("t", "RUNNING")
+        await store.flush(mirror=True)
+        where = location if kind == "directory" else f"{bucket}/{location.name}"
+        async with ExperimentStore.open(where, "read") as reader:
+            for losses in ([1, 2], [3, 4, 5]):
+                before = [row["loss"] for row in await reader.history("t")]
+                assert len(before) == reader.get_trial("t").num_results
+                await reported(*losses)
+                assert [row["loss"] for row in await reader.history("t")] == before
+                await reader.refresh()
+                assert [row["loss"] for row in await reader.history("t")] == [*before, *losses]
 
 
 async def test_a_history_that_is_not_where_it_was_is_an_error_and_not_empty(location):

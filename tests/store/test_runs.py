@@ -13,6 +13,7 @@ from asynctune.store.runs import (
     Run,
     error_text,
     full_result,
+    known_rows,
     next_iteration,
     pack_map,
     pack_run,
@@ -138,3 +139,22 @@ def test_the_last_result_is_empty_before_the_first():
     run = Run(num_results=1, iteration=4, reported_at=17.9, metrics={"loss": 1, "training_iteration": 99})
     assert full_result(run) == {"training_iteration": 4, "time_total_s": 0.0, "timestamp": 17, "loss": 1}
     assert full_result(replace(run, metrics={"timestamp": 5}))["timestamp"] == 5
+
+
+@pytest.mark.parametrize(
+    ("run", "kept"),
+    [
+        (Run(), []),
+        (Run(num_results=1, iteration=0), [0]),
+        (Run(num_results=2, iteration=7), [0, 7]),
+        (Run(num_results=4, iteration=2**70), [0, 7, 2**70]),
+    ],
+    ids=["none", "zero", "some", "huge"],
+)
+def test_rows_after_the_last_one_that_is_known_are_left_out(run, kept):
+    rows = [{"training_iteration": number} for number in (0, 7, 2**70, 2**70 + 1)]
+    assert [row["training_iteration"] for row in known_rows(rows, run)] == kept
+
+
+def test_a_row_without_an_iteration_is_left_to_who_looks_at_it():
+    assert known_rows([{"loss": 1}], Run(num_results=1, iteration=1)) == [{"loss": 1}]
