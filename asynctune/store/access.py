@@ -6,7 +6,7 @@ something that carries result files.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final, Protocol
 
 from asynctune.checkpoints.bucket import TreeCopies
@@ -76,6 +76,14 @@ class Access(Protocol):
         """
         ...
 
+    async def noted_uploads(self) -> Collection[str]:
+        """Ids of the uploads in parts that this directory can go on with.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        ...
+
     async def fetch_results(self, path: str, wanted: Callable[[str], bool]) -> None:
         """Bring the result files of the trials that are wanted by name to the experiment's directory.
 
@@ -128,7 +136,9 @@ class BucketAccess:
     ) -> None:
         self._storage = storage
         self._clock = clock
-        notes = UploadNotes(f"{path}/{STATE_DIR}/uploads", location=storage.location, files=files)
+        self._notes = notes = UploadNotes(
+            f"{path}/{STATE_DIR}/uploads", location=storage.location, files=files
+        )
         self._transfer = Transfer(storage, clock=clock, notes=notes, files=files, timeout_s=timeout_s)
         self._copies = BucketCopies(storage, self._transfer, notes=notes, files=files)
         self.copies: TreeCopies = self._copies
@@ -153,6 +163,10 @@ class BucketAccess:
     def sender(self, check_owner: Callable[[], Awaitable[None]]) -> ResultSender:
         """See `Access.sender`."""
         return OwnResults(self._storage, self._transfer, check_owner)
+
+    async def noted_uploads(self) -> Collection[str]:
+        """See `Access.noted_uploads`."""
+        return {upload.upload_id for upload in await self._notes.every()}
 
     async def fetch_results(self, path: str, wanted: Callable[[str], bool]) -> None:
         """See `Access.fetch_results`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 from asynctune.checkpoints.bucket import DEFAULT_CONCURRENCY, Bucket
@@ -24,6 +25,7 @@ from asynctune.state.mirror.offline import Identity
 from asynctune.state.mirror.register import open_register
 from asynctune.store import reconcile
 from asynctune.store.access import Access
+from asynctune.store.leftovers import abort_leftovers
 from asynctune.store.opened import Opened
 from asynctune.store.place import Remote
 from asynctune.store.projections import Projections
@@ -78,6 +80,7 @@ class Mirroring:
         self._access: Access = opened.access
         self.is_new = opened.claimed is not None and opened.claimed.named.current.seq == 0
         self._claimed = opened.claimed
+        self._leftovers = opened.leftovers
         self._clock = clock
         self._emit = emit
         self._committed = opened.directory.journal.seq
@@ -132,7 +135,7 @@ class Mirroring:
     @property
     def runs(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What the store's TaskGroup runs."""
-        return [self._run_mirror, self._run_results]
+        return [self._run_mirror, self._run_results, partial(abort_leftovers, self._leftovers, self._access)]
 
     async def begin(self, records: Records) -> None:
         """Find out which result files the copy may lack.
@@ -299,6 +302,13 @@ class Mirroring:
             logger.warning(
                 "the result files in %s are not up to date: %s", self.remote, str(error) or "no time left"
             )
+
+    def forget(self) -> None:
+        """Let go without waiting, for a store that was never closed; from any thread, and after the loop has ended.
+
+        Pools of threads and connections end when nobody holds them any more.
+        """
+        self.mirror.forget()
 
     async def aclose(self, *, give_back: bool) -> None:
         """Let go of threads and connections, after the tasks have ended.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from asynctune.state.mirror.claiming import Claimed
+from asynctune.storage.values import PendingUpload
 from asynctune.store.access import Access
 from asynctune.store.opening import OpenedForWriting
 from asynctune.store.place import Remote
@@ -26,6 +28,7 @@ class Opened:
         remote: Where the copy is; `None`: there is none.
         access: The way to it; whoever gets this closes it.
         claimed: The claim of the copy; `None`: there is no copy, or it could not be reached.
+        leftovers: Uploads to the copy that nobody goes on with.
         results_anew: All result files have to be sent anew.
         notes: What people should know, as (kind of event, sentence).
     """
@@ -35,6 +38,7 @@ class Opened:
     remote: Remote | None = None
     access: Access | None = None
     claimed: Claimed | None = None
+    leftovers: Sequence[PendingUpload] = ()
     results_anew: bool = False
     notes: list[tuple[str, str]] = field(default_factory=list)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from asynctune.clock import Clock
@@ -22,10 +22,12 @@ from asynctune.state.mirror.current import Current
 from asynctune.state.mirror.installing import is_being_replaced, replacing_error
 from asynctune.state.mirror.relations import Position
 from asynctune.state.thread import WorkThread
+from asynctune.storage.values import PendingUpload
 from asynctune.store import replacing
 from asynctune.store.access import Access, open_access
 from asynctune.store.finding import STATE_DIR, storage_error
 from asynctune.store.healing import replaceable
+from asynctune.store.leftovers import find_leftovers
 from asynctune.store.looking import check_place, look_at_copy, may_do_without
 from asynctune.store.moving import kept_at, left_behind
 from asynctune.store.opened import Opened
@@ -101,6 +103,7 @@ class _Opening:
         self._found: Found | None = None
         self._claimed: Claimed | None = None
         self._directory: OpenedForWriting | None = None
+        self._leftovers: Sequence[PendingUpload] = ()
         self._results_anew = False
         self._left: str | None = None
         self._notes: list[tuple[str, str]] = []
@@ -132,6 +135,7 @@ class _Opening:
             remote=self._remote,
             access=self._access,
             claimed=self._claimed,
+            leftovers=self._leftovers,
             results_anew=self._results_anew,
             notes=self._notes,
         )
@@ -259,6 +263,7 @@ class _Opening:
         else:
             await self._in_thread(self._claim_here, claimed.claim)
         await self._in_thread(self._take, claimed.claim)
+        self._leftovers = await find_leftovers(claimed, self._access, self._clock)
 
     def _claim_here(self, claim: Claim) -> None:
         assert self._found is not None

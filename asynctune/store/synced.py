@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Final
 
@@ -145,6 +145,10 @@ class SyncerAccess:
         """See `Access.begin`."""
         await self._exports.begin()
         return not await self._results.begin()
+
+    async def noted_uploads(self) -> Collection[str]:
+        """None: a syncer has no uploads in parts."""
+        return ()
 
     async def fetch_results(self, path: str, wanted: Callable[[str], bool]) -> None:
         """Bring all result files of the copy: a syncer knows no trials."""
