@@ -24,12 +24,13 @@ class WorkThread:
         self._name = name
         self._queue: SimpleQueue[Any] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._is_stopped = False
 
     def call(
         self, on_done: Callable[[Any, BaseException | None], None], function: Callable[..., Any], *args: Any
     ) -> None:
         """Run `function(*args)` in the thread, then `on_done(result, error)` on the running loop."""
-        if self._thread is None:
+        if self._thread is None and not self._is_stopped:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         self._queue.put((asyncio.get_running_loop(), on_done, function, args))
@@ -51,6 +52,7 @@ class WorkThread:
 
     def stop(self, last: Callable[[], object] | None = None) -> None:
         """Let the thread end when all that was submitted is done, and `last` after it; later calls get no answer."""
+        self._is_stopped = True
         if self._thread is not None:
             self._queue.put(last)
             self._thread = None

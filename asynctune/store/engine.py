@@ -380,4 +380,6 @@ class Engine:
         self._failure = StoreClosedError("the store was dropped without being closed")
         self._supervisor.cancel_soon()
         self.writer.forget()
+        if self.mirroring is not None:
+            self.mirroring.forget()
         self._lock.release()

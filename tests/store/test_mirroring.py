@@ -111,7 +111,8 @@ async def test_a_late_result_file_of_a_fenced_driver_replaces_nothing(
     store.report("t", {"loss": 3})
     await store.flush(mirror=True)
     results = mirroring_of(store).results
-    results._sender = held = Held(results._sender)
+    batches = results._batches
+    batches._sender = held = Held(batches._sender)
     late = asyncio.create_task(results.project())
     await held.came.wait()
     async with ExperimentStore.open(f"{bucket}/{location.name}", local_dir=tmp_path / "other") as other:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from asynctune.checkpoints.staging import stage_for_adoption
-from asynctune.config import CheckpointConfig
+from asynctune.config import CheckpointConfig, SyncConfig
 from asynctune.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
@@ -490,6 +490,38 @@ async def test_a_store_forgotten_with_changes_writes_nothing_behind_its_lock(loc
     left = {t for t in set(threading.enumerate()) - before if t.name == "asynctune-journal"}
     assert not left
     assert _open_below(location) == []
+
+
+@pytest.mark.parametrize("how", ["while the loop runs", "after the loop"])
+def test_a_forgotten_store_with_a_copy_leaves_no_thread(location, how):
+    (location.parent / "copies").mkdir()
+    copy = SyncConfig(upload_dir=str(location.parent / "copies"))
+    before = set(threading.enumerate())
+
+    def started():
+        return [t for t in set(threading.enumerate()) - before if t.name.startswith("asynctune-mirror")]
+
+    async def forget():
+        held = [await ExperimentStore.open(location, sync_config=copy)]
+        held[0].add_trial({}, "t")
+        await held[0].flush(mirror=True)
+        if how == "while the loop runs":
+            left = started()
+            with pytest.warns(ResourceWarning, match="never closed"):
+                _dropped(held)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            return left, []
+        return started(), held
+
+    left, held = asyncio.run(forget())
+    assert left
+    if held:
+        with pytest.warns(ResourceWarning, match="never closed"):
+            _dropped(held)
+    for thread in left:
+        thread.join(20)
+    assert started() == []
 
 
 def test_a_forgotten_store_leaves_neither_thread_nor_descriptor(location):

@@ -386,6 +386,10 @@ class StateMirror:
         swapper = self._swapper
         return swapper is not None and swapper.current.closed and swapper.current.seq >= self._committed
 
+    def forget(self) -> None:
+        """Let the thread end without waiting; from any thread, and after the loop has ended."""
+        self._thread.stop()
+
     async def aclose(self) -> None:
         """End the thread, after `run` was cancelled. Waiters get a `StoreClosedError`."""
         self._fail(StoreClosedError(_CLOSED))
