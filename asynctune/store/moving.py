@@ -6,21 +6,26 @@ checkpoints have been compared with that place, so a crash before it has them co
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from asynctune.breathing import breathe
+from asynctune.checkpoints.bucket import TreeCopies
 from asynctune.checkpoints.records import CheckpointRecord
-from asynctune.errors import CorruptStateError
+from asynctune.errors import CorruptStateError, StorageError
 from asynctune.files import LocalFiles
 from asynctune.packing import unpack
 from asynctune.store.finding import storage_error
 from asynctune.trial import MANIFEST_FILE
 
-__all__ = ["COPY", "kept_at", "left_behind", "was_moved"]
+__all__ = ["COPY", "LeftBehind", "kept_at", "left_behind", "was_moved"]
 
 COPY: Final = "copy"
 """Key of the record: the place of the copy that the checkpoints' records speak of."""
+
+_AT_ONCE: Final = 16
 
 
 def was_moved(known: object, place: str) -> bool:
@@ -33,8 +38,59 @@ def kept_at(records: Mapping[str, bytes]) -> object:
     return unpack(records[COPY]) if COPY in records else None
 
 
-def left_behind(records: Mapping[str, bytes], path: str, place: str, files: LocalFiles) -> str | None:
-    """Look for checkpoints that only the former place of the copy has. Blocking, for a thread.
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """Checkpoints that are not on this disk, and that records say are in another place than the copy is to be kept in.
+
+    Attributes:
+        records: Theirs; some at least.
+        path: The experiment's directory.
+        former: The place that the records speak of.
+        place: Where the copy is to be kept.
+    """
+
+    records: tuple[CheckpointRecord, ...]
+    path: str
+    former: object
+    place: str
+
+    def __str__(self) -> str:
+        """Why the copy cannot be kept there, for the user."""
+        return (
+            f"{len(self.records)} checkpoints of {self.path} are only in {self.former}, where its copy was kept until "
+            f"now, and {self.place} would never get them. Copy the whole of {self.former} to {self.place} first; or go "
+            "on with the former upload_dir"
+        )
+
+    async def lacked_by(self, copies: TreeCopies) -> LeftBehind | None:
+        """What the place lacks of them, told by their manifests; `None`: somebody has copied all of them there.
+
+        Raises:
+            StorageError: The place cannot be asked.
+        """
+        waiting, lacking = iter(self.records), list[CheckpointRecord]()
+
+        async def look() -> None:
+            for record in waiting:
+                if not await copies.is_complete(record):
+                    lacking.append(record)
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(min(_AT_ONCE, len(self.records))):
+                    tasks.create_task(look())
+        except* StorageError as group:
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            failure = error
+        else:
+            return replace(self, records=tuple(lacking)) if lacking else None
+        raise failure
+
+
+def left_behind(records: Mapping[str, bytes], path: str, place: str, files: LocalFiles) -> LeftBehind | None:
+    """Look for checkpoints that only the former place of the copy has, as far as this disk tells. For a thread.
 
     Args:
         records: Of the state on this disk, packed.
@@ -43,7 +99,7 @@ def left_behind(records: Mapping[str, bytes], path: str, place: str, files: Loca
         files: The disk.
 
     Returns:
-        Why the copy cannot be kept there, for the user; `None`: it can.
+        Them; `None`: there are none, or the copy is kept where it was.
 
     Raises:
         StorageError: The disk refused.
@@ -51,30 +107,24 @@ def left_behind(records: Mapping[str, bytes], path: str, place: str, files: Loca
     known = kept_at(records)
     if not was_moved(known, place):
         return None
-    left = 0
+    left = []
     try:
         for key, value in records.items():
             breathe()
             kind, _, name = key.partition("/")
-            if kind == "checkpoint":
-                left += _is_left(name, value, path, files)
+            if kind == "checkpoint" and (record := _left(name, value, path, files)) is not None:
+                left.append(record)
     except OSError as error:
         raise storage_error("look through", path, error) from error
-    if not left:
-        return None
-    return (
-        f"{left} checkpoints of {path} are only in {known}, where its copy was kept until now, and {place} would never "
-        f"get them. Copy the whole of {known} to {place} first, and open the experiment by that location; or go on "
-        "with the former upload_dir"
-    )
+    return LeftBehind(tuple(left), path, known, place) if left else None
 
 
-def _is_left(name: str, value: bytes, path: str, files: LocalFiles) -> bool:
+def _left(name: str, value: bytes, path: str, files: LocalFiles) -> CheckpointRecord | None:
     trial_id, _, step = name.rpartition("/")
     try:
         record = CheckpointRecord.from_value(trial_id, int(step), unpack(value))
     except (CorruptStateError, ValueError):
-        return False  # it stays as it is, and says so when it is asked for
-    if record.deleting or not record.mirrored:
-        return False
-    return not files.exists(f"{record.path(path)}/{MANIFEST_FILE}")
+        return None  # it stays as it is, and says so when it is asked for
+    if record.deleting or not record.mirrored or files.exists(f"{record.path(path)}/{MANIFEST_FILE}"):
+        return None
+    return record

@@ -29,7 +29,7 @@ from asynctune.store.finding import STATE_DIR, storage_error
 from asynctune.store.healing import replaceable
 from asynctune.store.leftovers import find_leftovers
 from asynctune.store.looking import check_place, look_at_copy, may_do_without
-from asynctune.store.moving import kept_at, left_behind
+from asynctune.store.moving import LeftBehind, kept_at, left_behind
 from asynctune.store.opened import Opened
 from asynctune.store.opening import (
     Found,
@@ -105,7 +105,7 @@ class _Opening:
         self._directory: OpenedForWriting | None = None
         self._leftovers: Sequence[PendingUpload] = ()
         self._results_anew = False
-        self._left: str | None = None
+        self._left: LeftBehind | None = None
         self._notes: list[tuple[str, str]] = []
 
     async def run(self) -> Opened:
@@ -245,6 +245,8 @@ class _Opening:
         found = self._found
         assert found is not None
         assert self._access is not None
+        if self._left is not None:
+            self._left = await self._left.lacked_by(self._access.copies)
         epochs, address = await self._in_thread(self._facts)
         self._claimed = claimed = await claim_mirror(
             self._access.storage,
@@ -285,7 +287,7 @@ class _Opening:
     def _check(self, relation: str, current: Current | None) -> None:
         assert self._remote is not None
         if self._left is not None and relation in {"same", "local_ahead"}:
-            raise ConfigError(self._left)
+            raise ConfigError(str(self._left))
         if current is not None and current.seq > 0 and self._mode == "create":
             raise exists_error(str(self._remote))
 

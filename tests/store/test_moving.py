@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +61,43 @@ def test_only_what_is_live_and_not_on_this_disk_is_left_behind(tmp_path):
     path = tmp_path / "other"
     said = left_behind(records(path, FORMER, "away", *kinds, "away"), str(path), PLACE, LocalFiles())
     assert said is not None
-    assert f"2 checkpoints of {path} are only in {FORMER}" in said
+    assert f"2 checkpoints of {path} are only in {FORMER}" in str(said)
+    assert [record.step for record in said.records] == [1, 5]
+
+
+class Copies:
+    """Knows which checkpoints are complete there."""
+
+    def __init__(self, *complete: int, error: Exception | None = None) -> None:
+        self.complete = complete
+        self.error = error
+        self.at_once = self.most = 0
+
+    async def is_complete(self, record):
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        await asyncio.sleep(0)
+        self.at_once -= 1
+        if self.error is not None:
+            raise self.error
+        return record.step in self.complete
+
+
+async def test_what_somebody_has_copied_there_is_not_left_behind(tmp_path):
+    known = records(tmp_path, FORMER, *["away"] * 40)
+    left = await asyncio.to_thread(left_behind, known, str(tmp_path), PLACE, LocalFiles())
+    assert left is not None
+    copies: Any = Copies(*range(1, 41))
+    assert await left.lacked_by(copies) is None
+    assert 1 < copies.most <= 16
+    copies = Copies(*range(1, 39))
+    lacking = await left.lacked_by(copies)
+    assert lacking is not None
+    assert sorted(record.step for record in lacking.records) == [39, 40]
+    assert str(lacking).startswith(f"2 checkpoints of {tmp_path} are only in {FORMER}")
+    copies = Copies(error=StorageError("away", retryable=True))
+    with pytest.raises(StorageError, match="away"):
+        await left.lacked_by(copies)
 
 
 def test_a_disk_that_cannot_be_read_is_an_error(tmp_path):

@@ -22,6 +22,7 @@ from asynctune.errors import (
 from asynctune.state.mirror.swapping import Swapper
 from asynctune.storage.memory import MemoryStorage
 from asynctune.storage.uri import open_storage
+from asynctune.storage.values import ObjectInfo
 from asynctune.store.store import ExperimentStore
 from asynctune.testing import FaultyStorage
 from asynctune.trial import Checkpoint, TrialStatus
@@ -540,6 +541,39 @@ async def test_a_copy_is_not_begun_elsewhere_while_only_the_former_one_has_a_che
         assert (await store.restore_checkpoint("t")).step == 1
     async with ExperimentStore.open(former, local_dir=tmp_path / "again") as store:
         assert (await store.restore_checkpoint("t")).step == 1, "nothing was lost there"
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["same", "ahead"])
+@pytest.mark.parametrize("how", ["directory", "uri", "elsewhere"])
+async def test_an_experiment_goes_on_where_its_copy_was_copied_to(location, bucket, tmp_path, how, ahead):
+    async with ExperimentStore.open(location, sync_config=mirrored(f"{bucket}/one")) as store:
+        await run(store, 3, checkpoint=True)
+    async with ExperimentStore.open(f"{bucket}/one/{location.name}", local_dir=tmp_path / "staged"):
+        pass
+    staged = tmp_path / "staged" / location.name
+    one = await open_storage(f"{bucket}/one/{location.name}")
+    two = await open_storage(f"{bucket}/two/{location.name}")
+    keys = [found.key async for found in one.list_objects() if isinstance(found, ObjectInfo)]
+    for key in keys:
+        await two.put(key, (await one.read(key)).data)
+    await one.delete(keys)
+    if ahead:
+        async with ExperimentStore.open(staged, sync_config=SyncConfig()) as store:
+            store.set_metadata("only", "here")
+    if how == "directory":
+        opening = ExperimentStore.open(staged, sync_config=mirrored(f"{bucket}/two"))
+    else:
+        local_dir = tmp_path / ("staged" if how == "uri" else how)
+        opening = ExperimentStore.open(f"{bucket}/two/{location.name}", local_dir=local_dir)
+    async with opening as store:
+        assert store.metadata == ({"only": "here"} if ahead and how != "elsewhere" else {})
+        assert await rows(store, "t") == [3]
+        assert (await store.restore_checkpoint("t")).step == 1
+        await run(store, 2, checkpoint=True)
+    async with ExperimentStore.open(f"{bucket}/two/{location.name}", "read") as reader:
+        for checkpoint in reader.checkpoints("t"):
+            await reader.fetch(checkpoint)
+        assert [checkpoint.step for checkpoint in reader.checkpoints("t")] == [1, 2]
 
 
 async def test_what_only_a_copy_without_its_state_has_is_not_given_up(location, bucket, tmp_path, caplog):
