@@ -94,7 +94,7 @@ def _run(directory: str, upload_dir: str | None, given: dict[str, int], workers:
     os.environ.update(_ONE_THREAD)
     # Only now: these need the extra.
     from asynctune.demo.experiment import Places, prepare  # noqa: PLC0415
-    from asynctune.demo.telling import before_it_runs, best_checkpoint, copy_lines, what_came_out  # noqa: PLC0415
+    from asynctune.demo.telling import before_it_runs, best_checkpoint, elsewhere_line, what_came_out  # noqa: PLC0415
     from asynctune.demo.training import METRIC, Digits, DigitsModel  # noqa: PLC0415
 
     places = Places.of(directory, upload_dir)
@@ -120,8 +120,7 @@ def _run(directory: str, upload_dir: str | None, given: dict[str, int], workers:
     for line in what_came_out(results, best, made, accuracy, where, arguments, has_copy=has_copy):
         click.echo(line)
     if places.copy is not None:
-        for line in copy_lines(places.copy, prepared.tuner.stats(), places.elsewhere):
-            click.echo(line)
+        click.echo(elsewhere_line(places.elsewhere))
 
 
 def _say_how_to_go_on() -> None:

@@ -7,12 +7,10 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, Final
 
-from asynctune.store.stats import StoreStats
 from asynctune.trial import Checkpoint, TrialStatus
-from asynctune.tuning.picture import copy_text
 from asynctune.tuning.result_grid import Result, ResultGrid
 
-__all__ = ["COMMAND", "before_it_runs", "best_checkpoint", "copy_lines", "what_came_out"]
+__all__ = ["COMMAND", "before_it_runs", "best_checkpoint", "elsewhere_line", "what_came_out"]
 
 COMMAND: Final = "python -m asynctune.demo"
 _MORE: Final = 12
@@ -100,16 +98,13 @@ def what_came_out(
     ]
 
 
-def copy_lines(copy: str, stats: StoreStats | None, elsewhere: Sequence[str]) -> list[str]:
-    """How far the copy is, and how another machine goes on with it.
+def elsewhere_line(arguments: Sequence[str]) -> str:
+    """How another machine goes on with the copy.
 
     Args:
-        copy: Where it is.
-        stats: Of the run; `None`: there was nothing to run.
-        elsewhere: The command's arguments there.
+        arguments: The command's there.
     """
-    lines = [] if stats is None else [copy_text(copy, stats)]
-    return [*lines, f"elsewhere:    {COMMAND} {shlex.join(elsewhere)}"]
+    return f"elsewhere:    {COMMAND} {shlex.join(arguments)}"
 
 
 def _ended_early(result: Result, longest: int) -> bool:

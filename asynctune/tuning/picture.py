@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from rich.cells import cell_len
 from rich.console import Group
@@ -18,6 +18,7 @@ from asynctune.store.stats import StoreStats
 from asynctune.trial import Trial, TrialStatus
 
 __all__ = [
+    "Moment",
     "View",
     "best_line",
     "config_text",
@@ -56,6 +57,10 @@ _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
 _VERY_LONG: Final = 10_000 * _DAY
 _MANY_DIGITS: Final = 10**15
+
+
+Moment: TypeAlias = Literal["running", "closing", "closed"]
+"""Of an experiment: trials run; what is left is being stored; nothing is done any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,20 +138,24 @@ def best_line(view: View) -> str:
     return f"best {plain(view.metric)} {value}, trial {plain(view.best.trial_id)}{config and ': '}{config}"
 
 
-def copy_text(uri: str, stats: StoreStats) -> str:
-    """How far the copy of an experiment is, and where."""
-    if not stats.mirrored_seq:
-        return f"copy: nothing has come there yet, in {uri}"
-    behind = [
+def copy_text(uri: str, stats: StoreStats, moment: Moment = "running") -> str:
+    """How far the copy of an experiment is, and where; while the experiment is being closed, nothing if it is whole."""
+    parts = [
         f"{count} {word}{'s' * (count != 1)}"
         for count, word in (
-            (stats.committed_seq - stats.mirrored_seq, "commit"),
+            (stats.committed_seq - (stats.mirrored_seq or 0), "commit"),
             (stats.uploads_pending, "checkpoint"),
         )
         if count > 0
     ]
-    state = f"{' and '.join(behind)} behind" if behind else "complete"
-    failed = f", {stats.uploads_failed} failed and tried again" if stats.uploads_failed else ""
+    left = " and ".join(parts)
+    if moment == "closing":
+        return left and f"copy: being completed, {left} to go, in {uri}"
+    if not stats.mirrored_seq:
+        return f"copy: nothing has come there{' yet' * (moment == 'running')}, in {uri}"
+    state = f"{left} behind" if left else "complete"
+    again = " and tried again" if moment == "running" else ""
+    failed = f", {stats.uploads_failed} failed{again}" if stats.uploads_failed else ""
     return f"copy: {state}{failed}, in {uri}"
 
 

@@ -20,7 +20,7 @@ from rich.console import RenderableType
 from asynctune.metrics import find_number
 from asynctune.tracebacks import error_line
 from asynctune.trial import Trial, TrialStatus
-from asynctune.tuning.picture import View, best_line, count_line, metrics_text, picture, plain
+from asynctune.tuning.picture import Moment, View, best_line, count_line, metrics_text, picture, plain
 from asynctune.tuning.screen import Screen
 
 __all__ = ["Progress"]
@@ -43,7 +43,8 @@ class Progress:
         look: Gives the present value of a trial.
         location: Its directory, which the end tells; `None`: it is not told.
         total: How many trials there will be, where that is known.
-        copy: Tells how far the copy of the experiment is; `None`: there is none. Called in another thread, too.
+        copy: Tells how far the copy of the experiment is, at a moment of its life; `None`: there is none. Called in
+            another thread, too.
         verbose: 0: nothing; 1: the picture, or a line now and then, what fails, and what came out; 2: also a line
             for each result.
         stream: Where to; by default standard error, which a service may not have: then nothing is told.
@@ -58,7 +59,7 @@ class Progress:
         *,
         location: str | None = None,
         total: int | None = None,
-        copy: Callable[[], str] | None = None,
+        copy: Callable[[Moment], str] | None = None,
         verbose: int = 1,
         stream: TextIO | None = None,
     ) -> None:
@@ -101,6 +102,12 @@ class Progress:
         """`stop`, and return when it is written, or nobody reads it. Again: does nothing."""
         self.stop()
         await asyncio.to_thread(self._screen.wait)
+
+    async def closed(self) -> None:
+        """The experiment was closed, after `aclose`: tell how far its copy came."""
+        if self._copy is not None:
+            self._screen.add(plain(self._copy("closed")))
+            await asyncio.to_thread(self._screen.wait)
 
     def finished(self) -> None:
         """The experiment is at its end: nothing more is to come, whatever was expected."""
@@ -193,7 +200,7 @@ class Progress:
         pause = min(max(_FIRST_LINE_AFTER_S, (now - self._began) * _LINE_PER_ELAPSED), _LINE_EVERY_S)
         return now - self._said_at >= pause
 
-    def _view(self) -> View:
+    def _view(self, moment: Moment = "running") -> View:
         # Also called in the screen's thread: every collection is copied in one step.
         return View(
             name=self._name,
@@ -205,7 +212,7 @@ class Progress:
             best=self._best,
             running=list(self._running.values()),
             others=list(self._others.values()),
-            copy="" if self._copy is None else self._copy(),
+            copy="" if self._copy is None else self._copy(moment),
         )
 
     def _picture(self, width: int, height: int) -> RenderableType:
@@ -216,7 +223,7 @@ class Progress:
         return "; ".join(filter(None, (count_line(view), best_line(view), view.copy)))
 
     def _closing(self) -> list[str]:
-        view = self._view()
+        view = self._view("closing")
         lines = [count_line(view)]
         if view.best is not None:
             lines.append(best_line(view))

@@ -10,7 +10,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -133,7 +134,7 @@ class ExperimentRun:
             await runner.start(plan.trainable, _options(plan))
             self._runner = runner
             try:
-                async with await self._open() as store:
+                async with self._told_when_closed(), await self._open() as store:
                     self._store = store
                     try:
                         await self._record(store, settings)
@@ -297,7 +298,7 @@ class ExperimentRun:
             store.get_trial,
             location=str(self._path),
             total=total,
-            copy=None if uri is None else lambda: copy_text(uri, store.stats()),
+            copy=None if uri is None else lambda moment: copy_text(uri, store.stats(), moment),
             verbose=self._plan.run.verbose,
         )
 
@@ -311,6 +312,14 @@ class ExperimentRun:
             self._driver.interrupt()
 
     # -- after ---------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _told_when_closed(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            if self._progress is not None:
+                await self._progress.closed()
 
     async def _save_results(self, store: ExperimentStore) -> None:
         try:

@@ -72,20 +72,40 @@ class Screen:
                 self.line(line)
             self._waiting.put(None)
 
+    def add(self, line: str) -> None:
+        """After `close`: write one line more, soon."""
+        if self._thread is not None and self._is_closed:
+            self.line(line)
+            self._waiting.put(None)
+            self._thread = threading.Thread(
+                target=self._run_again, args=(self._thread,), name="asynctune progress", daemon=True
+            )
+            self._thread.start()
+
     def wait(self) -> None:
-        """After `close`: return when everything is written, or nobody has read it for two seconds. Blocks."""
+        """After `close` or `add`: return when everything is written, or nobody has read it for two seconds. Blocks."""
         if self._thread is not None:
             self._thread.join(_CLOSE_WITHIN_S)
 
     # -- in the thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
+        def show() -> None:
             if self.is_terminal:
                 self._show_picture()
             else:
                 self._show_lines()
             self._show_lines()  # the last ones
+
+        self._watched(show)
+
+    def _run_again(self, before: threading.Thread) -> None:
+        before.join()
+        self._watched(self._show_lines)
+
+    def _watched(self, show: Callable[[], None]) -> None:
+        try:
+            show()
         except (OSError, ValueError):
             logger.debug("nobody reads the progress any more", exc_info=True)
         except Exception:

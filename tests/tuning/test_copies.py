@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 
 import pytest
 
 from asynctune.config import FailureConfig, RunConfig, SyncConfig, TuneConfig
 from asynctune.errors import ConfigError, ExperimentExistsError
+from asynctune.state.mirror.swapping import Swapper
 from asynctune.storage.memory import MemoryStorage
 from asynctune.testing import DirectorySyncer
 from asynctune.trial import TrialStatus
+from asynctune.tuning.progress import Progress
 from asynctune.tuning.result_grid import ResultGrid
 from asynctune.tuning.space import uniform
 from asynctune.tuning.tuner import Tuner
@@ -27,7 +30,8 @@ def bucket():
 
 
 def run_config(tmp_path, sync: SyncConfig, **settings) -> RunConfig:
-    return RunConfig(name="exp", local_dir=tmp_path / "runs", verbose=0, sync_config=sync, **settings)
+    given = {"verbose": 0, **settings}
+    return RunConfig(name="exp", local_dir=tmp_path / "runs", sync_config=sync, **given)
 
 
 def tuner(tmp_path, sync: SyncConfig, trainable=trainables.coroutine, **settings) -> Tuner:
@@ -63,6 +67,31 @@ async def test_results_are_read_from_the_bucket(tmp_path, bucket):
     assert [row["training_iteration"] for row in await best.history()] == list(range(1, 11))
     directory = await best.fetch_checkpoint(tmp_path / "best")
     assert sorted(await asyncio.to_thread(os.listdir, directory))
+
+
+async def test_what_is_told_last_is_the_copy_as_it_was_closed(tmp_path, bucket, capsys, monkeypatch):
+    """While it is brought up to date, what is left of it is not told as if that were the end."""
+    held, swap = asyncio.Event(), Swapper.swap
+
+    async def late(self, *arguments, closed, **named):
+        if not closed:
+            await held.wait()
+        return await swap(self, *arguments, closed=closed, **named)
+
+    made = tuner(tmp_path, SyncConfig(upload_dir=bucket), verbose=1)
+    told = Progress.aclose
+
+    async def then_go_on(self):
+        await told(self)
+        held.set()
+
+    monkeypatch.setattr(Swapper, "swap", late)
+    monkeypatch.setattr(Progress, "aclose", then_go_on)
+    await made.fit()
+    *before, last = [line for line in capsys.readouterr().err.splitlines() if line.startswith("copy: ")]
+    assert re.fullmatch(rf"copy: being completed, \d+ commits.* to go, in {bucket}/exp", before[-1])
+    assert last == f"copy: complete, in {bucket}/exp"
+    assert not any("behind" in line for line in before)
 
 
 async def test_a_name_that_is_taken_in_the_bucket_is_refused(tmp_path, bucket):

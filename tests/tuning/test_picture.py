@@ -234,22 +234,42 @@ def test_words():
 
 
 COPIES = {
-    "complete": ((7, 7, 0, 0), "copy: complete, in s3://b/e"),
-    "one commit": ((8, 7, 0, 0), "copy: 1 commit behind, in s3://b/e"),
-    "both": ((10, 7, 2, 0), "copy: 3 commits and 2 checkpoints behind, in s3://b/e"),
-    "failed": ((7, 7, 1, 1), "copy: 1 checkpoint behind, 1 failed and tried again, in s3://b/e"),
-    "not reached": ((7, 0, 4, 0), "copy: nothing has come there yet, in s3://b/e"),
-    "ahead for a moment": ((7, 8, 0, 0), "copy: complete, in s3://b/e"),
+    "complete": ((7, 7, 0, 0), "complete, in", "", "complete, in"),
+    "one commit": ((8, 7, 0, 0), "1 commit behind, in", "1 commit to go, in", "1 commit behind, in"),
+    "both": (
+        (10, 7, 2, 0),
+        "3 commits and 2 checkpoints behind, in",
+        "3 commits and 2 checkpoints to go, in",
+        "3 commits and 2 checkpoints behind, in",
+    ),
+    "failed": (
+        (7, 7, 1, 1),
+        "1 checkpoint behind, 1 failed and tried again, in",
+        "1 checkpoint to go, in",
+        "1 checkpoint behind, 1 failed, in",
+    ),
+    "not reached": (
+        (7, 0, 4, 0),
+        "nothing has come there yet, in",
+        "7 commits and 4 checkpoints to go, in",
+        "nothing has come there, in",
+    ),
+    "ahead for a moment": ((7, 8, 0, 0), "complete, in", "", "complete, in"),
 }
 
 
 @pytest.mark.parametrize("case", COPIES)
 def test_how_far_a_copy_is(case):
-    (committed, mirrored, pending, failed), text = COPIES[case]
+    (committed, mirrored, pending, failed), running, closing, closed = COPIES[case]
     stats = StoreStats.of_reader(
         committed, 0, 0, mirrored_seq=mirrored, uploads_pending=pending, uploads_failed=failed,
         uploads_done=0, upload_bytes=0, trials=1,
     )  # fmt: skip
+    text = f"copy: {running} s3://b/e"
     assert copy_text("s3://b/e", stats) == text
+    assert copy_text("s3://b/e", stats, "closing") == (
+        f"copy: being completed, {closing} s3://b/e" if closing else ""
+    )
+    assert copy_text("s3://b/e", stats, "closed") == f"copy: {closed} s3://b/e"
     lines = drawn(dataclasses.replace(view(), copy=text), 30)
     assert lines[1] == (text[:29] + "…" if len(text) > 30 else text)

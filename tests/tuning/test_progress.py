@@ -51,6 +51,11 @@ class Told:
         self.progress._screen.wait()
         return self.stream.getvalue().splitlines()
 
+    async def aclose(self):
+        """The same on a loop."""
+        await self.progress.aclose()
+        return self.stream.getvalue().splitlines()
+
 
 def row(iteration, **metrics):
     return {"training_iteration": iteration, **metrics}
@@ -69,19 +74,36 @@ def test_the_end_is_summed_up(clock):
     assert told.stop() == told.stop(), "again does nothing"
 
 
-def test_how_far_the_copy_is_is_told_now_and_then_and_at_the_end(clock):
-    states = iter(["copy: 1 commit behind", "copy: complete"])
-    told = Told(copy=lambda: next(states))
+async def test_how_far_the_copy_is_is_told_now_and_then_at_the_end_and_after_the_close(clock):
+    told = Told(copy=lambda moment: f"copy: {moment}")
     told.put("a", "RUNNING")
     clock.now += 6
     told.put("a", "RUNNING", row(1, loss=0.5), config={})
     told.put("a", "TERMINATED", row(1, loss=0.5), config={})
-    assert told.stop() == [
-        "exp after 6 s: 1 running; best loss 0.5, trial a; copy: 1 commit behind",
+    lines = [
+        "exp after 6 s: 1 running; best loss 0.5, trial a; copy: running",
         "exp after 6 s: 1 terminated",
         "best loss 0.5, trial a",
-        "copy: complete",
+        "copy: closing",
     ]
+    assert await told.aclose() == lines
+    await told.progress.closed()
+    assert await told.aclose() == [*lines, "copy: closed"]
+
+
+async def test_nothing_is_told_of_a_copy_that_is_whole_before_it_is_closed(clock):
+    told = Told(copy=lambda moment: "" if moment == "closing" else "copy: complete")
+    assert await told.aclose() == ["exp after 0 s: no trials yet"]
+    await told.progress.closed()
+    assert await told.aclose() == ["exp after 0 s: no trials yet", "copy: complete"]
+
+
+@pytest.mark.parametrize("settings", [{"verbose": 0, "copy": str}, {}], ids=["verbose", "copy"])
+async def test_after_the_close_nothing_is_told_that_was_not_asked_for(clock, settings):
+    told = Told(**settings)
+    before = await told.aclose()
+    await told.progress.closed()
+    assert await told.aclose() == before
 
 
 FAILED = """Traceback (most recent call last):
