@@ -185,12 +185,24 @@ class _Opening:
             if place.remembers:
                 self._remote = recall(found.state_dir, self._files, dict(place.options))
             elif self._remote is None and (was := forget(found.state_dir, self._files)) is not None:
-                message = (
-                    f"{place.path} was mirrored to {was}, and goes on without a copy, as it was opened now"
-                )
-                self._note("mirror_given_up", message)
+                self._note("mirror_given_up", self._given_up(was, found))
         except OSError as error:
             raise storage_error("open", place.path, error) from error
+
+    def _given_up(self, was: str, found: Found) -> str:
+        """What it means that a copy is not kept any more."""
+        path = self._place.path
+        message = f"{path} was mirrored to {was}, and goes on without a copy, as it was opened now"
+        try:
+            left = left_behind(look(found, self._files).records, path, "", self._files)
+        except CorruptStateError:  # the opening itself says so
+            left = None
+        if left is None:
+            return message
+        count = len(left.records)
+        only = "1 checkpoint is" if count == 1 else f"{count:,} checkpoints are"
+        again = f"sync_config=SyncConfig(upload_dir={str(left.former).rpartition('/')[0]!r})"
+        return f"{message}; {only} in {left.former} only, and out of reach until it is opened with that again ({again})"
 
     def _look(self) -> Position | None:
         """Where the state on this disk stands; `None`: there is none that counts."""

@@ -246,6 +246,37 @@ async def test_a_copy_can_be_given_up_loudly(location, bucket, caplog):
         assert store.upload_uri is None
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_a_copy_that_is_given_up_says_how_many_checkpoints_only_it_has(
+    location, bucket, tmp_path, caplog, count
+):
+    former = f"{bucket}/{location.name}"
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 9)
+        for loss in range(count):
+            await run(store, loss, trial_id=f"t{loss}", checkpoint=True)
+    staged = tmp_path / "staged" / location.name
+    async with ExperimentStore.open(former, local_dir=tmp_path / "staged") as store:
+        await run(store, 5, trial_id="here", checkpoint=True)
+        if count == 3:
+            await store.restore_checkpoint("t0")  # a private copy; what is kept stays in the bucket
+    caplog.clear()
+    async with ExperimentStore.open(staged, sync_config=SyncConfig()) as store:
+        assert (await store.restore_checkpoint("here")).step == 1
+    (told,) = [each.getMessage() for each in caplog.records if "goes on without a copy" in each.getMessage()]
+    again = f"only, and out of reach until it is opened with that again (sync_config=SyncConfig(upload_dir={bucket!r}))"
+    expected = {
+        0: "",
+        1: f"; 1 checkpoint is in {former} {again}",
+        3: f"; 3 checkpoints are in {former} {again}",
+    }
+    assert told.endswith(f"as it was opened now{expected[count]}")
+    caplog.clear()
+    async with ExperimentStore.open(staged, sync_config=mirrored(bucket)) as store:
+        for loss in range(count):
+            assert (await store.restore_checkpoint(f"t{loss}")).step == 1
+
+
 async def test_an_experiment_gets_a_copy_later(location, bucket):
     async with ExperimentStore.open(location, checkpoint_config=CheckpointConfig(num_to_keep=1)) as store:
         await run(store, 3, checkpoint=True)
