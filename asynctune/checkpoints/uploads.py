@@ -23,13 +23,13 @@ from asynctune.checkpoints.context import Context, logger
 from asynctune.checkpoints.records import CheckpointRecord
 from asynctune.checkpoints.turns import Leases
 from asynctune.checkpoints.upload_plan import Key, UploadPlan, backoff_s
+from asynctune.checkpoints.upload_reasons import reasons_told
 from asynctune.checkpoints.upload_wishes import Wishes, uploads_ended
 from asynctune.errors import ConfigError, CorruptStateError, StorageError, StoreClosedError, UploadError
 
 __all__ = ["UploadLeft", "UploadQueue", "UploadStats"]
 
 _SLICE: Final = 500
-_SHOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,11 +151,10 @@ class UploadQueue:
         """
         failed = await self._try_all()
         if failed:
-            shown = [f"checkpoint {step} of trial {trial}: {why}" for (trial, step), why in failed.items()]
-            more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+            told = reasons_told((trial_id, step, why) for (trial_id, step), why in failed.items())
             raise UploadError(
                 f"{len(failed)} of the pending checkpoints could not be uploaded to {self._bucket.copies.location}, "
-                f"and are tried again: {'; '.join(shown[:_SHOWN])}{more}"
+                f"and are tried again: {told}"
             )
 
     async def _try_all(self) -> dict[Key, str]:
@@ -226,13 +225,10 @@ class UploadQueue:
             for trial_id, step in sorted(self._plan.pending)
         )
         if left:
-            shown = [
-                f"checkpoint {each.step} of trial {each.trial_id}: {each.reason}" for each in left[:_SHOWN]
-            ]
-            more = f"; and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+            told = reasons_told((each.trial_id, each.step, each.reason) for each in left)
             message = (
                 f"{len(left)} checkpoints are not in {self._bucket.copies.location} yet, and the next opening "
-                f"goes on with them: {'; '.join(shown)}{more}"
+                f"goes on with them: {told}"
             )
             logger.warning("%s", message)
             self._context.emit("uploads_left", message=message, count=len(left))

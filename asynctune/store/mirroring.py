@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from asynctune.checkpoints.bucket import DEFAULT_CONCURRENCY, Bucket
+from asynctune.checkpoints.upload_reasons import reasons_told
 from asynctune.checkpoints.uploads import UploadLeft
 from asynctune.clock import Clock
 from asynctune.errors import AsynctuneError, FencedError, StorageError, UploadError
@@ -35,7 +36,6 @@ __all__ = ["Emit", "Mirroring"]
 
 logger = logging.getLogger("asynctune")
 
-_SHOWN: Final = 5
 _NAMES_AT_ONCE: Final = 1000
 _SHARE_OF_UPLOADS: Final = 0.8
 _MOST_KEPT_BYTES: Final = 256 << 20  # of journal, and as much of snapshots, for a bucket that is away
@@ -280,13 +280,9 @@ class Mirroring:
         closed = await self.mirror.close(max(0.0, end - self._clock.monotonic()))
         if closed and not left:
             return
-        missing = [
-            f"checkpoint {each.step} of trial {each.trial_id} ({each.reason})" for each in left[:_SHOWN]
-        ]
-        if len(left) > _SHOWN:
-            missing.append(f"{len(left) - _SHOWN} more checkpoints")
-        if not closed:
-            missing.insert(0, f"what was committed after {self.mirror.mirrored_seq}")
+        missing = [] if closed else [f"what was committed after {self.mirror.mirrored_seq}"]
+        if left:
+            missing.append(reasons_told((each.trial_id, each.step, each.reason) for each in left))
         raise UploadError(
             f"not everything is in {self.remote}: {'; '.join(missing)}. All of it is safe on this disk; open the "
             "experiment again from here, and the rest is brought there"

@@ -205,7 +205,9 @@ async def test_many_failures_are_summed_up(room):
     room.storage.fail(AuthenticationError("no"), lasting=True)
     for number in range(8):
         await room.save(f"t{number}")
-    with pytest.raises(UploadError, match=r"8 of the pending .*; and 3 more"):
+    with pytest.raises(
+        UploadError, match=r"8 of the pending .* again: 8 checkpoints \(1 of trial t\d, .* 5 more\):.* no$"
+    ):
         await room.catalog.drain()
 
 
