@@ -107,7 +107,7 @@ class Screen:
         else:
             drawn = io.StringIO()
             console = self._console(drawn)
-            console.print(view(report, self._fitted(console)))
+            console.print(view(report, self._fitted(console)), crop=False)  # a command is not cut
             _write(f"{line.rstrip(' ')}\n" for line in drawn.getvalue().splitlines())
         return _found(report)
 

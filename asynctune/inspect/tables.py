@@ -208,7 +208,7 @@ def gc_view(report: GarbageReport, layout: Layout) -> RenderableType:
             parts.append(Text(f"... {more:,} smaller not shown, --limit 0 shows all", "dim"))
         verb = "was" if report.objects == 1 else "were"
         total = f"{count(report.objects, 'object')}, {size(report.size_bytes)}, {verb} left behind in {where}"
-        parts += [Text(total), Text(_how_to_delete(report), "dim")]
+        parts += [Text(total), *_how_to_delete(report)]
     else:
         parts.append(Text(f"nothing older than {hours} was left behind in {where}", "green"))
     if report.uploads_under_way:
@@ -226,17 +226,21 @@ def gc_view(report: GarbageReport, layout: Layout) -> RenderableType:
     return Group(*parts, *_problems(report.problems))
 
 
-def _how_to_delete(report: GarbageReport) -> str:
-    """In words: nothing here deletes."""
+def _how_to_delete(report: GarbageReport) -> list[Text]:
+    """In words: nothing here deletes. A command stands on a line of its own, which is not broken, to be copied."""
     where = report.head.location
-    remove = {"s3": "aws s3 rm", "gs": "gcloud storage rm"}.get(where.partition("://")[0], "rm")
-    said = f"nothing was deleted. By hand, best while no driver is at work: {remove} {where}/NAME"
-    if any(leak.name.endswith("/") for leak in report.leaks):
-        flag = "-r" if remove != "aws s3 rm" else "--recursive"
-        said += f", with {flag} where NAME ends in /"
-    if any(leak.kind == "upload" for leak in report.leaks):
-        said += "; an upload is aborted, as with aws s3api abort-multipart-upload, or by a lifecycle rule"
-    return said
+    remove, flag = {"s3": ("aws s3 rm", "--recursive"), "gs": ("gcloud storage rm", "-r")}.get(
+        where.partition("://")[0], ("rm", "-r")
+    )
+    uploads = [leak.kind == "upload" for leak in report.leaks]
+    lines = [Text("nothing was deleted; by hand, best while no driver is at work:", "dim")]
+    if not all(uploads):
+        lines.append(Text(f"  {remove} {where}/NAME", "dim", no_wrap=True, overflow="ignore"))
+        if any(leak.name.endswith("/") for leak in report.leaks):
+            lines.append(Text(f"  with {flag} where NAME ends in /", "dim"))
+    if any(uploads):
+        lines.append(Text("  an upload: aws s3api abort-multipart-upload, or a lifecycle rule", "dim"))
+    return lines
 
 
 # -- parts -------------------------------------------------------------------------------------------------

@@ -174,4 +174,8 @@ def test_a_directory_that_is_a_copy_is_looked_through_too(tmp_path, capsys, monk
     code, text, _ = show(capsys, tmp_path / "copies" / "digits", "gc", "--limit", "0")
     assert code == 0
     assert "gone/" in text
-    assert f"nothing was deleted. By hand, best while no driver is at work: rm {tmp_path}/copies" in text
+    assert "nothing was deleted; by hand, best while no driver is at work:\n" in text
+    command = f"  rm {tmp_path}/copies/digits/NAME\n"
+    assert command in text
+    monkeypatch.setenv("COLUMNS", "40")
+    assert command in show(capsys, tmp_path / "copies" / "digits", "gc")[1], "it can be copied in one piece"
