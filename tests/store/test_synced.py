@@ -157,7 +157,8 @@ async def test_one_that_fails_is_said_to_and_tried_again(location, syncer):
     await run(store, 0)
     with pytest.raises(UploadError):
         await store.drain()
-    with pytest.raises(UploadError, match=r"not everything is in vault://.*; checkpoint 2 of trial t: "):
+    left = r"not everything is in vault://.*; 2 checkpoints \(1 of trial t, 2 of trial t\): the first: sync_up of"
+    with pytest.raises(UploadError, match=left):
         await store.aclose(drain_timeout_s=0.2)
     syncer.fails = False
     async with ExperimentStore.open(location, sync_config=config(syncer)) as store:
