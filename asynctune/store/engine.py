@@ -6,7 +6,6 @@ become durable is the rooms' below.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Sequence
@@ -314,15 +313,18 @@ class Engine:
             StorageError, FencedError, CaptureError: Something is not durable; the experiment is let go all the same.
         """
         # with a bucket, the parts below have deadlines of their own, which end before
-        limit = asyncio.timeout(
-            timeout_s if timeout_s is None or self.mirroring is None else timeout_s + _GRACE_S
-        )
+        limit_s = timeout_s if timeout_s is None or self.mirroring is None else timeout_s + _GRACE_S
+        inner: TimeoutError | None = None
         try:
             self.check()
-            async with limit:
-                await self._finish(timeout_s)
+            async with self._clock.timeout(limit_s):
+                try:
+                    await self._finish(timeout_s)
+                except TimeoutError as error:
+                    inner = error
+                    raise
         except TimeoutError as error:
-            if not limit.expired():
+            if error is inner:  # of the disk, say
                 raise
             stats = self.writer.stats()
             msg = (

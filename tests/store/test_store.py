@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import re
@@ -26,7 +27,7 @@ from asynctune.store.store import ExperimentStore
 from asynctune.testing import FaultyFiles, ManualClock
 from asynctune.trial import Checkpoint
 from tests.crash.checking import check_experiment, leftovers
-from tests.store.scenes import Counter, directory_with, result_rows, state_of
+from tests.store.scenes import Counter, directory_with, engine_of, result_rows, state_of
 
 # -- metadata ----------------------------------------------------------------------------------------------
 
@@ -472,6 +473,30 @@ def _open_below(directory):
     names = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
     targets = [os.readlink(name) for name in names if os.path.lexists(name)]
     return [target for target in targets if target.startswith(str(directory))]
+
+
+async def test_a_close_has_its_time_by_the_clock_of_the_store(location):
+    files, clock = FaultyFiles(), ManualClock()
+    store = await ExperimentStore.open(location, files=files, clock=clock)
+    files.fail(errno.ENOSPC, on={"write", "create"}, lasting=True)
+    store.set_metadata("k", 1)
+    closing = asyncio.create_task(store.aclose(drain_timeout_s=100))
+    await clock.advance(99)
+    assert not closing.done()
+    await clock.advance(2)
+    with pytest.raises(StorageError, match=r"closed after 100 s, .* 1 changed records are not on the disk"):
+        await closing
+
+
+async def test_a_deadline_of_the_disk_is_not_taken_for_that_of_the_close(location, monkeypatch):
+    store = await ExperimentStore.open(location)
+
+    async def late():
+        raise TimeoutError("the network disk")
+
+    monkeypatch.setattr(engine_of(store), "flush", late)
+    with pytest.raises(TimeoutError, match="the network disk"):
+        await store.aclose(drain_timeout_s=100)
 
 
 async def test_a_store_forgotten_with_changes_writes_nothing_behind_its_lock(location):
