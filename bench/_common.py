@@ -1,6 +1,6 @@
 """Owns what every benchmark shares: options, the machine's description, figures, reports and how they print.
 
-Measures nothing itself. A script makes a `Report` (a table, and the targets that its figures are held to) and
+Measures nothing itself but the event loop's lag. A script makes a `Report` (a table, and the targets that its figures are held to) and
 hands its coroutine to `run`, which prints a table, or with `--json` one JSON document on standard output.
 """
 
@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ __all__ = [
     "machine",
     "options",
     "percentile",
+    "probed",
     "progress",
     "ratio",
     "run",
@@ -52,6 +54,7 @@ NOT_INSTALLED: Final = "not installed"
 """Stands in the cells of a peer that the `bench` extra would install."""
 
 _FILE_WIDTH: Final = 180
+_PROBE_S: Final = 0.001
 _VERSIONS: Final = ("asynctune", "msgpack", "google-crc32c", "ray", "optuna")
 
 
@@ -147,6 +150,18 @@ def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest value that at least `percent` % of the values do not exceed (nearest rank)."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
+
+
+async def probed(work: Awaitable[None]) -> list[float]:
+    """Run `work` with a probe beside it, which sleeps 1 ms again and again; by how many seconds each sleep overran."""
+    lags: list[float] = []
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        start = time.perf_counter()
+        await asyncio.sleep(_PROBE_S)
+        lags.append(time.perf_counter() - start - _PROBE_S)
+    await task
+    return lags
 
 
 def ratio(value: float | None, reference: float | None) -> float | None:

@@ -19,12 +19,11 @@ from collections.abc import Awaitable
 from pathlib import Path
 
 from _children import child
-from _common import Cell, Column, Options, Report, Target, options, percentile, progress, run, scratch
+from _common import Cell, Column, Options, Report, Target, options, percentile, probed, progress, run, scratch
 from _load import Reporter, trial_id
 
 from asynctune import CheckpointConfig, ExperimentStore
 
-_PROBE_S = 0.001
 _REST_S = 3.0
 _BALLAST_BYTES, _BALLAST_PERIOD_S = 256 * 1024, 0.1
 _CHUNK_BYTES = 16 * 1024 * 1024
@@ -86,7 +85,7 @@ async def _measure(
             await store.flush()
             await asyncio.sleep(_REST_S)  # what is written behind belongs to the phase before
             before, snapshots_before, start = reporter.count, store.stats().snapshots, time.perf_counter()
-            lags[name] += await _probed(phase())
+            lags[name] += await probed(phase())
             spent[name] += time.perf_counter() - start
             counts[name] += reporter.count - before
             snapshots[name] += store.stats().snapshots - snapshots_before
@@ -136,18 +135,6 @@ async def _measure(
 
 def _worst(rows: list[dict[str, Cell]], key: str) -> float:
     return max(value for row in rows if isinstance(value := row[key], float))
-
-
-async def _probed(work: Awaitable[None]) -> list[float]:
-    """Run `work` with the probe beside it; by how many seconds each of its sleeps overran."""
-    lags: list[float] = []
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        start = time.perf_counter()
-        await asyncio.sleep(_PROBE_S)
-        lags.append(time.perf_counter() - start - _PROBE_S)
-    await task
-    return lags
 
 
 async def _set_ballast(store: ExperimentStore, work: Awaitable[object]) -> None:

@@ -12,17 +12,15 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Awaitable
 from pathlib import Path
 
-from _common import Cell, Column, Options, Report, Target, options, percentile, progress, run, scratch
+from _common import Cell, Column, Options, Report, Target, options, percentile, probed, progress, run, scratch
 from _uploads import BUCKET, gateway
 
 from asynctune import ExperimentStore, SyncConfig
 from asynctune.storage.s3 import open_storage
 from asynctune.storage.uri import parse_uri
 
-_PROBE_S = 0.001
 _REST_S = 2.0
 _IDLE_S = 5.0
 _CHUNK_BYTES = 16 * 1024 * 1024
@@ -43,7 +41,7 @@ async def measure(settings: Options) -> Report:
             await _make_bucket()
             for turn in range(settings.rounds):
                 progress(f"round {turn + 1} of {settings.rounds}")
-                lags[_IDLE] += await _probed(asyncio.sleep(_IDLE_S))
+                lags[_IDLE] += await probed(asyncio.sleep(_IDLE_S))
                 spent[_IDLE] += _IDLE_S
                 for name, files_of in sizes.items():
                     await _upload(directory / f"round-{turn}", name, files_of, lags, spent)
@@ -106,7 +104,7 @@ async def _upload(
         await store.flush()
         await asyncio.sleep(_REST_S)  # what is written behind belongs to the commit
         start = time.perf_counter()
-        lags[name] += await _probed(store.drain())
+        lags[name] += await probed(store.drain())
         spent[name] += time.perf_counter() - start
         assert store.stats().uploads_done == 1
     await asyncio.to_thread(shutil.rmtree, directory)
@@ -125,18 +123,6 @@ def _make_source(source: Path, sizes: list[int]) -> None:
             file.writelines(
                 os.urandom(min(_CHUNK_BYTES, size - offset)) for offset in range(0, size, _CHUNK_BYTES)
             )
-
-
-async def _probed(work: Awaitable[None]) -> list[float]:
-    """Run `work` with the probe beside it; by how many seconds each of its sleeps overran."""
-    lags: list[float] = []
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        start = time.perf_counter()
-        await asyncio.sleep(_PROBE_S)
-        lags.append(time.perf_counter() - start - _PROBE_S)
-    await task
-    return lags
 
 
 if __name__ == "__main__":
