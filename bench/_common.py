@@ -1,7 +1,8 @@
 """Owns what every benchmark shares: options, the machine's description, figures, reports and how they print.
 
-Measures nothing itself but the event loop's lag. A script makes a `Report` (a table, and the targets that its figures are held to) and
-hands its coroutine to `run`, which prints a table, or with `--json` one JSON document on standard output.
+Measures nothing itself but the event loop's lag. A script makes a `Report` (a table, and the targets that its figures
+are held to) and hands its coroutine to `run`, which prints a table, or with `--json` one JSON document on standard
+output.
 """
 
 from __future__ import annotations
