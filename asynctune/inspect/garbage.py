@@ -28,6 +28,7 @@ from asynctune.state.mirror.objects import in_thread
 from asynctune.state.mirror.reading import read_mirror
 from asynctune.storage.base import ObjectStorage
 from asynctune.storage.values import ObjectInfo, PendingUpload, Upload
+from asynctune.store.leftovers import is_own_key
 from asynctune.store.sources import CopySource
 
 __all__ = ["find_garbage"]
@@ -104,7 +105,7 @@ async def _uploads(storage: ObjectStorage, before: float) -> list[PendingUpload]
     if not storage.upload_rules.listed:
         return []
     async with aclosing(storage.list_uploads()) as listing:
-        return [upload async for upload in listing if upload.begun_at < before]
+        return [upload async for upload in listing if upload.begun_at < before and is_own_key(upload.key)]
 
 
 async def _unfinished(storage: ObjectStorage, upload: PendingUpload) -> Leak | None:

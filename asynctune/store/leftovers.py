@@ -1,7 +1,8 @@
 """Owns the end of uploads in parts that other machines left unfinished: they cost money, and nobody sees them.
 
 They are looked for once, when the copy has just been claimed and nothing of this opening is under way, so that no
-upload of its own can be among them; and aborted beside everything else.
+upload of its own can be among them; and aborted beside everything else. Only those of keys that an experiment has:
+below a copy there may be another experiment's, with a driver that lives, or files of somebody else.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Final
 
+from asynctune.checkpoints.records import is_checkpoint_name
 from asynctune.clock import Clock
 from asynctune.errors import StorageError
+from asynctune.results.freezing import is_result_file
 from asynctune.state.mirror.claiming import Claimed
 from asynctune.storage.values import PendingUpload
 from asynctune.store.access import Access
+from asynctune.store.finding import STATE_DIR
 
-__all__ = ["abort_leftovers", "find_leftovers"]
+__all__ = ["abort_leftovers", "find_leftovers", "is_own_key"]
 
 logger = logging.getLogger("asynctune")
 
@@ -39,7 +43,7 @@ async def find_leftovers(claimed: Claimed, access: Access, clock: Clock) -> Sequ
             known = await access.noted_uploads()
             async with aclosing(storage.list_uploads()) as listing:
                 async for upload in listing:
-                    if upload.upload_id not in known:
+                    if upload.upload_id not in known and is_own_key(upload.key):
                         found.append(upload)  # noqa: PERF401 - what was found before an error counts
     except (StorageError, TimeoutError) as error:
         logger.warning(
@@ -48,6 +52,13 @@ async def find_leftovers(claimed: Claimed, access: Access, clock: Clock) -> Sequ
             str(error) or f"it took more than {_LOOK_S:.0f} s",
         )
     return found
+
+
+def is_own_key(key: str) -> bool:
+    """Whether it is a key of this experiment's state, or looks like one of a trial, which no record need name yet."""
+    first, _, rest = key.partition("/")
+    name, slash, _ = rest.partition("/")
+    return first == STATE_DIR or (is_checkpoint_name(name) if slash else is_result_file(name))
 
 
 async def abort_leftovers(left: Sequence[PendingUpload], access: Access) -> None:

@@ -113,6 +113,16 @@ async def test_what_is_recorded_is_never_listed(copy):
     assert not named & {each.name for each in report.leaks}
 
 
+async def test_uploads_of_another_experiment_below_and_of_the_users_are_not_listed(copy):
+    location, _, storage = copy
+    await begin(storage, "inner/t/checkpoint_000001/model.bin")
+    await begin(storage, "notes/movie.mp4")
+    await begin(storage, "gone/result.json")
+    report = await find_garbage(location, clock=Later(2))
+    assert [each.name for each in report.leaks if each.kind == "upload"] == ["gone/result.json"]
+    assert report.uploads_under_way == 0
+
+
 async def test_an_upload_that_somebody_goes_on_with_is_counted_only(copy):
     location, ids, storage = copy
     await begin(storage, f"{ids[0]}/checkpoint_000001/weights.bin")  # that one is in the bucket

@@ -92,6 +92,25 @@ async def test_what_a_lost_machine_left_is_aborted(location, bucket, caplog):
     assert noted.upload_id not in caplog.text
 
 
+async def test_what_is_not_of_this_experiment_is_nobodys_leftover(location, bucket):
+    config, uri = SyncConfig(upload_dir=bucket), f"{bucket}/{location.name}"
+    others = {
+        "inner/t/checkpoint_000001/model.bin",  # of an experiment with this copy as its upload_dir, and a live driver
+        "inner/t/result.json",
+        "inner/.asynctune/objects/snapshot",
+        "notes/movie.mp4",
+        "movie.mp4",
+        "t/checkpoint_best/model.bin",
+    }
+    for key in sorted(others | {"t/checkpoint_000001/sub/model.bin", ".asynctune/x", "t/stdout"}):
+        await begun(uri, key)
+    async with ExperimentStore.open(location, sync_config=config):
+        await until(uri, others)
+    async with ExperimentStore.open(location):
+        pass
+    assert await unfinished(uri) == others
+
+
 async def test_there_is_one_listing_and_it_keeps_nobody_up(location, bucket, faulty):
     storages: list[FaultyStorage] = []
     faulty.append(storages.append)
