@@ -39,12 +39,13 @@ async def send_file(
 ) -> Sent:
     """See `asynctune.storage.transfer.Transfer.send`."""
     out = Outgoing(means, key, path, size_bytes, condition)
-    if crc32c is not None and size_bytes <= min(CHUNK_BYTES, means.put_bytes):
+    at_once_bytes = min(means.put_bytes, means.storage.upload_rules.max_put_bytes)
+    if crc32c is not None and size_bytes <= min(CHUNK_BYTES, at_once_bytes):
         # Read whole before it is sent, and then it has this checksum or is refused: no look before is needed.
         out.crc32c = crc32c
         return Sent(await _put(out), out.sent_bytes, 0)
     await out.open(crc32c)
-    if size_bytes <= min(means.put_bytes, means.storage.upload_rules.max_put_bytes):
+    if size_bytes <= at_once_bytes:
         return Sent(await _put(out), out.sent_bytes, 0)
     parts = PartSending(out)
     version = await parts.run()

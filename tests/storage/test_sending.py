@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from asynctune.errors import AuthenticationError, ConditionFailedError, NotFoundError, StorageError
 from asynctune.storage.local import LocalStorage
+from asynctune.storage.memory import MemoryStorage
 from asynctune.storage.notes import UploadNotes
 from asynctune.storage.sending import Sent
 from asynctune.storage.transfer import Transfer
@@ -139,6 +140,19 @@ async def test_the_rules_decide_which_parts_there_are(storage, make, tmp_path):
     await send(make(part_bytes=1, put_bytes=0), await file_of(tmp_path, DATA))
     assert storage.count("put_part") <= 1000
     assert stored(storage, KEY) == DATA
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["checksum given", "checksum computed"])
+async def test_what_a_storage_does_not_take_at_once_goes_in_parts(make, tmp_path, given):
+    storage = FaultyStorage(
+        MemoryStorage(rules=replace(RULES["any order"], max_part_bytes=SMALL, max_put_bytes=SMALL - 1))
+    )
+    data = pattern(SMALL)
+    await send(
+        make(storage=storage), await file_of(tmp_path, data), data, **({} if given else {"crc32c": None})
+    )
+    assert storage.count("put") == 0
+    assert stored(storage, KEY) == data
 
 
 @pytest.mark.parametrize("size", [SMALL, SIZE], ids=["at once", "in parts"])
