@@ -306,13 +306,16 @@ class _Opening:
     async def _replace(self, claimed: Claimed) -> None:
         assert self._access is not None
         assert self._found is not None
-        aside = await replacing.replace(
+        aside, parted = await replacing.replace(
             claimed, self._access, self._found, self._files, self._clock, self._in_thread
         )
-        if claimed.relation == "fork":
+        if parted:
+            path, count = self._found.path, f"{claimed.set_aside} commits"
+            if claimed.relation != "fork":  # that was found by an opening that was cut short
+                aside, count = f"{self._found.state_dir}/quarantine", "the commits"
             message = (
-                f"{self._found.path} and {self._remote} had parted: the copy goes on, and "
-                f"{claimed.set_aside} commits that only this disk had were set aside in {aside}"
+                f"{path} and {self._remote} had parted: the copy goes on, and {count} that only this disk had were "
+                f"set aside in {aside}"
             )
             self._note("fork_set_aside", message)
 

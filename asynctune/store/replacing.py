@@ -30,23 +30,29 @@ async def replace(
     files: LocalFiles,
     clock: Clock,
     in_thread: Callable[..., Awaitable[Any]],
-) -> str | None:
-    """Make what the copy holds the directory's own, in all steps; where the old state was put.
+) -> tuple[str | None, bool]:
+    """Make what the copy holds the directory's own, in all steps.
+
+    Returns:
+        Where the old state was put, and whether there was something that the copy does not know.
 
     Raises:
         FencedError: Another opening claimed the directory meanwhile.
         StorageError: The copy or the disk failed.
     """
-    await in_thread(begin, claimed, found, files, clock)
-    if claimed.relation == "fork":
+    parted: bool = await in_thread(begin, claimed, found, files, clock)
+    if parted:
         await in_thread(set_aside_fork, claimed, found, files)
     await fetch_result_files(claimed, access, found.path)
     aside: str | None = await in_thread(install_copy, claimed, found, files)
-    return aside
+    return aside, parted
 
 
-def begin(claimed: Claimed, found: Found, files: LocalFiles, clock: Clock) -> None:
+def begin(claimed: Claimed, found: Found, files: LocalFiles, clock: Clock) -> bool:
     """Claim the directory, and say that what it holds is being replaced. Blocking, for a thread.
+
+    Returns:
+        Whether it holds something that the copy does not know; also if an opening that was cut short found that.
 
     Raises:
         FencedError: Another opening claimed the directory meanwhile.
@@ -54,7 +60,7 @@ def begin(claimed: Claimed, found: Found, files: LocalFiles, clock: Clock) -> No
     """
     try:
         claim_epoch(found.state_dir, files, clock, given=claimed.claim)
-        begin_replacing(found.state_dir, claimed.claim, files)
+        return begin_replacing(found.state_dir, claimed.claim, files, parted=claimed.relation == "fork")
     except OSError as error:
         raise storage_error("replace the state of", found.path, error) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from asynctune.state.mirror.swapping import Swapper
 from asynctune.storage.memory import MemoryStorage
 from asynctune.storage.uri import open_storage
 from asynctune.storage.values import ObjectInfo
+from asynctune.store.replacing import _move as move
 from asynctune.store.store import ExperimentStore
 from asynctune.testing import FaultyStorage
 from asynctune.trial import Checkpoint, TrialStatus
@@ -357,6 +359,45 @@ async def test_a_fork_is_set_aside_and_the_copy_wins(location, bucket, tmp_path,
     assert json.loads(aside[0].read_text())["loss"] == 98
     async with ExperimentStore.open(f"{bucket}/{location.name}", "read") as reader:
         assert await rows(reader, "t") == [3, 2, 0]
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2], ids=["before the first", "after the first", "after the second"])
+async def test_a_fork_whose_setting_aside_was_cut_short_is_set_aside_by_the_next_opening(
+    location, bucket, tmp_path, monkeypatch, caplog, moved
+):
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        await run(store, 3)
+    async with ExperimentStore.open(location, sync_config=SyncConfig()) as store:  # offline, so to say
+        await run(store, 99)
+        await run(store, 98, trial_id="only-here")
+        await run(store, 97, trial_id="here-too")
+    async with ExperimentStore.open(f"{bucket}/{location.name}", local_dir=tmp_path / "other") as store:
+        await run(store, 2)
+    done: list[str] = []
+
+    def cut_short(source, target, files):
+        if len(done) == moved:
+            raise OSError(errno.EIO, "the power went", source)
+        done.append(source)
+        move(source, target, files)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("asynctune.store.replacing._move", cut_short)
+        with pytest.raises(StorageError, match="the power went"):
+            await ExperimentStore.open(location, sync_config=mirrored(bucket))
+    assert "had parted" not in caplog.text
+    async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
+        assert "had parted" in caplog.text
+        assert await rows(store, "t") == [3, 2]
+        for name in ("only-here", "here-too"):
+            assert not (location / name).exists(), "its number may be given again"
+        await run(store, 1, trial_id="only-here")
+        await store.flush()
+        assert await rows(store, "only-here") == [1]
+    quarantine = location / ".asynctune" / "quarantine"
+    for name, loss in (("only-here", 98), ("here-too", 97)):
+        (aside,) = quarantine.glob(f"*-trials/{name}/result.json")
+        assert json.loads(aside.read_text())["loss"] == loss
 
 
 async def test_a_takeover_fences_the_old_driver(location, bucket, tmp_path, monkeypatch, caplog):

@@ -31,6 +31,8 @@ REPLACING: Final = "REPLACING"
 """Name of the file that says that the state is being replaced."""
 
 _QUARANTINE: Final = "quarantine"
+_AHEAD: Final = b" ahead\n"
+"""How that file ends where the local state had nothing that the bucket's has not."""
 _WRITE_BYTES: Final = 1024 * 1024
 
 
@@ -50,18 +52,30 @@ def replacing_error(state_dir: str) -> CorruptStateError:
     )
 
 
-def begin_replacing(state_dir: str, claim: Claim, files: LocalFiles) -> None:
+def begin_replacing(state_dir: str, claim: Claim, files: LocalFiles, *, parted: bool) -> bool:
     """Say that the state is being replaced, durably; `install` takes that back at its end.
 
     For whoever changes other files of the experiment first, which belong to the new state alone.
+
+    Args:
+        state_dir: As for `install`.
+        claim: Likewise.
+        files: The disk.
+        parted: Whether the local state knows what the bucket's does not. If an earlier replacement was cut short,
+            that cannot be told any more, and what was said then counts.
+
+    Returns:
+        Whether it does.
 
     Raises:
         OSError: The disk refused.
     """
     marker = f"{state_dir}/{REPLACING}"
-    if not files.exists(marker):
-        _write(marker, f"epoch {claim.epoch}\n".encode(), files)
-        files.sync_dir(state_dir)
+    if files.exists(marker):
+        return not files.read(marker).endswith(_AHEAD)  # one that is cut short itself says nothing
+    _write(marker, f"epoch {claim.epoch}".encode() + (b" parted\n" if parted else _AHEAD), files)
+    files.sync_dir(state_dir)
+    return parted
 
 
 def install(
@@ -97,7 +111,7 @@ def install(
         with contextlib.suppress(FileExistsError):
             files.make_dir(state_dir)
         files.sync_dir(state_dir.rpartition("/")[0])
-    begin_replacing(state_dir, claim, files)
+    begin_replacing(state_dir, claim, files, parted=False)
     marker = f"{state_dir}/{REPLACING}"
     aside = _set_aside(state_dir, f"{claim.epoch}-{mark_of(claim)}", files)
     current = mirrored.current
