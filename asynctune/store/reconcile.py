@@ -100,6 +100,7 @@ class _Opening:
         self._away: StorageError | None = None
         self._copy: Position | None = None
         self._void = False
+        self._half = False
         self._found: Found | None = None
         self._claimed: Claimed | None = None
         self._directory: OpenedForWriting | None = None
@@ -210,6 +211,7 @@ class _Opening:
         if is_being_replaced(self._found.state_dir, self._files):
             if self._away is not None:
                 raise replacing_error(self._found.state_dir)
+            self._half = True
             return None
         try:
             recovered = look(self._found, self._files)
@@ -298,6 +300,11 @@ class _Opening:
 
     def _check(self, relation: str, current: Current | None) -> None:
         assert self._remote is not None
+        if self._half and (current is None or current.seq == 0):
+            assert self._found is not None
+            error = replacing_error(self._found.state_dir)
+            error.add_note(f"{self._remote} has no state of it any more")
+            raise error
         if self._left is not None and relation in {"same", "local_ahead"}:
             raise ConfigError(str(self._left))
         if current is not None and current.seq > 0 and self._mode == "create":

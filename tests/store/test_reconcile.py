@@ -333,6 +333,12 @@ async def test_a_replacement_that_was_cut_short_is_refused_without_the_copy(
     for mode in ("read", "resume"):
         with pytest.raises(CorruptStateError, match="being replaced"):
             await ExperimentStore.open(location, mode, sync_config=SyncConfig())
+    empty = f"{bucket}/where/nothing/is"
+    with pytest.raises(CorruptStateError, match="being replaced") as failed:
+        await ExperimentStore.open(location, sync_config=mirrored(empty))
+    assert empty in failed.value.__notes__[0]
+    with pytest.raises(ExperimentNotFoundError):
+        await ExperimentStore.open(f"{empty}/{location.name}", "read")
     async with ExperimentStore.open(location, sync_config=mirrored(bucket)) as store:
         assert await rows(store, "t") == [3, 2]
 
