@@ -14,9 +14,10 @@ from typing import Final
 
 from asynctune.checkpoints.records import is_checkpoint_name
 from asynctune.clock import Clock
-from asynctune.errors import StorageError
+from asynctune.errors import ConfigError, StorageError
 from asynctune.results.freezing import is_result_file
 from asynctune.state.mirror.claiming import Claimed
+from asynctune.storage.keys import check_key
 from asynctune.storage.values import PendingUpload
 from asynctune.store.access import Access
 from asynctune.store.finding import STATE_DIR
@@ -56,6 +57,10 @@ async def find_leftovers(claimed: Claimed, access: Access, clock: Clock) -> Sequ
 
 def is_own_key(key: str) -> bool:
     """Whether it is a key of this experiment's state, or looks like one of a trial, which no record need name yet."""
+    try:
+        check_key(key)  # other tools may write keys that no storage here takes
+    except ConfigError:
+        return False
     first, _, rest = key.partition("/")
     name, slash, _ = rest.partition("/")
     return first == STATE_DIR or (is_checkpoint_name(name) if slash else is_result_file(name))

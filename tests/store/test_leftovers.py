@@ -17,7 +17,7 @@ from asynctune.storage.memory import MemoryStorage
 from asynctune.storage.notes import UploadNotes
 from asynctune.storage.transfer import Transfer
 from asynctune.storage.uri import open_storage
-from asynctune.storage.values import Upload
+from asynctune.storage.values import PendingUpload, Upload
 from asynctune.store.store import ExperimentStore
 from asynctune.testing import FaultyStorage
 from asynctune.trial import Checkpoint
@@ -109,6 +109,25 @@ async def test_what_is_not_of_this_experiment_is_nobodys_leftover(location, buck
     async with ExperimentStore.open(location):
         pass
     assert await unfinished(uri) == others
+
+
+async def test_a_key_that_no_storage_takes_does_not_end_the_store(location, bucket, monkeypatch):
+    uri = f"{bucket}/{location.name}"
+    await begun(uri, "t/checkpoint_000001/model.bin")
+    listing = MemoryStorage.list_uploads
+
+    async def list_more(self, prefix=""):
+        for key in ("t/checkpoint_000001//model.bin", ".asynctune//x", "t/checkpoint_000001/../x"):
+            yield PendingUpload(key, "of another tool", 0.0)
+        async for upload in listing(self, prefix):
+            yield upload
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryStorage, "list_uploads", list_more)
+        store = await ExperimentStore.open(location, sync_config=SyncConfig(upload_dir=bucket))
+    await until(uri, set())
+    await store.flush(mirror=True)
+    await store.aclose()
 
 
 async def test_there_is_one_listing_and_it_keeps_nobody_up(location, bucket, faulty):
