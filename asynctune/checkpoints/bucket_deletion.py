@@ -155,11 +155,16 @@ class BucketDeletions:
             self._ended.set()
 
     async def close(self, timeout_s: float | None) -> None:
-        """Let `run` delete what is marked by now, for so long; the next opening goes on with the rest."""
+        """Let `run` delete what is marked by now, for so long; the next opening goes on with the rest.
+
+        Args:
+            timeout_s: `None`: for as long as the bucket is worth waiting for (`Bucket.patience_s`).
+        """
         self._closing.set()
         self._wake.set()
+        limit_s = self._bucket.patience_s if timeout_s is None else timeout_s
         try:
-            async with self._context.clock.timeout(timeout_s if self._claimed else 0):
+            async with self._context.clock.timeout(limit_s if self._claimed else 0):
                 await self._ended.wait()
         except TimeoutError:
             self._stop.set()

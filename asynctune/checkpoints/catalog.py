@@ -327,8 +327,8 @@ class TrialCheckpoints(ReadableCheckpoints):
         a `StoreClosedError`.
 
         Args:
-            drain_timeout_s: Seconds that uploads and deletions in the bucket may take; `None`: as long as they need.
-                What fails meanwhile is tried once.
+            drain_timeout_s: Seconds that uploads and deletions in the bucket may take; `None`: as long as they need,
+                deletions at most `Bucket.patience_s`. What fails meanwhile is tried once.
 
         Returns:
             What is not in the bucket; also logged. The next opening goes on with it.

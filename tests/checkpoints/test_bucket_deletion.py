@@ -217,15 +217,19 @@ async def test_the_close_finishes_what_is_given_up(tmp_path):
     assert room.trees() == ["t/checkpoint_000002"]
 
 
-async def test_the_close_does_not_wait_for_a_mirror_beyond_its_deadline(tmp_path, caplog):
-    room = BucketRoom(tmp_path / "exp", config=ONE)
+@pytest.mark.parametrize(
+    ("timeout_s", "patience_s"), [(0.05, 1800.0), (None, 0.05)], ids=["deadline", "no limit"]
+)
+async def test_the_close_does_not_wait_for_a_mirror_for_ever(tmp_path, caplog, timeout_s, patience_s):
+    """A bucket may go away after the close has begun; then nothing else would end it."""
+    room = BucketRoom(tmp_path / "exp", config=ONE, options={"patience_s": patience_s})
     await room.__aenter__()
     await room.save("t")
     await room.catalog.drain()
     room.mirror.open.clear()
     await room.save("t")
     await room.catalog.drain()
-    assert await room.catalog.aclose(drain_timeout_s=0.05) == ()
+    assert await room.catalog.aclose(drain_timeout_s=timeout_s) == ()
     assert "1 retired checkpoints are still in memory://bucket" in caplog.text
     await room.end()
     assert room.states() == {1: "deleting-", 2: "live+"}
