@@ -136,7 +136,10 @@ class ResultBatches:
             if batch and run.fenced is None and await self._is_named(run):
                 await self._send_frozen(run, batch)
         finally:
-            await self._discard([each for frozen in batch.values() for each in frozen])
+            try:
+                await self._discard([each for frozen in batch.values() for each in frozen])
+            except OSError as error:  # what stays is removed by the next opening
+                run.failed(disk_error(error))
 
     async def _freeze_batch(self, run: _Pass, batch: dict[str, list[Frozen]]) -> None:
         taken = size_bytes = in_a_row = 0

@@ -427,6 +427,25 @@ async def test_a_disk_without_room_for_copies_is_told(tmp_path):
         assert await world.uploads.project() == 1
 
 
+async def test_a_copy_that_cannot_be_removed_does_not_end_the_passes(tmp_path):
+    calls = [0]
+
+    async def name():
+        calls[0] += 1
+        if calls[0] == 1:
+            world.disk.fail(errno.EIO, on="unlink")
+            raise StorageError("away", retryable=True)
+
+    async with opened(World(tmp_path, named=name), running=True) as world:
+        world.add(row(1), row(1, trial_id="t2"))
+        await world.results.flush()
+        await world.until(lambda: world.heard == ["results_upload_failed"])
+        await world.until(lambda: world.heard[1:] == ["results_upload_back"], 1.0)
+        assert await world.there() == world.here()
+        for left in (tmp_path / ".asynctune/frozen").iterdir():
+            left.unlink()
+
+
 async def test_a_pass_that_is_cancelled_forgets_nothing(tmp_path):
     async with opened(World(tmp_path)) as world:
         for nth in range(1, 4):
