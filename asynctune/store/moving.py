@@ -7,6 +7,7 @@ checkpoints have been compared with that place, so a crash before it has them co
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -54,12 +55,20 @@ class LeftBehind:
     former: object
     place: str
 
+    @property
+    def again(self) -> str:
+        """How the experiment goes on with the former place, for the user: the copy is named as its directory is."""
+        above, _, name = str(self.former).rpartition("/")
+        given = f"sync_config=SyncConfig(upload_dir={above!r})"
+        renamed = os.path.join(os.path.dirname(self.path), name)
+        return given if renamed == self.path else f"{given}, when the directory was renamed to {renamed}"
+
     def __str__(self) -> str:
         """Why the copy cannot be kept there, for the user."""
         return (
             f"{len(self.records)} checkpoints of {self.path} are only in {self.former}, where its copy was kept until "
             f"now, and {self.place} would never get them. Copy the whole of {self.former} to {self.place} first; or go "
-            "on with the former upload_dir"
+            f"on with that one ({self.again})"
         )
 
     async def lacked_by(self, copies: TreeCopies) -> LeftBehind | None:

@@ -202,8 +202,8 @@ class _Opening:
             return message
         count = len(left.records)
         only = "1 checkpoint is" if count == 1 else f"{count:,} checkpoints are"
-        again = f"sync_config=SyncConfig(upload_dir={str(left.former).rpartition('/')[0]!r})"
-        return f"{message}; {only} in {left.former} only, and out of reach until it is opened with that again ({again})"
+        reach = f"out of reach until it is opened with that again ({left.again})"
+        return f"{message}; {only} in {left.former} only, and {reach}"
 
     def _look(self) -> Position | None:
         """Where the state on this disk stands; `None`: there is none that counts."""

@@ -65,6 +65,18 @@ def test_only_what_is_live_and_not_on_this_disk_is_left_behind(tmp_path):
     assert [record.step for record in said.records] == [1, 5]
 
 
+@pytest.mark.parametrize("name", ["exp", "renamed"])
+def test_the_way_back_to_the_former_place_is_one_that_leads_there(tmp_path, name):
+    path = tmp_path / name
+    said = left_behind(records(path, FORMER, "away"), str(path), PLACE, LocalFiles())
+    assert said is not None
+    way = "sync_config=SyncConfig(upload_dir='s3://bucket/former')"
+    if name == "renamed":  # with this upload_dir its copy would be at s3://bucket/former/renamed
+        way += f", when the directory was renamed to {tmp_path / 'exp'}"
+    assert said.again == way
+    assert str(said).endswith(f"; or go on with that one ({way})")
+
+
 class Copies:
     """Knows which checkpoints are complete there."""
 
