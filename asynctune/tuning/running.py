@@ -111,6 +111,7 @@ class ExperimentRun:
         self._progress: Progress | None = None
         self._runner: TrialRunner | None = None  # started, and not closed yet
         self._store: ExperimentStore | None = None
+        self._is_behind = False  # the copy, as it was closed
         self.results: ResultGrid | None = None
         """As of the end, also of one that failed; `None` where they could not be read."""
 
@@ -333,6 +334,7 @@ class ExperimentRun:
         try:
             await store.aclose(drain_timeout_s=None if store.upload_uri is None else _DRAIN_S)
         except UploadError as left:
+            self._is_behind = True
             print(left, file=sys.stderr)  # noqa: T201 - what is left, and what to do
 
     def _say_slow_close(self) -> None:
@@ -348,7 +350,9 @@ class ExperimentRun:
     def _leave(self, seen: StopSignal) -> None:
         message = f"stopped; to go on: Tuner.restore({str(self._path)!r})"
         if self._store is not None and (uri := self._store.upload_uri) is not None:
-            message += f", on another machine Tuner.restore({uri!r})"
+            # who went on from a copy that is behind would part with what is only here
+            elsewhere = f"on another machine Tuner.restore({uri!r})"
+            message += ", on this machine: the copy is behind" if self._is_behind else f", {elsewhere}"
         print(message, file=sys.stderr)  # noqa: T201 - how to go on
         if seen.received is signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM) from None

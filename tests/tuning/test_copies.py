@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shutil
+import signal
 
 import pytest
 
@@ -92,6 +93,34 @@ async def test_what_is_told_last_is_the_copy_as_it_was_closed(tmp_path, bucket, 
     assert re.fullmatch(rf"copy: being completed, \d+ commits.* to go, in {bucket}/exp", before[-1])
     assert last == f"copy: complete, in {bucket}/exp"
     assert not any("behind" in line for line in before)
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["whole", "behind"])
+async def test_who_stops_it_is_sent_to_another_machine_only_with_a_whole_copy(
+    tmp_path, bucket, capsys, monkeypatch, behind
+):
+    monkeypatch.setattr("asynctune.tuning.running._DRAIN_S", 0.1 if behind else 30.0)
+    swap = Swapper.swap
+
+    async def hang(swapper, upto, *args, **kwargs):
+        if behind:
+            await asyncio.Event().wait()
+        return await swap(swapper, upto, *args, **kwargs)
+
+    trials = iter(range(3))
+
+    async def stopped(config):
+        if next(trials) == 0:  # a second signal would end this process
+            os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Swapper, "swap", hang)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        await tuner(tmp_path, SyncConfig(upload_dir=bucket), stopped).fit()
+    here = f"stopped; to go on: Tuner.restore({str(tmp_path / 'runs' / 'exp')!r}), on "
+    rest = "this machine: the copy is behind" if behind else f"another machine Tuner.restore('{bucket}/exp')"
+    assert str(caught.value) == here + rest
+    assert here + rest in capsys.readouterr().err
 
 
 async def test_a_name_that_is_taken_in_the_bucket_is_refused(tmp_path, bucket):
