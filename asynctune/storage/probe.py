@@ -66,6 +66,7 @@ class _Probe:
         self._storage = storage
         self._key = key
         self._nonce = nonce
+        self._may_be_there = False
 
     async def run(self) -> bool:
         first = await self._right(1, OnlyCreate())
@@ -75,6 +76,8 @@ class _Probe:
         return second is not None and await self._keeps_out(4, IfVersion(first), present=3)
 
     async def remove(self) -> None:
+        if not self._may_be_there:  # who may not write, may not delete either, and a warning would be wrong
+            return
         try:
             await self._storage.delete([self._key])
         except StorageError as error:
@@ -119,9 +122,11 @@ class _Probe:
         self, data: bytes, condition: OnlyCreate | IfVersion
     ) -> tuple[StorageError | None, Outcome | None]:
         """The outcome, or the error that leaves it open; one that is not retryable refuses conditions as such."""
+        before, self._may_be_there = self._may_be_there, True
         try:
             return None, await self._storage.put(self._key, data, condition=condition)
         except (AuthenticationError, NotFoundError):
+            self._may_be_there = before
             raise
         except StorageError as error:
             if not error.retryable:

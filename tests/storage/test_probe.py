@@ -186,6 +186,16 @@ async def test_what_cannot_be_removed_is_told(caplog):
     assert "stays behind" in caplog.text
 
 
+async def test_of_a_write_that_was_refused_nothing_stays_behind(caplog):
+    storage = FaultyStorage(MemoryStorage())
+    for operation in ("put", "delete"):
+        storage.fail(AuthenticationError("read only"), on=operation, lasting=True)
+    with caplog.at_level(logging.WARNING, "asynctune"), pytest.raises(AuthenticationError):
+        await keeps_conditions(storage)
+    assert not caplog.text
+    assert storage.count("delete") == 0
+
+
 async def test_the_first_error_is_the_one_that_is_told():
     storage = FaultyStorage(MemoryStorage())
     storage.fail(ConfigError("from the storage"), on="put", nth=2)
