@@ -248,13 +248,13 @@ class Engine:
         """Make everything durable in the copy too, checkpoints included; the seq that it names then.
 
         Raises:
-            UploadError: A checkpoint cannot be copied.
+            UploadError: A checkpoint cannot be copied, or the state not for `sync_timeout`.
             CaptureError, FencedError, StorageError: As for `flush`; or the bucket refused for good.
         """
         assert self.mirroring is not None
         await self.flush()
         await self.drain()
-        return await self.mirroring.mirror.flush(await self.writer.flush())
+        return await self.mirroring.flush(await self.writer.flush())
 
     # -- what the writer asks and tells (`state.writer.Observer`) --------------------------------------------
 

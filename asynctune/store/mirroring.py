@@ -174,6 +174,28 @@ class Mirroring:
         await self._owned.wait()
         await self.results.run()
 
+    async def flush(self, seq: int) -> int:
+        """Return when the copy names commit `seq`; what it names then.
+
+        Raises:
+            UploadError: Nothing has come of it for `sync_timeout`.
+            FencedError, StorageError, CorruptStateError: As for `StateMirror.flush`.
+        """
+        limit_s = self.remote.sync.sync_timeout
+        while True:
+            swaps = self.mirror.stats.swaps
+            try:
+                async with self._clock.timeout(limit_s):
+                    return await self.mirror.flush(seq)
+            except TimeoutError:
+                if self.mirror.stats.swaps > swaps:
+                    continue  # a long backlog goes in several steps
+                raise UploadError(
+                    f"the copy at {self.remote} has not been brought up to date for {limit_s:g} s (sync_timeout): it "
+                    f"has what was committed up to {self.mirror.mirrored_seq}, and not {seq}. All of it is safe on "
+                    "this disk, the copy catches up when the bucket answers; the log says what it answered"
+                ) from None
+
     async def _flush(self, seq: int) -> None:
         await self.mirror.flush(seq)
 

@@ -251,11 +251,11 @@ class ExperimentStore(SearchingStore):
 
         Args:
             mirror: And in the copy, with its checkpoints: only that survives this machine. While the bucket is away
-                this waits until it is back: put a deadline around it (`asyncio.timeout`).
+                this waits until it is back, for `sync_timeout` at most.
 
         Raises:
             ConfigError: `mirror=True`, and there is no `upload_dir`.
-            UploadError: A checkpoint cannot be copied.
+            UploadError: Something cannot be copied, or not for `sync_timeout`; it is safe on this disk.
             CaptureError: A searcher's `get_state()` failed; everything else is durable.
             FencedError, StorageError: It cannot be made durable.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from typing import Any
 
@@ -70,6 +71,20 @@ async def test_result_files_do_not_get_ahead_of_the_state(location, bucket, swap
         swaps.set()
         await sending
         assert await in_bucket(store, "t/result.json")
+
+
+async def test_a_flush_of_the_copy_ends_when_nothing_comes_of_it(location, bucket, swaps, monkeypatch):
+    async with ExperimentStore.open(location, sync_config=SyncConfig(upload_dir=bucket)) as store:
+        named = await store.flush(mirror=True)
+        swaps.clear()
+        store.add_trial({}, "t")
+        impatient = dataclasses.replace(mirroring_of(store).remote.sync, sync_timeout=0.05)
+        remote = dataclasses.replace(mirroring_of(store).remote, sync=impatient)
+        monkeypatch.setattr(mirroring_of(store), "remote", remote)
+        with pytest.raises(UploadError, match=rf"for 0\.05 s .* up to {named}, and not {named + 1}\. All of it"):
+            await store.flush(mirror=True)
+        swaps.set()
+        assert await store.flush(mirror=True) > named
 
 
 async def test_result_files_do_not_wait_for_a_state_that_waits_for_them(location, bucket, swaps):
