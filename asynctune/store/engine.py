@@ -347,7 +347,11 @@ class Engine:
         uploads_s = timeout_s
         if mirroring is not None:
             timeout_s, uploads_s = mirroring.times_for_close(timeout_s)
-        ends = None if timeout_s is None else self._clock.monotonic() + timeout_s
+        began = self._clock.monotonic()
+        ends = None if timeout_s is None else began + timeout_s
+        await self._order.before_close(uploads_s)
+        if uploads_s is not None:
+            uploads_s = max(0.0, began + uploads_s - self._clock.monotonic())
         left = await self.checkpoints.aclose(drain_timeout_s=uploads_s)
         if (covered := await self.projections.sync()) is not None:
             self.records.put("projected", covered)

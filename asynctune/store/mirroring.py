@@ -174,6 +174,23 @@ class Mirroring:
         await self._owned.wait()
         await self.results.run()
 
+    async def patiently(self, event: asyncio.Event, timeout_s: float | None = None) -> None:
+        """Wait for something that needs the copy.
+
+        Args:
+            event: What is waited for.
+            timeout_s: Seconds; `None`: `sync_timeout`.
+
+        Raises:
+            UploadError: It has not come.
+        """
+        limit_s = self.remote.sync.sync_timeout if timeout_s is None else timeout_s
+        if not await self._clock.wait(event, limit_s):
+            raise UploadError(
+                f"{self.remote} has not been reached since the opening, and not for {limit_s:g} s now. All is safe on "
+                "this disk, and is brought there when it answers, or by the next opening; the log says what it answered"
+            )
+
     async def flush(self, seq: int) -> int:
         """Return when the copy names commit `seq`; what it names then.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from asynctune.checkpoints.catalog import TrialCheckpoints
-from asynctune.errors import CorruptStateError, StorageError, StoreClosedError
+from asynctune.errors import CorruptStateError, StorageError, StoreClosedError, UploadError
 from asynctune.store.events import EventStream
 from asynctune.store.mirroring import Mirroring
 from asynctune.store.moving import COPY, was_moved
@@ -70,6 +70,12 @@ class CheckpointOrder:
                 await self._reconcile(self._mirroring)
             await self._settle()
 
+    async def before_close(self, timeout_s: float | None) -> None:
+        """Wait for that, but no longer: what is not compared with the copies is not brought there by the close."""
+        if self._mirroring is not None and not self._reconciled.is_set():
+            with suppress(UploadError):
+                await self._mirroring.patiently(self._reconciled, timeout_s)
+
     async def _settle(self) -> None:
         try:
             await self._checkpoints.settle(self._trial_of)
@@ -85,7 +91,7 @@ class CheckpointOrder:
             check: Raises the failure of the store, if there is one.
         """
         if self._mirroring is not None:
-            await self._reconciled.wait()
+            await self._mirroring.patiently(self._reconciled)
             check()
             try:
                 await self._checkpoints.drain()
@@ -110,6 +116,7 @@ class CheckpointOrder:
         if known != place:
             self._records.put(COPY, place)
         self._reconciled.set()
+        mirroring.mirror.settled()
 
     def _trial_of(self, trial_name: str) -> str | None:
         """Id of the trial with this directory, or `None`."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import random
 
 import pytest
 
+from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.config import SyncConfig
 from asynctune.errors import (
     AuthenticationError,
@@ -16,6 +18,7 @@ from asynctune.errors import (
     ExperimentNotFoundError,
     FencedError,
     StorageError,
+    UploadError,
 )
 from asynctune.files import LocalFiles
 from asynctune.storage.memory import MemoryStorage
@@ -26,6 +29,8 @@ from asynctune.store.looking import look_at_copy, may_do_without
 from asynctune.store.place import Place, Remote
 from asynctune.store.store import ExperimentStore
 from asynctune.testing import FaultyStorage, ManualClock
+from asynctune.trial import Checkpoint
+from tests.store.scenes import mirroring_of
 
 
 @pytest.fixture
@@ -204,6 +209,72 @@ async def test_who_did_not_wait_for_the_bucket_is_fenced_all_the_same(
         await store.aclose()
     async with ExperimentStore.open(f"{bucket}/{location.name}", local_dir=tmp_path / "third") as third:
         assert third.metadata["by"] == "the other"
+
+
+@pytest.mark.parametrize("back", ["in the close", "before a flush", "never"])
+async def test_an_emptied_bucket_that_was_away_at_the_opening_is_not_said_to_have_checkpoints(
+    location, bucket, monkeypatch, back
+):
+    storages: list[FaultyStorage] = []
+
+    async def open_hanging(uri, options):
+        storages.append(FaultyStorage(await open_storage(uri, options)))
+        storages[-1].hang(lasting=True)
+        return storages[-1]
+
+    async def heal(after_s):
+        await asyncio.sleep(after_s)
+        for storage in storages:
+            storage.heal()
+
+    monkeypatch.setattr("asynctune.store.reconcile.QUIET_S", 0.05)
+    monkeypatch.setattr("asynctune.store.looking._KNOWN_S", 0.05)
+    config = SyncConfig(upload_dir=bucket)
+    async with ExperimentStore.open(location, sync_config=config) as store:
+        store.add_trial({}, "t")
+        await store.save_checkpoint("t", Checkpoint.from_dict({"epoch": 1}))
+    MemoryStorage.forget(bucket.split("/")[2])
+    with monkeypatch.context() as patched:
+        patched.setattr("asynctune.store.access.open_storage", open_hanging)
+        store = await ExperimentStore.open(location, sync_config=config)
+    if back == "never":
+        impatient = dataclasses.replace(config, sync_timeout=0.05)
+        monkeypatch.setattr(
+            mirroring_of(store), "remote", dataclasses.replace(mirroring_of(store).remote, sync=impatient)
+        )
+        with pytest.raises(UploadError, match=r"not been reached since the opening, and not for 0\.05 s"):
+            await store.drain()
+        with pytest.raises(UploadError):
+            await store.aclose()
+        await heal(0)
+    elif back == "in the close":
+        healing = asyncio.create_task(heal(0.1))
+        await store.aclose()
+        await healing
+    else:
+        compare, compared = TrialCheckpoints.reconcile, asyncio.Event()
+
+        async def held(*arguments, **named):
+            await compared.wait()
+            return await compare(*arguments, **named)
+
+        monkeypatch.setattr(TrialCheckpoints, "reconcile", held)
+        await heal(0)
+        flushing = asyncio.create_task(store.flush(mirror=True))
+        await mirroring_of(store).owned()
+        await asyncio.sleep(0.05)
+        assert store.stats().mirrored_seq == 0, "nothing is said before it was compared"
+        compared.set()
+        await flushing
+        await store.aclose()
+    if back == "never":
+        async with ExperimentStore.open(location, sync_config=config):
+            pass
+    async with ExperimentStore.open(f"{bucket}/{location.name}", "read") as reader:
+        (there,) = reader.checkpoints("t")
+        assert there.mirrored
+        restored = await reader.restore_checkpoint("t")
+        assert await asyncio.to_thread(restored.to_dict) == {"epoch": 1}
 
 
 # -- the place ---------------------------------------------------------------------------------------------------

@@ -81,7 +81,9 @@ async def test_a_flush_of_the_copy_ends_when_nothing_comes_of_it(location, bucke
         impatient = dataclasses.replace(mirroring_of(store).remote.sync, sync_timeout=0.05)
         remote = dataclasses.replace(mirroring_of(store).remote, sync=impatient)
         monkeypatch.setattr(mirroring_of(store), "remote", remote)
-        with pytest.raises(UploadError, match=rf"for 0\.05 s .* up to {named}, and not {named + 1}\. All of it"):
+        with pytest.raises(
+            UploadError, match=rf"for 0\.05 s .* up to {named}, and not {named + 1}\. All of it"
+        ):
             await store.flush(mirror=True)
         swaps.set()
         assert await store.flush(mirror=True) > named

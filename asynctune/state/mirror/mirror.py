@@ -26,14 +26,14 @@ from asynctune.files import LocalFiles
 from asynctune.state.codec import FrameError
 from asynctune.state.epochs import Claim
 from asynctune.state.mirror.claiming import Claimed
-from asynctune.state.mirror.health import MAX_BACKOFF_S, Health, least_interval_s, passes
+from asynctune.state.mirror.health import Health, least_interval_s, passes
 from asynctune.state.mirror.journal_runs import JournalRuns
 from asynctune.state.mirror.local_snapshots import newest_snapshot, remove_leftovers
 from asynctune.state.mirror.named import Named, Register
 from asynctune.state.mirror.objects import together
 from asynctune.state.mirror.observing import MirrorStats, Observer
 from asynctune.state.mirror.offline import Identity, claim_later
-from asynctune.state.mirror.planning import snapshot_is_due
+from asynctune.state.mirror.snapshot_sending import SnapshotSending
 from asynctune.state.mirror.swapping import Swapper
 from asynctune.state.mirror.waiting import Waiters
 from asynctune.state.pacing import CostBudget
@@ -99,13 +99,13 @@ class StateMirror:
         if claimed is not None:
             was_read = claimed.mirrored is not None
             self._swapper = self._made(claimed.named, claimed.register, checked=was_read)
+        # an opening without the bucket has compared nothing of its records with what is there
+        self._settled = claimed is not None
         # what is to be mirrored
         self._committed = committed_seq
         self._projected = 0
-        self._snapshot: tuple[int, int] | None = None
         # when
         self._wake = asyncio.Event()
-        self._snapshot_wanted = asyncio.Event()
         self._turn = asyncio.Lock()
         self._budget = CostBudget()
         self._hurry = False
@@ -114,6 +114,7 @@ class StateMirror:
         self._last_end = 0.0
         self._health = Health(storage.location, clock=clock, rng=self._rng, happened=observer.happened)
         self._closing = False
+        self._snapshots = SnapshotSending(clock, self._rng, self._wake.set)
         # who waits
         self._failure: AsynctuneError | None = None
         self._flushes = Waiters()
@@ -146,8 +147,7 @@ class StateMirror:
 
     def snapshot_written(self, seq: int, size_bytes: int) -> None:
         """A local snapshot of commit `seq` is durable."""
-        if self._snapshot is None or seq > self._snapshot[0]:
-            self._snapshot = seq, size_bytes
+        if self._snapshots.written(seq, size_bytes):
             self._want_snapshot()
 
     def projected(self, seq: int) -> None:
@@ -155,6 +155,11 @@ class StateMirror:
         if seq > self._projected:
             self._projected = seq
             self._wake.set()
+
+    def settled(self) -> None:
+        """What the records say of the bucket is true. After a late claim nothing is named before."""
+        self._settled = True
+        self._wake.set()
 
     # -- what the store asks -------------------------------------------------------------------------------
 
@@ -226,7 +231,7 @@ class StateMirror:
             found = None
         if found is not None:
             self.snapshot_written(*found)
-        await together(self._swap_on(), self._send_snapshots())
+        await together(self._swap_on(), self._snapshots.run())
 
     async def _swap_on(self) -> None:
         while True:
@@ -246,6 +251,8 @@ class StateMirror:
         now, retry_at = self._clock.monotonic(), self._health.retry_at
         due = []
         swapper = self._swapper
+        if swapper is not None and not self._settled:
+            return None
         if swapper is None or swapper.has_work(self._committed, self._projected, closed=False):
             at = now
             if retry_at is not None and not self._hurry:
@@ -266,6 +273,8 @@ class StateMirror:
             if self._swapper is None:
                 await self._claim()
             assert self._swapper is not None
+            if not self._settled:
+                return None
             await self._swapper.check()
             if self._swapper.has_work(upto, self._projected, closed=closed):
                 await self._swapper.swap(upto, self._projected, closed=closed)
@@ -311,6 +320,9 @@ class StateMirror:
         self._waiters.reached(seq)
         self._want_snapshot()
 
+    def _want_snapshot(self) -> None:
+        self._snapshots.consider(self._swapper, away=self._health.away_since is not None)
+
     def _failed(self, error: Exception) -> AsynctuneError:
         shown = self._health.failed(error)
         if not passes(shown):
@@ -323,33 +335,12 @@ class StateMirror:
         self._flushes.fail(error)
         self._waiters.fail(error)
 
-    # -- snapshots -----------------------------------------------------------------------------------------
-
-    def _want_snapshot(self) -> None:
-        swapper, found = self._swapper, self._snapshot
-        if swapper is None or found is None or self._health.away_since is not None:
-            return
-        if found[0] <= swapper.current.seq and snapshot_is_due(swapper.current, 0, *found):
-            self._snapshot_wanted.set()
-
-    async def _send_snapshots(self) -> None:
-        """Beside the swaps, because a large one takes its time."""
-        while True:
-            await self._snapshot_wanted.wait()
-            self._snapshot_wanted.clear()
-            assert self._swapper is not None
-            try:
-                if await self._swapper.send_snapshot():
-                    self._wake.set()
-            except (StorageError, OSError) as error:
-                # it is wanted again after the next swap
-                logger.warning("a snapshot could not be put into the mirror: %s", error)
-                await self._clock.sleep(self._rng.uniform(0.0, MAX_BACKOFF_S))
-
     # -- the end -------------------------------------------------------------------------------------------
 
     async def close(self, timeout_s: float | None = None) -> bool:
         """Bring the rest into the bucket and mark it as closed; whether that is done. Call it while `run` runs.
+
+        Nothing is brought there that was never settled (`settled`): the next opening does it.
 
         Args:
             timeout_s: After so many seconds what is left stays for the next opening; `None`: until it is done, or
@@ -364,7 +355,7 @@ class StateMirror:
         error: AsynctuneError | None = None
         try:
             async with self._clock.timeout(timeout_s):
-                while not self._is_closed():
+                while self._settled and not self._is_closed():
                     async with self._turn:
                         await self._clock.sleep(max(0.0, self._not_before - self._clock.monotonic()))
                         error = await self._take_turn(closed=True)

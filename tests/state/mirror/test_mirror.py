@@ -366,6 +366,35 @@ async def test_opened_without_the_bucket_it_is_claimed_when_that_is_back(directo
         await check(storage, second)
 
 
+async def test_claimed_late_it_names_nothing_before_the_records_are_settled(directory, storage):
+    first = await opened(directory, storage, name="first")
+    await first.mirror.flush(await first.commits(2))
+    await first.kill()
+    async with driving(directory, storage, name="second", offline=True, start=False) as second:
+        second.mirror._settled = False
+        await second.commits(1)
+        second.start()
+        flushing = asyncio.create_task(second.mirror.flush(3))
+        await until(lambda: "mirror_claimed" in second.told.kinds())
+        await asyncio.sleep(0.02)
+        assert not flushing.done()
+        current = await current_of(storage)
+        assert (current.claim.nonce, current.seq) == (second.claim.nonce, 2)
+        second.mirror.settled()
+        assert await flushing == 3
+        await check(storage, second)
+
+
+async def test_never_settled_it_is_closed_with_what_it_had(directory, storage, caplog):
+    async with driving(directory, storage, offline=True) as driver:
+        driver.mirror._settled = False
+        await driver.commits(1)
+        await until(lambda: "mirror_claimed" in driver.told.kinds())
+        assert not await driver.mirror.close(60)
+        assert "1 commits are not in the bucket yet" in caplog.text
+        assert (await current_of(storage)).seq == 0
+
+
 async def test_opened_without_the_bucket_while_another_went_on_is_fenced(directory, storage, tmp_path):
     first = await opened(directory, storage, name="first")
     await first.mirror.flush(await first.commits(2))

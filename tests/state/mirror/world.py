@@ -114,6 +114,7 @@ class Driver:
             quiet_s=0.0,
             rng=random.Random(1),
         )
+        self.mirror.settled()  # no record here says anything of the bucket
         self.task: asyncio.Task[None] | None = None
 
     def start(self) -> Driver:
