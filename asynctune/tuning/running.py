@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from asynctune.config import SyncConfig
-from asynctune.errors import AsynctuneError, ExperimentExistsError, StorageError, UploadError
+from asynctune.errors import AsynctuneError, UploadError
 from asynctune.packing import pack
 from asynctune.protocols import Searcher, TrialRunner
 from asynctune.runners.inline import InlineRunner
 from asynctune.runners.process import ProcessRunner
-from asynctune.store.pending import PendingStore
-from asynctune.store.place import is_uri, place_of
 from asynctune.store.stats import StoreStats
 from asynctune.store.store import ExperimentStore
 from asynctune.trainable import TrainableKind, kind_of
@@ -31,6 +26,7 @@ from asynctune.tuning.callbacks import Callbacks
 from asynctune.tuning.driving import Driver
 from asynctune.tuning.endings import Interrupted
 from asynctune.tuning.joining import join, searcher_of
+from asynctune.tuning.opening import Opening, Whence
 from asynctune.tuning.picture import copy_text
 from asynctune.tuning.progress import Progress
 from asynctune.tuning.result_grid import ResultGrid
@@ -38,52 +34,12 @@ from asynctune.tuning.settings import PROGRESS_KEY, SETTINGS_KEY, Plan, director
 from asynctune.tuning.signals import StopSignal, stopping_on_signals
 from asynctune.tuning.stopping import StopRule
 
-__all__ = ["ExperimentRun", "Whence", "is_unbegun"]
+__all__ = ["ExperimentRun"]
 
 logger = logging.getLogger("asynctune")
 
 _SLOW_CLOSE_S: Final = 5.0
 _DRAIN_S: Final = 30.0  # what ends processes by SIGTERM seldom waits longer
-
-
-@dataclass(frozen=True, slots=True)
-class Whence:
-    """What a restored experiment is opened from.
-
-    Attributes:
-        location: Its directory, or the URI of its copy.
-        local_dir: Where it is staged then.
-        options: Credentials and endpoint of the bucket.
-        sync: How the copy is kept, if that was given again; a `Syncer` has to be.
-    """
-
-    location: str
-    local_dir: str | os.PathLike[str] | None = None
-    options: Mapping[str, Any] | None = field(default=None, repr=False)
-    sync: SyncConfig | None = None
-
-    def reading(self) -> PendingStore[ExperimentStore]:
-        """Open it to look at it."""
-        return ExperimentStore.open(self.location, mode="read", **self.read_with())
-
-    def read_with(self) -> dict[str, Any]:
-        """What else it takes to read it."""
-        by_syncer = self.sync is not None and self.sync.syncer not in (None, "auto")
-        return {
-            "storage_options": self.options if is_uri(self.location) else None,
-            "sync_config": self.sync if by_syncer else None,
-        }
-
-    def directory(self) -> Path:
-        """Where it is, or will be, on this disk."""
-        place = place_of(
-            self.location,
-            "resume",
-            local_dir=self.local_dir,
-            sync_config=self.sync,
-            storage_options=self.options,
-        )
-        return Path(place.path)
 
 
 class ExperimentRun:
@@ -107,6 +63,7 @@ class ExperimentRun:
         self._path = path
         self._requeue = requeue
         self._whence = whence
+        self._opening = Opening(plan, path, whence)
         self._driver: Driver | None = None
         self._progress: Progress | None = None
         self._runner: TrialRunner | None = None  # started, and not closed yet
@@ -135,7 +92,7 @@ class ExperimentRun:
             await runner.start(plan.trainable, _options(plan))
             self._runner = runner
             try:
-                async with self._told_when_closed(), await self._open() as store:
+                async with self._told_when_closed(), await self._opening.open() as store:
                     self._store = store
                     try:
                         await self._record(store, settings)
@@ -168,50 +125,6 @@ class ExperimentRun:
 
     # -- before --------------------------------------------------------------------------------------------
 
-    async def _open(self) -> ExperimentStore:
-        if self._whence is not None:
-            return await self._reopen(self._whence)
-        plan, parent = self._plan, self._path.parent
-        try:
-            await asyncio.to_thread(os.makedirs, parent, exist_ok=True)
-            return await ExperimentStore.open(
-                self._path,
-                mode="resume" if await self._was_cut_short() else "create",
-                sync_config=plan.run.sync_config,
-                checkpoint_config=plan.run.checkpoint_config,
-                tensorboard=plan.run.tensorboard,
-            )
-        except ExperimentExistsError as error:
-            where = self._where_it_exists(error)
-            staged = "" if where == str(self._path) else f", local_dir={str(parent)!r}"
-            raise ExperimentExistsError(
-                f"there is an experiment at {where} already, and it is never overwritten; go on with it "
-                f"(Tuner.restore({where!r}{staged})), or choose another name (RunConfig(name=...))"
-            ) from error
-        except OSError as error:
-            raise StorageError(
-                f"cannot make the directory {parent}: {error}", operation="mkdir", key=str(parent)
-            ) from error
-
-    def _where_it_exists(self, error: ExperimentExistsError) -> str:
-        """The directory, or the copy, if that is what stands in the way."""
-        sync = self._plan.run.sync_config
-        place = place_of(self._path, "create", local_dir=None, sync_config=sync, storage_options=None)
-        copy = "" if place.remote is None else str(place.remote.uri)
-        return copy if copy and copy in str(error) else str(self._path)
-
-    async def _reopen(self, whence: Whence) -> ExperimentStore:
-        run = self._plan.run
-        return await ExperimentStore.open(
-            whence.location,
-            mode="resume",
-            local_dir=whence.local_dir,
-            sync_config=whence.sync,
-            checkpoint_config=run.checkpoint_config,
-            storage_options=whence.options,
-            tensorboard=run.tensorboard,
-        )
-
     def _read_with(self) -> dict[str, Any]:
         """What else it takes to read the copy."""
         sync = self._plan.run.sync_config
@@ -220,14 +133,6 @@ class ExperimentRun:
             "storage_options": {**(sync.storage_options or {}), **(given or {})} or None,
             "sync_config": sync if sync.syncer not in (None, "auto") else None,
         }
-
-    async def _was_cut_short(self) -> bool:
-        """Whether a Tuner was killed here after it made the experiment, and before it recorded anything in it."""
-        try:
-            async with ExperimentStore.open(self._path, mode="read") as store:
-                return is_unbegun(store)
-        except AsynctuneError:  # none, or not one to go on with: opening it says so
-            return False
 
     async def _record(self, store: ExperimentStore, settings: dict[str, Any]) -> None:
         """Keep what a restore needs, before anything else happens."""
@@ -311,6 +216,8 @@ class ExperimentRun:
         logger.warning("%s: stopping; once more to end at once", number.name)
         if self._driver is not None:
             self._driver.interrupt()
+        elif self._store is None:
+            self._opening.give_up()
 
     # -- after ---------------------------------------------------------------------------------------------
 
@@ -349,7 +256,14 @@ class ExperimentRun:
 
     def _leave(self, seen: StopSignal) -> None:
         message = f"stopped; to go on: Tuner.restore({str(self._path)!r})"
-        if self._store is not None and (uri := self._store.upload_uri) is not None:
+        if self._store is None:
+            again = self._opening.again
+            message = (
+                "stopped, nothing was begun"
+                if again is None
+                else f"stopped; to go on: Tuner.restore({again!r})"
+            )
+        elif (uri := self._store.upload_uri) is not None:
             # who went on from a copy that is behind would part with what is only here
             elsewhere = f"on another machine Tuner.restore({uri!r})"
             message += ", on this machine: the copy is behind" if self._is_behind else f", {elsewhere}"
@@ -375,16 +289,3 @@ def _runner_for(plan: Plan) -> TrialRunner:
     if kind_of(plan.trainable) is TrainableKind.COROUTINE and not plan.run.log_to_file:
         return InlineRunner() if limit is None else InlineRunner(limit)
     return ProcessRunner()
-
-
-def is_unbegun(store: ExperimentStore) -> bool:
-    """Whether nothing is in an experiment that was read, and its maker is gone: a Tuner records its settings first."""
-    writer = store.writer_info  # none of one that was closed: whoever made that had begun it
-    has_something = (
-        len(store.trials)
-        or store.metadata
-        or store.saved_state("searcher")
-        or store.saved_state("scheduler")
-        or any(True for _ in store.logged_events())
-    )
-    return not has_something and writer is not None and writer["alive"] is False

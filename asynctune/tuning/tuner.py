@@ -27,8 +27,9 @@ from asynctune.trainable import (
     import_trainable,
     trainable_name,
 )
+from asynctune.tuning.opening import Whence, is_unbegun
 from asynctune.tuning.result_grid import ResultGrid
-from asynctune.tuning.running import ExperimentRun, Whence, is_unbegun
+from asynctune.tuning.running import ExperimentRun
 from asynctune.tuning.settings import (
     PROGRESS_KEY,
     SETTINGS_KEY,
