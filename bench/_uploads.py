@@ -71,8 +71,13 @@ def sizes_in(path: Path) -> dict[str, int]:
 
 
 @contextmanager
-def gateway(directory: Path) -> Iterator[dict[str, str]]:
-    """A `juicefs gateway` with its data in `directory`: the environment that tells clients of it."""
+def gateway(directory: Path, nice: int = 0) -> Iterator[dict[str, str]]:
+    """A `juicefs gateway` with its data in `directory`: the environment that tells clients of it.
+
+    Args:
+        directory: An empty one.
+        nice: By how much the server gives way to others on this machine, as `nice` counts it.
+    """
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -88,6 +93,7 @@ def gateway(directory: Path) -> Iterator[dict[str, str]]:
         subprocess.run([binary, *make, address, BUCKET], check=True, **told)
         quiet = ["--no-usage-report", "--no-banner", "--keep-etag", "--multi-buckets"]
         serve = [binary, "gateway", *quiet, "--cache-dir", f"{directory}/cache", address]
+        serve = ["nice", "-n", str(nice), *serve] if nice else serve
         server = subprocess.Popen([*serve, f"127.0.0.1:{port}"], stdin=subprocess.DEVNULL, **told)
     endpoint = f"http://127.0.0.1:{port}"
     try:
