@@ -29,11 +29,18 @@ class WorkThread:
     def call(
         self, on_done: Callable[[Any, BaseException | None], None], function: Callable[..., Any], *args: Any
     ) -> None:
-        """Run `function(*args)` in the thread, then `on_done(result, error)` on the running loop."""
-        if self._thread is None and not self._is_stopped:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        """Run `function(*args)` in the thread, then `on_done(result, error)` on the running loop.
+
+        After `stop` in another thread, which ends with it: such a call gets its answer, and no thread stays.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run, args=(self._queue,), name=self._name, daemon=True
+            )
             self._thread.start()
         self._queue.put((asyncio.get_running_loop(), on_done, function, args))
+        if self._is_stopped:
+            self._end(None)
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Run `function(*args)` in the thread. A cancelled caller leaves it running to its end."""
@@ -51,16 +58,20 @@ class WorkThread:
         return await future
 
     def stop(self, last: Callable[[], object] | None = None) -> None:
-        """Let the thread end when all that was submitted is done, and `last` after it; later calls get no answer."""
+        """Let the thread end when all that was submitted is done, and `last` after it."""
         self._is_stopped = True
         if self._thread is not None:
-            self._queue.put(last)
-            self._thread = None
+            self._end(last)
         elif last is not None:
             last()
 
-    def _run(self) -> None:
-        while isinstance(item := self._queue.get(), tuple):
+    def _end(self, last: Callable[[], object] | None) -> None:
+        self._queue.put(last)
+        self._thread, self._queue = None, SimpleQueue()
+
+    @staticmethod
+    def _run(queue: SimpleQueue[Any]) -> None:
+        while isinstance(item := queue.get(), tuple):
             loop, on_done, function, args = item
             result, error = None, None
             try:

@@ -95,18 +95,16 @@ def test_an_answer_to_a_closed_loop_is_dropped(thread):
     assert asyncio.run(thread.run(lambda: "alive")) == "alive"
 
 
-async def test_a_call_after_the_end_starts_no_other_thread():
-    before = set(threading.enumerate())
-    thread = WorkThread("test-thread")
-    await thread.run(int)
+async def test_a_call_after_the_end_is_answered_and_leaves_no_thread():
+    thread = WorkThread("late")
+    await thread.run(lambda: None)
     thread.stop()
-    late = asyncio.create_task(thread.run(int))
-    await asyncio.sleep(0)
-    late.cancel()
-    await asyncio.wait([late])
-    for each in set(threading.enumerate()) - before:
-        await asyncio.to_thread(each.join, 20)
-    assert "test-thread" not in {each.name for each in threading.enumerate()}
+    assert await thread.run(lambda: 1) == 1
+    assert await thread.run(threading.get_ident) != threading.get_ident()
+    for each in threading.enumerate():
+        if each.name == "late":
+            await asyncio.to_thread(each.join)
+    thread.stop()
 
 
 async def test_no_thread_is_started_before_the_first_call():
