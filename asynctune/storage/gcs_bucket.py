@@ -129,7 +129,8 @@ class GcsBucket:
     async def put(self, key: str, name: str, data: Source, params: Mapping[str, str], crc32c: int) -> Outcome:
         """Store an object; `params` are its condition."""
         boundary = secrets.token_hex(16)
-        metadata = json.dumps({"name": name, "crc32c": crc32c_text(crc32c)})
+        # the name is in the query alone: damaged in the body it would be another object's
+        metadata = json.dumps({"crc32c": crc32c_text(crc32c)})
         before = (
             f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{metadata}\r\n"
             f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
@@ -190,7 +191,7 @@ class GcsBucket:
         self, key: str, name: str, size_bytes: int, params: Mapping[str, str], crc32c: int | None
     ) -> str | None:
         """Begin a session: its URI, or `None`, where the condition does not hold."""
-        metadata = {"name": name} | ({} if crc32c is None else {"crc32c": crc32c_text(crc32c)})
+        metadata = {} if crc32c is None else {"crc32c": crc32c_text(crc32c)}
         async with self._http.request(
             "POST",
             self._http.uploads_url,

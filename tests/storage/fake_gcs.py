@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import formatdate
-from typing import Self
+from typing import Any, Self
 from urllib.parse import unquote
 
 import google_crc32c
@@ -72,6 +72,11 @@ class Session:
 
 def text_of(crc32c: int) -> str:
     return base64.b64encode(crc32c.to_bytes(4)).decode()
+
+
+def _name_of(request: web.Request, metadata: dict[str, Any]) -> str:
+    """Of the object that is to be made: the body's goes before the query's."""
+    return str(metadata.get("name") or request.query["name"])
 
 
 class FakeGcs:
@@ -198,7 +203,10 @@ class FakeGcs:
                 rest = bytes([rest[0] ^ 1]) + rest[1:]
             content.add(rest)
         return self._finish(
-            metadata["name"], content, request.query.get("ifGenerationMatch"), metadata.get("crc32c")
+            _name_of(request, metadata),
+            content,
+            request.query.get("ifGenerationMatch"),
+            metadata.get("crc32c"),
         )
 
     def _finish(self, name: str, content: Piece, condition: str | None, crc32c: str | None) -> web.Response:
@@ -273,7 +281,7 @@ class FakeGcs:
         number = f"secret-{next(self._numbers)}"
         size = int(request.headers["X-Upload-Content-Length"])
         self.sessions[number] = Session(
-            metadata["name"], size, condition, metadata.get("crc32c"), Piece(self._fd)
+            _name_of(request, metadata), size, condition, metadata.get("crc32c"), Piece(self._fd)
         )
         return web.Response(headers={"Location": f"{self.url}/session/{number}"})
 

@@ -5,9 +5,12 @@ Remembers which of them are not named yet, and counts bytes. Decides nothing abo
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 from asynctune.files import LocalFiles
 from asynctune.state.mirror.current import Ref, segment_name, snapshot_name
-from asynctune.state.mirror.local_snapshots import HeldSnapshot, hold_newest, release
+from asynctune.state.mirror.local_snapshots import HeldSnapshot, hold_newest, newest_snapshot, release
 from asynctune.state.mirror.objects import crc32c_of, put_object
 from asynctune.state.mirror.offline import Identity
 from asynctune.state.thread import WorkThread
@@ -67,6 +70,15 @@ class Puts:
         await put_object(self._storage, ref, data)
         self.put_bytes += ref.size_bytes
         return ref
+
+    async def is_ahead(self, seq: int) -> bool:
+        """Whether there is a local snapshot of a later commit than `seq`.
+
+        Raises:
+            OSError: The disk refused.
+        """
+        newest = partial(newest_snapshot, self._state_dir, self._files, after=seq, upto=sys.maxsize)
+        return await self._thread.run(newest) is not None
 
     async def hold(self, after: int, upto: int) -> HeldSnapshot | None:
         """The newest local snapshot of these, which nobody removes until it is put, or let go of.

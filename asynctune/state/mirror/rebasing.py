@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from asynctune.errors import CorruptStateError
+from asynctune.errors import CorruptStateError, StorageError
 from asynctune.state.mirror.current import Current, Ref
 from asynctune.state.mirror.journal_runs import JournalRuns
 from asynctune.state.mirror.local_snapshots import HeldSnapshot
@@ -51,11 +51,18 @@ class Rebasing:
 
         Raises:
             CorruptStateError: There is none up to commit `upto`.
-            StorageError: The bucket refused.
+            StorageError: The bucket refused; or the journal was cut meanwhile, which passes.
             OSError: The disk refused.
         """
         held = await self._puts.hold(current.seq, upto)
         if held is None:
+            if await self._puts.is_ahead(upto):
+                # pruned to a snapshot of a commit that was made since `upto` was read: the next turn knows it
+                raise StorageError(
+                    f"the local journal at {self._state_dir} was cut while commit {upto} was to be mirrored",
+                    operation="read",
+                    retryable=True,
+                )
             raise CorruptStateError(
                 f"the mirror has commit {current.seq}; the local journal at {self._state_dir} does not reach back so "
                 "far, and no snapshot is newer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import tracemalloc
 
 import pytest
@@ -11,6 +12,7 @@ from asynctune.errors import FencedError, StorageError, StoreClosedError
 from asynctune.state.mirror.claiming import claim_mirror
 from asynctune.state.mirror.current import CURRENT_KEY, TAIL_BYTES, Current
 from asynctune.state.mirror.garbage import GRACE_S
+from asynctune.state.mirror.journal_runs import JournalRuns
 from asynctune.state.mirror.named import read_named
 from asynctune.state.mirror.planning import MAX_SEGMENTS
 from asynctune.state.mirror.reading import read_mirror
@@ -364,6 +366,26 @@ async def test_opened_without_the_bucket_it_is_claimed_when_that_is_back(directo
         current = await current_of(storage)
         assert (current.claim.epoch, current.claim.nonce) == (second.claim.epoch, second.claim.nonce)
         await check(storage, second)
+
+
+async def test_a_journal_that_is_cut_in_the_middle_of_a_swap_is_read_again(directory, storage, monkeypatch):
+    async with driving(directory, storage) as driver:
+        await driver.mirror.flush(await driver.commits(2))
+        read, reading, cut = JournalRuns.read, threading.Event(), threading.Event()
+
+        def held(*arguments, **named):
+            reading.set()
+            assert cut.wait(20)
+            return read(*arguments, **named)
+
+        monkeypatch.setattr(JournalRuns, "read", held)
+        flushing = asyncio.create_task(driver.mirror.flush(await driver.commits(1)))
+        assert await asyncio.to_thread(reading.wait, 20)
+        await driver.commits(1)
+        await driver.snapshot(prune=True)
+        cut.set()
+        assert await flushing >= 3
+        await check(storage, driver)
 
 
 async def test_claimed_late_it_names_nothing_before_the_records_are_settled(directory, storage):
