@@ -140,15 +140,8 @@ async def test_result_files_go_before_the_frames_are_given_up(directory, storage
         before = await current_of(storage)
         await driver.mirror.flush(await driver.commits(1, size=TAIL_BYTES))
         assert driver.told.projected == [2]
-        assert driver.told.kinds() == [
-            "mirror_away",
-            "mirror_back",
-            "mirror_healed",
-        ] or driver.told.kinds() == [
-            "mirror_away",
-            "mirror_healed",
-            "mirror_back",
-        ]
+        assert next(refusals, None) is None
+        assert driver.told.kinds().count("mirror_healed") == 1
         assert (await current_of(storage)).projected == max(2, before.projected)
         await check(storage, driver)
 
