@@ -20,12 +20,11 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 from _children import child
-from _common import Cell, Column, Options, Report, Target, options, percentile, progress, run, scratch
+from _common import Cell, Column, Options, Report, Target, options, percentile, probed, progress, run, scratch
 
 from asynctune import (
     Checkpoint,
@@ -40,7 +39,6 @@ from asynctune import (
 
 _CONCURRENT, _REPORTS, _REPORTS_PER_CHECKPOINT = 200, 20, 10
 _SLEEP_S = 0.1
-_PROBE_S = 0.001
 _IDLE_S = 5.0
 _SAMPLES = 50
 _WARM_UP = 50  # trials
@@ -95,9 +93,9 @@ class Lag(_Subject):
     """How late the loop is, idle and under load."""
 
     async def measure(self, trials: int) -> dict[str, Any]:
-        idle = await _probed(asyncio.sleep(_IDLE_S))
+        idle = await probed(asyncio.sleep(_IDLE_S))
         start, cpu = time.perf_counter(), time.process_time()
-        load = await _probed(self._fit("experiment", trials))
+        load = await probed(self._fit("experiment", trials))
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         assert self.stats is not None
         stats = self.stats
@@ -132,18 +130,6 @@ class Memory(_Subject):
         watcher = _Watcher(trials)
         await self._fit("experiment", trials, watcher)
         return {"seen": watcher.seen, "closed": _resident_bytes()}
-
-
-async def _probed(work: Awaitable[None]) -> list[float]:
-    """Run `work` with the probe beside it; by how many seconds each of its sleeps overran."""
-    lags: list[float] = []
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        start = time.perf_counter()
-        await asyncio.sleep(_PROBE_S)
-        lags.append(time.perf_counter() - start - _PROBE_S)
-    await task
-    return lags
 
 
 def _resident_bytes() -> int:

@@ -123,7 +123,8 @@ async def test_the_mirror_never_says_less_while_it_is_healed(directory, storage,
 
 async def test_result_files_go_before_the_frames_are_given_up(directory, storage):
     async with driving(directory, storage) as driver:
-        await driver.commits(2)
+        # before the journal is pruned: else the first swap has asked for the result files already
+        await driver.mirror.flush(await driver.commits(2))
         await driver.snapshot(prune=True)
         await full(driver)
         await damage(storage, (await current_of(storage)).segments[-1], "missing")
@@ -140,8 +141,7 @@ async def test_result_files_go_before_the_frames_are_given_up(directory, storage
         before = await current_of(storage)
         await driver.mirror.flush(await driver.commits(1, size=TAIL_BYTES))
         assert driver.told.projected == [2]
-        assert next(refusals, None) is None
-        assert driver.told.kinds().count("mirror_healed") == 1
+        assert sorted(driver.told.kinds()) == ["mirror_away", "mirror_back", "mirror_healed"]
         assert (await current_of(storage)).projected == max(2, before.projected)
         await check(storage, driver)
 
