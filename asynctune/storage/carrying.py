@@ -35,6 +35,7 @@ T = TypeVar("T")
 _BASE_S: Final = 0.2
 _CAP_S: Final = 30.0
 _MOST_DOUBLINGS: Final = 32
+_TRICKLE_BYTES_PER_S: Final = 1024
 
 
 class Digest(Protocol):
@@ -73,6 +74,9 @@ class Means:
 class Patience:
     """How long one transfer goes on: until nothing has come of it for `timeout_s` seconds.
 
+    Bytes that trickle in, fewer than 1 KiB for each second, keep it going no longer than they would take at that rate:
+    a server that sends one a second would else be waited for without end.
+
     The pause before the n-th repetition is drawn evenly from 0 to `min(30 s, 0.2 s * 2 ** (n - 1))`, and what the
     storage asks for comes on top of it.
     """
@@ -84,8 +88,12 @@ class Patience:
         self._since = clock.monotonic()
 
     def progressed(self) -> None:
-        """Something came of it."""
+        """Something came of it: it has all its time again."""
         self._since = self._clock.monotonic()
+
+    def received(self, size_bytes: int) -> None:
+        """So many bytes came."""
+        self._since = min(self._clock.monotonic(), self._since + size_bytes / _TRICKLE_BYTES_PER_S)
 
     async def once(self, request: Callable[[], Awaitable[T]], operation: str, key: str) -> T:
         """Await `request()` under a deadline of `timeout_s`.

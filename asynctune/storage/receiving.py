@@ -208,7 +208,7 @@ class _Receiving:
             chunks = aiter(body)
             try:
                 while chunk := await self._patience.once(lambda: anext(chunks, b""), "get", self._key):
-                    self._patience.progressed()
+                    self._patience.received(len(chunk))
                     waiting.append(chunk)
                     if sum(map(len, waiting)) >= _WRITE_BYTES:
                         await self._means.threads.run(piece.write, waiting)

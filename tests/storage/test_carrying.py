@@ -67,6 +67,22 @@ async def test_progress_renews_patience():
     assert await running == "done"
 
 
+async def test_bytes_renew_patience_by_what_they_would_take():
+    clock = ManualClock()
+    patience = Patience(clock, Longest(), 10.0)
+    for _ in range(9):  # a chunk now and then
+        clock.move(9.0)
+        patience.received(16 * 1024)
+    running = asyncio.create_task(patience.run(await failing(1), "get", "k"))
+    await clock.advance(1.0)
+    assert await running == "done"
+    for _ in range(10):  # one byte a second
+        clock.move(1.0)
+        patience.received(1)
+    with pytest.raises(StorageError, match="away"):
+        await patience.run(await failing(1), "get", "k")
+
+
 async def test_a_request_without_an_answer_is_ended():
     clock = ManualClock()
     patience = Patience(clock, Longest(), 10.0)
