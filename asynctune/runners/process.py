@@ -8,21 +8,19 @@ happens at the other end is `runners.worker`'s.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from asynctune.errors import ConfigError, TrialFailedError
 from asynctune.protocols import CONTINUE, Decision, TrialReport, TrialTask
-from asynctune.runners.connection import Connection, WorkerLostError, end_process
-from asynctune.runners.frames import MAX_FRAME_BYTES, frame
+from asynctune.runners.connection import Connection, WorkerLostError
+from asynctune.runners.frames import frame
 from asynctune.runners.inline import in_use
+from asynctune.runners.orders import hello_for, packed_task
+from asynctune.runners.spawning import spawn_worker
 
 __all__ = ["ProcessRunner"]
 
@@ -30,21 +28,6 @@ logger = logging.getLogger("asynctune")
 
 _GOODBYE_S: Final = 10.0
 _SIGTERM_PAUSE_S: Final = 1.0
-_MAX_BEAT_S: Final = 1.0
-_ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-
-# The package is the driver's own, which the interpreter alone may not find, or find another one. Nothing else is looked
-# for beside it before it is looked for elsewhere: a module of the user may have a name of the standard library.
-_BOOT: Final = """\
-import importlib.machinery, importlib.util, sys
-sys.path.append(sys.argv[2])
-found = importlib.machinery.PathFinder.find_spec("asynctune", sys.argv[2:3])
-if found is not None:
-    sys.modules["asynctune"] = importlib.util.module_from_spec(found)
-    found.loader.exec_module(sys.modules["asynctune"])
-from asynctune.runners.worker import main
-main()
-"""
 
 Report = Callable[[TrialReport], Awaitable[Decision]]
 
@@ -108,28 +91,12 @@ class ProcessRunner:
             raise ConfigError(in_use(self))
         self._in_use = True
         try:
-            self._hello = await self._pack(trainable, options)
+            self._hello = await hello_for(trainable, options, hung_after_s=self._hung_after_s)
         except BaseException:
             self._in_use = False
             raise
         self._was_ready, self._cannot_load = False, None
         self._closed = False
-
-    async def _pack(self, trainable: Any, options: Mapping[str, Any]) -> bytes:
-        if not sys.executable:
-            raise ConfigError("there is no Python interpreter to run workers with: sys.executable is empty")
-        hello = {
-            "kind": "hello",
-            "path": await asyncio.to_thread(_import_path),
-            "argv": [
-                str(each) for each in sys.argv
-            ],  # modules that read it when they are imported find the same
-            "beat_s": min(_MAX_BEAT_S, self._hung_after_s / 4),
-            "log_to_file": bool(options.get("log_to_file", False)),
-            "checkpoint_frequency": int(options.get("checkpoint_frequency", 0)),
-            "checkpoint_at_end": bool(options.get("checkpoint_at_end", False)),
-        }
-        return await asyncio.to_thread(_hello, hello, trainable)
 
     async def run_trial(self, task: TrialTask, report: Report) -> None:
         """Run the trial in a worker; cancelling the caller kills that.
@@ -164,7 +131,7 @@ class ProcessRunner:
     async def _run(self, worker: Connection, task: TrialTask, report: Report) -> bool:
         """Serve the trial until it ends; whether its worker can be used again."""
         try:
-            run = frame({"kind": "run", "task": _packed(task)}, f"the config of trial {task.trial_id}")
+            run = frame({"kind": "run", "task": packed_task(task)}, f"the config of trial {task.trial_id}")
         except ConfigError as error:
             raise TrialFailedError(str(error)) from error
         decision: Decision = CONTINUE
@@ -218,7 +185,7 @@ class ProcessRunner:
             raise TrialFailedError(self._cannot_load)
         if self._hello is None:
             raise ConfigError("the runner was not started: await runner.start(trainable, options) first")
-        worker = await self._spawn()
+        worker = await spawn_worker(hung_after_s=self._hung_after_s)
         self._all.add(worker)
         try:
             if self._closed:  # meanwhile
@@ -239,23 +206,6 @@ class ProcessRunner:
             raise
         return worker
 
-    async def _spawn(self) -> Connection:
-        ours, theirs = socket.socketpair()
-        spawning = asyncio.ensure_future(asyncio.to_thread(_spawn, theirs))
-        try:
-            process = await asyncio.shield(spawning)
-        except asyncio.CancelledError:
-            ours.close()
-            await asyncio.shield(asyncio.ensure_future(_undo(spawning)))
-            raise
-        except OSError as error:
-            ours.close()
-            raise TrialFailedError(f"cannot start a worker process: {error}") from error
-        except BaseException:
-            ours.close()
-            raise
-        return await Connection.over(ours, process, hung_after_s=self._hung_after_s)
-
     async def _end(self, worker: Connection, *, politely: bool = False) -> None:
         self._all.discard(worker)
         await worker.aclose({"kind": "bye"} if politely else None, grace_s=_GOODBYE_S)
@@ -275,72 +225,3 @@ async def _answer(
     except ConfigError as error:  # the trial's own mistake, which is raised where it was made
         return {"kind": "answer", "error": str(error)}, told
     return {"kind": "answer", "decision": decision}, decision if told == CONTINUE else told
-
-
-def _import_path() -> list[str]:
-    try:
-        here = os.getcwd()
-    except FileNotFoundError:  # it was removed: what is relative to it leads nowhere, there as here
-        return list(sys.path)
-    return [os.path.normpath(os.path.join(here, each)) for each in sys.path]
-
-
-async def _undo(spawning: asyncio.Future[subprocess.Popen[bytes]]) -> None:
-    """End a process that is on its way; goes on when its caller is cancelled once more."""
-    with contextlib.suppress(OSError):  # there is none
-        await asyncio.to_thread(end_process, await spawning)
-
-
-def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    with theirs:
-        # A session of its own: Ctrl-C at a terminal is the driver's business, and what a trial starts ends with it.
-        # Linux ends a worker when the thread that started it ends; those of the loop's pool stay as long as the loop.
-        return subprocess.Popen(  # noqa: S603 - a fixed command
-            [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno()), os.path.abspath(_ROOT)],
-            stdin=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,
-        )
-
-
-def _hello(hello: dict[str, Any], trainable: Any) -> bytes:
-    import cloudpickle  # noqa: PLC0415 - only what goes to workers is packed by it
-
-    name = getattr(trainable, "__qualname__", trainable)
-    try:
-        packed: bytes = cloudpickle.dumps(trainable)
-    except Exception as error:
-        raise ConfigError(
-            f"the trainable {name!r} cannot be sent to a worker process ({error}); open files, locks and connections "
-            "must be made inside of it"
-        ) from error
-    if len(packed) > MAX_FRAME_BYTES - (1 << 20):
-        raise ConfigError(
-            f"the trainable {name!r} is {len(packed):,} bytes pickled, with what it refers to, and "
-            f"{MAX_FRAME_BYTES:,} fit; load large data inside of it"
-        )
-    return frame({**hello, "trainable": packed}, "the trainable")
-
-
-def _packed(task: TrialTask) -> dict[str, Any]:
-    checkpoint = task.checkpoint
-    about: dict[str, Any] = {}
-    if checkpoint is not None:
-        about = {
-            "trial_id": checkpoint.trial_id,
-            "step": checkpoint.step,
-            "metrics": dict(checkpoint.metrics),
-            "files": dict(checkpoint.files),
-            "size_bytes": checkpoint.size_bytes,
-            "committed_at": checkpoint.committed_at,
-            "mirrored": checkpoint.mirrored,
-        }
-    return {
-        "trial_id": task.trial_id,
-        "trial_name": task.trial_name,
-        "trial_dir": task.trial_dir,
-        "config": dict(task.config),
-        "iteration": task.iteration,
-        "checkpoint": None if checkpoint is None else str(checkpoint.path),
-        "about_checkpoint": about,
-    }

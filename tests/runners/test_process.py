@@ -19,7 +19,7 @@ import pytest
 import asynctune
 from asynctune import ConfigError, ProcessRunner, TrialFailedError, session
 from asynctune.checkpoints.staging import StagedCheckpoint
-from asynctune.runners import frames, process
+from asynctune.runners import frames, orders, process, spawning
 from asynctune.testing import TrialRunnerTests
 from tests.runners import trials
 from tests.runners.world import Reports, ends, lives, task
@@ -277,7 +277,7 @@ async def test_cancelling_at_any_moment_leaves_no_process(start, tmp_path, steps
 async def test_cancelling_twice_while_a_worker_is_started_leaves_no_process(start, tmp_path, monkeypatch):
     started, go_on = asyncio.Event(), threading.Event()
     made = []
-    real, loop = process._spawn, asyncio.get_running_loop()
+    real, loop = spawning._spawn, asyncio.get_running_loop()
 
     def slowly(theirs):
         loop.call_soon_threadsafe(started.set)
@@ -285,7 +285,7 @@ async def test_cancelling_twice_while_a_worker_is_started_leaves_no_process(star
         made.append(real(theirs))
         return made[0]
 
-    monkeypatch.setattr(process, "_spawn", slowly)
+    monkeypatch.setattr(spawning, "_spawn", slowly)
     runner = await start(trials.pid)
     running = asyncio.create_task(runner.run_trial(task(tmp_path), Reports()))
     await started.wait()
@@ -350,7 +350,7 @@ async def test_a_config_that_is_too_large_fails_its_trial_alone(start, tmp_path,
 
 
 async def test_a_trainable_that_is_too_large_is_refused_at_the_start(start, monkeypatch):
-    monkeypatch.setattr(process, "MAX_FRAME_BYTES", 1 << 21)
+    monkeypatch.setattr(orders, "MAX_FRAME_BYTES", 1 << 21)
     data = os.urandom(1 << 21)
     with pytest.raises(ConfigError, match=r"the trainable '.*<lambda>' is 2,\d.* load large data inside"):
         await start(lambda config: data)
@@ -361,13 +361,13 @@ async def test_a_trainable_that_workers_cannot_import_is_told_clearly(start, tmp
     exec("def trial(config): pass", vars(module))
     monkeypatch.setitem(sys.modules, "only_here", module)
     runner = await start(module.trial)
-    started, real = [], process._spawn
+    started, real = [], spawning._spawn
 
     def spawn(theirs):
         started.append(theirs)
         return real(theirs)
 
-    monkeypatch.setattr(process, "_spawn", spawn)
+    monkeypatch.setattr(spawning, "_spawn", spawn)
     for _ in range(3):
         with pytest.raises(TrialFailedError, match=r"could not load the trainable(.|\n)*only_here"):
             await runner.run_trial(task(tmp_path), Reports())

@@ -11,7 +11,8 @@ from pathlib import Path
 from asynctune import TrialReport, TrialTask
 from asynctune.runners.connection import end_process
 from asynctune.runners.frames import frame, receive_frame
-from asynctune.runners.process import _hello, _spawn
+from asynctune.runners.orders import _hello
+from asynctune.runners.spawning import _spawn
 
 
 class Reports:
