@@ -13,7 +13,15 @@ from typing import Any, Final
 from asynctune.errors import ConfigError
 from asynctune.packing import UnpackError, pack, unpack
 
-__all__ = ["MAX_FRAME_BYTES", "FrameError", "FrameReader", "frame", "receive_frame"]
+__all__ = [
+    "MAX_FRAME_BYTES",
+    "FrameError",
+    "FrameReader",
+    "frame",
+    "length_of",
+    "message_of",
+    "receive_frame",
+]
 
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 """The largest message between a driver and a worker, packed, in bytes."""
@@ -56,10 +64,10 @@ class FrameReader:
         messages, start = [], 0
         while len(self._bytes) - start >= _LENGTH.size:
             body = start + _LENGTH.size
-            end = body + _length(self._bytes[start:body])
+            end = body + length_of(self._bytes[start:body])
             if len(self._bytes) < end:
                 break
-            messages.append(_message(bytes(self._bytes[body:end])))
+            messages.append(message_of(bytes(self._bytes[body:end])))
             start = end
         if start:
             del self._bytes[:start]
@@ -74,10 +82,10 @@ def receive_frame(connection: socket.socket) -> Any | None:
     """
     try:
         head = _receive(connection, _LENGTH.size)
-        body = None if head is None else _receive(connection, _length(head))
+        body = None if head is None else _receive(connection, length_of(head))
     except ConnectionError:
         return None
-    return None if body is None else _message(body)
+    return None if body is None else message_of(body)
 
 
 def _receive(connection: socket.socket, size: int) -> bytes | None:
@@ -90,14 +98,24 @@ def _receive(connection: socket.socket, size: int) -> bytes | None:
     return bytes(parts)
 
 
-def _length(head: bytes | bytearray) -> int:
+def length_of(head: bytes | bytearray, limit: int = MAX_FRAME_BYTES) -> int:
+    """How many bytes follow these four.
+
+    Raises:
+        FrameError: More than `limit`.
+    """
     (length,) = _LENGTH.unpack(head)
-    if length > MAX_FRAME_BYTES:
-        raise FrameError(f"a message of {length:,} bytes was announced; {MAX_FRAME_BYTES:,} is the limit")
+    if length > limit:
+        raise FrameError(f"a message of {length:,} bytes was announced; {limit:,} is the limit")
     return int(length)
 
 
-def _message(data: bytes) -> Any:
+def message_of(data: bytes) -> Any:
+    """The message in the bytes of a frame.
+
+    Raises:
+        FrameError: There is none.
+    """
     try:
         return unpack(data)
     except UnpackError as error:

@@ -1,0 +1,336 @@
+"""Owns the talk between a driver and an agent: calls in both directions, over connections that may break and come back.
+
+A call is answered once, however often the connection breaks meanwhile: what is not answered goes again over the next
+connection, and what was answered already is answered from memory. Who connects to whom, and who may, is `meeting`'s;
+what the calls mean is `remote`'s and `agent`'s. Frames are `frames`': msgpack, so nothing that comes can run code.
+
+Memory is bounded: large messages take from a `ByteBudget` before they are read, so a sender that is quicker than the
+disk finds its connection full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from asynctune.errors import (
+    AsynctuneError,
+    AuthenticationError,
+    ConfigError,
+    NotFoundError,
+    StorageError,
+    TrialFailedError,
+)
+from asynctune.runners.frames import FrameError, frame, length_of, message_of
+from asynctune.storage.budget import ByteBudget
+
+__all__ = ["Handler", "Peer", "PeerLostError"]
+
+logger = logging.getLogger("asynctune")
+
+Handler = Callable[[str, Mapping[str, Any]], Awaitable[Any]]
+"""Answers a call: its name and arguments, to a msgpack value."""
+
+BUFFER_BYTES: Final = 1 << 20
+"""How much a connection reads ahead."""
+
+_BULK_BYTES: Final = 64 * 1024
+_HEAD_BYTES: Final = 4
+_KINDS: Final[dict[str, type[AsynctuneError]]] = {
+    each.__name__: each
+    for each in (ConfigError, TrialFailedError, StorageError, AuthenticationError, NotFoundError)
+}
+
+
+class PeerLostError(ConnectionError):
+    """The other side is gone for good; says why."""
+
+
+@dataclass(slots=True)
+class _Connection:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+@dataclass(slots=True)
+class _Call:
+    """One that waits for its answer."""
+
+    sent: bytes
+    answer: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Peer:
+    """One end. `run` serves it until the other end is lost or `close` is called; somebody owns that task.
+
+    Args:
+        handle: Answers the other end's calls; several at a time. What it raises is raised there: an `AsynctuneError`
+            of a few kinds as itself, anything else as a `TrialFailedError`.
+        name: Who the other end is, for messages.
+        lost_after_s: Without a sign of life for so long it is lost. Counted in looks, not read from a clock: who was
+            suspended blames nobody.
+        back_within_s: How long a connection that broke may take to come back.
+        look_s: Seconds between two looks, and two signs of life of this end.
+        budget: What large messages take from; may be shared by many.
+    """
+
+    def __init__(
+        self,
+        handle: Handler,
+        *,
+        name: str,
+        lost_after_s: float,
+        back_within_s: float = 20.0,
+        look_s: float = 1.0,
+        budget: ByteBudget | None = None,
+    ) -> None:
+        self.name = name
+        self._handle = handle
+        self._lost_after_s = lost_after_s
+        self._back_within_s = min(back_within_s, lost_after_s)
+        self._look_s = min(look_s, lost_after_s / 4)
+        self._budget = ByteBudget(64 << 20) if budget is None else budget
+        self._connection: _Connection | None = None
+        self._changed = asyncio.Event()
+        self._detached = asyncio.Event()
+        self._detached.set()
+        self._closed: str | None = None
+        self._heard = 0
+        self._next_call = 1
+        self._calls: dict[int, _Call] = {}
+        self._answering: set[int] = set()
+        self._answers: dict[int, bytes] = {}
+        self._forgotten = 0
+        """Calls of the other end below this number were answered, and it has the answers."""
+
+    @property
+    def why_closed(self) -> str | None:
+        """Why nothing is said any more; `None`: it may be."""
+        return self._closed
+
+    # -- connections ---------------------------------------------------------------------------------------
+
+    def attach(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Go on over this connection, whose other end has shown who it is; the one before, if any, ends."""
+        if self._closed is not None:
+            writer.close()
+            return
+        if self._connection is not None:
+            self._connection.writer.close()
+        self._connection = _Connection(reader, writer)
+        self._heard += 1
+        self._detached.clear()
+        self._changed.set()
+        for call in self._calls.values():  # in order; of what is answered already, the answer comes again
+            writer.write(call.sent)
+
+    async def detached(self) -> None:
+        """Return when there is no connection."""
+        await self._detached.wait()
+
+    def close(self, why: str) -> None:
+        """Say nothing more: calls that wait fail with a `PeerLostError`. Again: does nothing."""
+        if self._closed is not None:
+            return
+        self._closed = why
+        self._changed.set()
+        self._detached.set()
+        if self._connection is not None:
+            self._connection.writer.close()
+        for call in self._calls.values():
+            if not call.answer.done():
+                call.answer.set_exception(PeerLostError(f"{self.name} {why}"))
+                call.answer.exception()  # who was cancelled meanwhile does not ask
+        self._calls.clear()
+
+    # -- calls ---------------------------------------------------------------------------------------------
+
+    async def call(self, op: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Ask the other end, and wait for its answer. Cancelled, the answer is not waited for.
+
+        Raises:
+            PeerLostError: The other end is lost; what was asked may have been done.
+            ConfigError: The arguments cannot be packed, or are too large; or the other end says so of something else.
+            AsynctuneError: What the other end raised.
+        """
+        if self._closed is not None:
+            raise PeerLostError(f"{self.name} {self._closed}")
+        number = self._next_call
+        message = {"call": number, "op": op, "with": dict(arguments or {}), "has": self._has()}
+        call = _Call(frame(message, f"the call {op!r}"))
+        self._next_call += 1
+        self._calls[number] = call
+        try:
+            await self._send(call.sent)
+            return await call.answer
+        finally:
+            self._calls.pop(number, None)
+
+    def _has(self) -> int:
+        """Every call of this end below this number has its answer."""
+        return min(self._calls, default=self._next_call)
+
+    async def _send(self, data: bytes) -> None:
+        """Over the connection there is; where there is none, the next one brings it."""
+        if (connection := self._connection) is None:
+            return
+        with contextlib.suppress(ConnectionError):
+            connection.writer.write(data)
+            await connection.writer.drain()
+
+    # -- serving -------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the other end until it is lost or `close` is called; calls of its that are being answered then end."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                watching = tasks.create_task(self._watch())
+                while self._closed is None:
+                    self._changed.clear()
+                    if self._connection is not None:
+                        await self._serve(self._connection, tasks)
+                    if self._connection is None and self._closed is None:
+                        await self._changed.wait()
+                watching.cancel()
+                raise _EndError
+        except* _EndError:
+            pass
+        finally:
+            self.close("was given up")
+            if self._connection is not None:
+                await _closed(self._connection.writer)
+                self._connection = None
+
+    async def _serve(self, connection: _Connection, tasks: asyncio.TaskGroup) -> None:
+        try:
+            while True:
+                stack = AsyncExitStack()
+                try:
+                    message = await self._receive(connection.reader, stack)
+                    self._take(message, stack, tasks)
+                except BaseException:
+                    await stack.aclose()
+                    raise
+        except (asyncio.IncompleteReadError, OSError):
+            pass  # it broke, or was replaced
+        except FrameError as error:
+            logger.warning("%s sent what cannot be read, and has to connect again: %s", self.name, error)
+        if self._connection is connection:
+            self._connection = None
+            self._detached.set()
+        await _closed(connection.writer)
+
+    async def _receive(self, reader: asyncio.StreamReader, stack: AsyncExitStack) -> Mapping[str, Any]:
+        size = length_of(await reader.readexactly(_HEAD_BYTES))
+        self._heard += 1
+        if size > _BULK_BYTES:
+            await stack.enter_async_context(self._budget.take(size))
+        message = message_of(await reader.readexactly(size))
+        self._heard += 1
+        if not isinstance(message, Mapping):
+            raise FrameError(f"{message!r:.80} makes no sense")
+        return message
+
+    def _take(self, message: Mapping[str, Any], stack: AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
+        if isinstance(has := message.get("has"), int) and has > self._forgotten:
+            self._forgotten = has
+            for number in [number for number in self._answers if number < has]:
+                del self._answers[number]
+        match message:
+            case {"call": int(number), "op": str(op), "with": dict(arguments)}:
+                tasks.create_task(self._answer(number, op, arguments, stack))
+                return
+            case {"answer": int(number)}:
+                call = self._calls.get(number)
+                if call is not None and not call.answer.done():
+                    _settle(call.answer, message)
+        tasks.create_task(stack.aclose())
+
+    async def _answer(
+        self, number: int, op: str, arguments: Mapping[str, Any], stack: AsyncExitStack
+    ) -> None:
+        async with stack:
+            if number < self._forgotten or number in self._answering:
+                return  # it comes again, over a new connection
+            said = self._answers.get(number)
+            if said is None:
+                self._answering.add(number)
+                try:
+                    said = self._answers[number] = await self._said(number, op, arguments)
+                finally:
+                    self._answering.discard(number)
+        await self._send(said)
+
+    async def _said(self, number: int, op: str, arguments: Mapping[str, Any]) -> bytes:
+        try:
+            value = await self._handle(op, arguments)
+            return frame({"answer": number, "value": value}, f"the answer to {op!r}")
+        except Exception as error:  # noqa: BLE001 - whoever asked is told
+            return frame({"answer": number, "error": _told(error)})
+
+    async def _watch(self) -> None:
+        """Give signs of life, and look for those of the other end."""
+        heard, quiet_s = -1, 0.0
+        while self._closed is None:
+            await asyncio.sleep(self._look_s)
+            connection = self._connection
+            if connection is not None and not connection.writer.transport.get_write_buffer_size():
+                connection.writer.write(frame({"beat": 1, "has": self._has()}))
+            quiet_s = quiet_s + self._look_s if heard == self._heard else 0.0
+            heard = self._heard
+            if connection is None and quiet_s >= self._back_within_s:
+                self.close(f"has closed its connection, and did not come back for {quiet_s:g} s")
+            elif quiet_s >= self._lost_after_s:
+                self.close(f"has given no sign of life for {quiet_s:g} s")
+
+
+class _EndError(Exception):
+    """Ends the tasks of a peer."""
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    """Close a connection at once: what is not sent yet is not waited for."""
+    writer.transport.abort()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    """An exception as a value."""
+    kind = type(error).__name__ if type(error).__name__ in _KINDS else ""
+    if isinstance(error, StorageError):
+        return {
+            "kind": kind or "StorageError",
+            "text": str(error),
+            "operation": error.operation,
+            "key": error.key,
+            "retryable": error.retryable,
+        }
+    if isinstance(error, ConfigError):
+        kind = "ConfigError"
+    text = str(error) if isinstance(error, AsynctuneError) else f"{type(error).__name__}: {error}"
+    return {"kind": kind or "TrialFailedError", "text": text}
+
+
+def _settle(answer: asyncio.Future[Any], message: Mapping[str, Any]) -> None:
+    told = message.get("error")
+    if told is None:
+        answer.set_result(message.get("value"))
+        return
+    kind = _KINDS.get(str(told.get("kind")), TrialFailedError)
+    if issubclass(kind, StorageError):
+        answer.set_exception(
+            kind(
+                str(told.get("text")),
+                operation=str(told.get("operation")),
+                key=told.get("key"),
+                retryable=bool(told.get("retryable")),
+            )
+        )
+    else:
+        answer.set_exception(kind(str(told.get("text"))))
