@@ -102,6 +102,7 @@ class Bucket:
         max_concurrency: How many checkpoints are uploaded at once.
         sync_on_checkpoint: Upload each checkpoint when it is committed; otherwise only every `sync_period_s`.
         sync_period_s: Seconds between the beginnings of uploads with `sync_on_checkpoint=False`.
+        direct: Whether workers may put trees there themselves: it is no `Syncer`'s.
         patience_s: For how many seconds a close without a limit waits for deletions there: the bucket may be away.
     """
 
@@ -112,6 +113,7 @@ class Bucket:
     max_concurrency: int = DEFAULT_CONCURRENCY
     sync_on_checkpoint: bool = True
     sync_period_s: float = 300.0
+    direct: bool = True
     patience_s: float = 1800.0
 
     @classmethod

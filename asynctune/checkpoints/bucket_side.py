@@ -41,13 +41,14 @@ class BucketSide:
         local: The deletions on this disk.
 
     Attributes:
+        bucket: The bucket.
         uploads: The uploads.
         reconciled: Set when `reconcile` is over: what is set aside by it must not be deleted before.
     """
 
     def __init__(self, context: Context, bucket: Bucket, config: CheckpointConfig, local: Deletions) -> None:
         self._context = context
-        self._bucket = bucket
+        self.bucket: Final = bucket
         self._config = config
         self._local = local
         self.uploads: Final = UploadQueue(context, bucket, local.leases, self._mirrored)
@@ -63,6 +64,10 @@ class BucketSide:
     def local_gone(self, record: CheckpointRecord) -> bool:
         """See `Elsewhere.local_gone`."""
         return self._deletions.local_gone(record)
+
+    def arrived(self, trial_id: str) -> None:
+        """A checkpoint was put into the bucket by its worker, and its record is put, but not yet committed."""
+        self._mirrored(trial_id)
 
     def _mirrored(self, trial_id: str) -> None:
         self._deletions.consider(trial_id)
@@ -164,7 +169,7 @@ class BucketSide:
         """The record; if all of it was uploaded, and the crash came before that was recorded, it says so now."""
         if record.mirrored or record.deleting or record.step in here:
             return record
-        if not await self._bucket.copies.is_complete(record):
+        if not await self.bucket.copies.is_complete(record):
             return record
         known = replace(record, mirrored=True)
         self._context.records.put(known)

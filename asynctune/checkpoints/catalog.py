@@ -21,6 +21,8 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
+from asynctune.checkpoints.arriving import ArrivingCheckpoint
+from asynctune.checkpoints.arriving_commits import ArrivingCommits
 from asynctune.checkpoints.bucket import Bucket
 from asynctune.checkpoints.bucket_side import BucketSide
 from asynctune.checkpoints.committing import Committer, Wanted
@@ -100,6 +102,9 @@ class TrialCheckpoints(ReadableCheckpoints):
         )
         self._staging = Staging(experiment_dir, files=files, threads=self._threads, nonce=context.nonce)
         self._side = None if bucket is None else BucketSide(context, bucket, config, deletions)
+        self._arrivals = ArrivingCommits(
+            context, self._committer, self._staging, deletions, self._side, self._operation
+        )
 
     # -- figures -------------------------------------------------------------------------------------
 
@@ -112,6 +117,10 @@ class TrialCheckpoints(ReadableCheckpoints):
     def uploads(self) -> UploadStats:
         """How the uploads stand; all zero without a bucket."""
         return UploadStats() if self._side is None else self._side.uploads.stats
+
+    def last_step(self, trial_id: str, attempt: int) -> int:
+        """The step above which the next one of this start of a trial has to be."""
+        return self._committer.last_step(trial_id, attempt)
 
     # -- committing ----------------------------------------------------------------------------------
 
@@ -178,7 +187,7 @@ class TrialCheckpoints(ReadableCheckpoints):
     async def adopt(
         self,
         trial_id: str,
-        staged: StagedCheckpoint | str | os.PathLike[str],
+        staged: StagedCheckpoint | ArrivingCheckpoint | str | os.PathLike[str],
         *,
         trial_name: str,
         attempt: int = 0,
@@ -186,15 +195,17 @@ class TrialCheckpoints(ReadableCheckpoints):
         step: int | None = None,
         metrics: Mapping[str, Any] | None = None,
         timeline: Mapping[str, Any] | None = None,
-    ) -> Checkpoint:
+    ) -> Checkpoint | None:
         """Commit a directory that was staged by `stage_for_adoption`: nothing is copied, and no file is read.
 
         After an error the directory is where it was, and may be adopted again. Arguments and errors as for
-        `save`.
+        `save`. An `ArrivingCheckpoint` is waited for: see `ArrivingCommits.adopt`.
         """
         wanted = Wanted.of(
             trial_id, trial_name, attempt=attempt, plain=plain, metrics=metrics, timeline=timeline
         )
+        if isinstance(staged, ArrivingCheckpoint):
+            return await self._arrivals.adopt(wanted, staged, step)
         what = staged if isinstance(staged, StagedCheckpoint) else path_text(staged)
         where = what if isinstance(what, str) else what.path
         async with self._operation(), self._committer.turn(wanted, step) as turn:
@@ -323,6 +334,8 @@ class TrialCheckpoints(ReadableCheckpoints):
     async def aclose(self, *, drain_timeout_s: float | None = None) -> tuple[UploadLeft, ...]:
         """Wait for what is under way, let `run` finish uploads and what is retired, and remove private copies.
 
+        Checkpoints that have not come from their workers are not waited for.
+
         Call it while `run` still runs, the sink still takes records and the mirror still works; calls from now on are
         a `StoreClosedError`.
 
@@ -334,6 +347,7 @@ class TrialCheckpoints(ReadableCheckpoints):
             What is not in the bucket; also logged. The next opening goes on with it.
         """
         self._closing = True
+        self._arrivals.end()
         await self._quiet.wait()
         clock = self._context.clock
         ends = None if drain_timeout_s is None else clock.monotonic() + drain_timeout_s
@@ -351,6 +365,7 @@ class TrialCheckpoints(ReadableCheckpoints):
     async def abandon(self) -> None:
         """Wait until what is under way has failed or ended, for a store that cannot go on; nothing is deleted."""
         self._closing = True
+        self._arrivals.end()
         await self._quiet.wait()
         self._threads.close()
 

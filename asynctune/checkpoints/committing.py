@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from asynctune.checkpoints.arriving import ArrivalPlace
 from asynctune.checkpoints.context import Context, logger
 from asynctune.checkpoints.deletion import Deletions
 from asynctune.checkpoints.records import CheckpointRecord, check_step, directory_name
@@ -81,26 +82,70 @@ class Committer:
         self._deletions = deletions
         self._recorded = recorded
         self._turns = Turns(context.records.steps)
+        self._spent: dict[str, tuple[int, int]] = {}  # by trial: attempt, and its highest such step
         self.slots: Final = asyncio.Semaphore(MAX_COPIES)
         self.being_placed: Final[set[str]] = set()
 
     @asynccontextmanager
     async def turn(self, wanted: Wanted, step: int | None, *, at_least: int = 0) -> AsyncIterator[int]:
-        """Promise the step at once, then wait for the trial's turn and for a slot.
+        """Promise the step at once, then wait for the trial's turn and for a slot. Errors as for `order`."""
+        async with self.order(wanted, step, at_least=at_least) as turn, self.slots:
+            yield turn
+
+    @asynccontextmanager
+    async def order(self, wanted: Wanted, step: int | None, *, at_least: int = 0) -> AsyncIterator[int]:
+        """Promise the step at once, then wait for the trial's turn.
 
         Raises:
             CheckpointExistsError: The step is not above every recorded or promised one.
             ConfigError: It is no step at all.
         """
         asked = None if step is None else check_step(step)
-        async with self._turns.take(wanted.trial_id, asked, at_least=at_least) as turn, self.slots:
+        spent = self._spent_by(wanted.trial_id, wanted.attempt)
+        async with self._turns.take(wanted.trial_id, asked, at_least=at_least, spent=spent) as turn:
             yield check_step(turn)
+
+    def spend(self, wanted: Wanted, step: int) -> None:
+        """Never give this step to this start of the trial again: what has its name may be in the bucket in part."""
+        before = self._spent_by(wanted.trial_id, wanted.attempt) or 0
+        self._spent[wanted.trial_id] = wanted.attempt, max(before, step)
+
+    def last_step(self, trial_id: str, attempt: int) -> int:
+        """The highest step that this start of a trial cannot use any more; 0: there is none."""
+        return max(
+            self._turns.highest(trial_id) or 0,
+            self._spent_by(trial_id, attempt) or 0,
+        )
+
+    def _spent_by(self, trial_id: str, attempt: int) -> int | None:
+        whose, step = self._spent.get(trial_id, (attempt, None))
+        return step if whose == attempt else None
+
+    async def arrival_place(self, wanted: Wanted, step: int) -> ArrivalPlace:
+        """Where a checkpoint goes that somebody brings, as far as that can be told before."""
+        context = self._context
+        name, *others = self._names(wanted, step)
+        for other in others:
+            path = os.path.join(context.experiment_dir, wanted.trial_name, name)
+            if await context.threads.run(context.files.exists, path):
+                name = other
+        return ArrivalPlace(
+            trial_id=wanted.trial_id,
+            step=step,
+            epoch=context.epoch,
+            attempt=wanted.attempt,
+            directory=f"{wanted.trial_name}/{name}",
+        )
+
+    def _names(self, wanted: Wanted, step: int) -> list[str]:
+        """Names for its directory, the best first."""
+        long_name = directory_name(step, epoch=self._context.epoch, attempt=wanted.attempt)
+        return [directory_name(step), long_name] if wanted.plain else [long_name]
 
     async def commit(self, wanted: Wanted, step: int, stage: Stage) -> Checkpoint:
         """Put the stage in its place and record it; whatever fails before the record gives the stage up."""
         context = self._context
-        long_name = directory_name(step, epoch=context.epoch, attempt=wanted.attempt)
-        names = [directory_name(step), long_name] if wanted.plain else [long_name]
+        names = self._names(wanted, step)
         with self._placing(wanted.trial_name, names):
             try:
                 record = await context.threads.run(self._place, wanted, step, stage, names)

@@ -66,7 +66,8 @@ class Context:
 
     def value_of(self, record: CheckpointRecord) -> Checkpoint:
         """The value users get; without a path where the files are known to be elsewhere."""
-        here = self.local and (record.trial_id, record.step) not in self.absent
+        is_elsewhere = record.bucket_only or (record.trial_id, record.step) in self.absent
+        here = self.local and not is_elsewhere
         return record.checkpoint(self.path_of(record) if here else None)
 
     def record_of(self, checkpoint: Checkpoint) -> CheckpointRecord | None:

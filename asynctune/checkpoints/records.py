@@ -19,6 +19,8 @@ field             meaning
 `timeline`        where the trial's results stood at the save; a map that only the store interprets
 `bucket_deleting` whether its copy in the bucket is being deleted, or gone; only of one that is `deleting`.
                   Old records have no such field: it is not
+`bucket_only`     there, and true, where the files never were on the experiment's own disk: they were
+                  put into the bucket by their worker
 ================= ===================================================================================
 
 No record, no checkpoint.
@@ -88,9 +90,11 @@ class CheckpointRecord:
     mirrored: bool = False
     deleting: bool = False
     bucket_deleting: bool = False
+    bucket_only: bool = False
 
     def to_value(self) -> dict[str, Any]:
         """The map that is stored."""
+        few = {"bucket_only": True} if self.bucket_only else {}
         return {
             "v": _FORM,
             "dir": self.directory,
@@ -105,6 +109,7 @@ class CheckpointRecord:
             "attempt": self.attempt,
             "timeline": dict(self.timeline),
             "bucket_deleting": self.bucket_deleting,
+            **few,
         }
 
     @classmethod
@@ -180,6 +185,7 @@ def _from_value(trial_id: str, step: int, value: Any) -> CheckpointRecord:
         mirrored=bool(value["mirrored"]),
         deleting=state == _DELETING,
         bucket_deleting=bool(value.get("bucket_deleting", False)),
+        bucket_only=bool(value.get("bucket_only", False)),
     )
 
 

@@ -153,7 +153,7 @@ class Restorer:
         """
         context, path = self._context, self._context.path_of(record)
         copies = self._elsewhere(record)
-        if copies is None and not look:
+        if copies is None and not look and not record.bucket_only:
             return path
         key = record.trial_id, record.step
         async with self._fetching.setdefault(key, asyncio.Lock()):

@@ -30,25 +30,37 @@ class Turns:
         self._recorded = recorded
         self._lines: dict[str, _Line] = {}
 
+    def highest(self, trial_id: str) -> int | None:
+        """The highest step that is recorded or promised."""
+        line = self._lines.get(trial_id)
+        promised = [] if line is None else line.promised
+        return max([*self._recorded(trial_id)[-1:], *promised], default=None)
+
     @asynccontextmanager
-    async def take(self, trial_id: str, step: int | None, *, at_least: int = 0) -> AsyncIterator[int]:
+    async def take(
+        self, trial_id: str, step: int | None, *, at_least: int = 0, spent: int | None = None
+    ) -> AsyncIterator[int]:
         """Promise a step at once, then wait for the trial's turn.
 
         Args:
             trial_id: The trial.
             step: The step asked for; `None`: one above the highest, the first is 1.
             at_least: Lower bound for a step that was not asked for.
+            spent: The highest step that must not be given again, though nothing is recorded of it.
 
         Raises:
-            CheckpointExistsError: A step that is not above every one recorded or promised.
+            CheckpointExistsError: A step that is not above every one recorded, promised or spent.
         """
         line = self._lines.setdefault(trial_id, _Line())
         try:
-            highest = max([*self._recorded(trial_id)[-1:], *line.promised], default=None)
+            known = [each for each in (self.highest(trial_id), spent) if each is not None]
+            highest = max(known, default=None)
             if step is None:
                 step = max(1 if highest is None else highest + 1, at_least)
             elif highest is not None and step <= highest:
                 what = "is being saved" if highest in line.promised else "is recorded"
+                if highest != self.highest(trial_id):
+                    what = "did not come whole from its worker"
                 raise CheckpointExistsError(
                     f"checkpoint {step} of trial {trial_id} is not above checkpoint {highest}, which {what}; "
                     "checkpoints are never overwritten, so use a higher step, or step=None for the next one"

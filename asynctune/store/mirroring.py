@@ -113,6 +113,7 @@ class Mirroring:
             max_concurrency=DEFAULT_CONCURRENCY if opened.remote.uri is not None else 1,
             sync_on_checkpoint=sync.sync_on_checkpoint,
             sync_period_s=sync.sync_period,
+            direct=opened.remote.uri is not None,
             patience_s=sync.sync_timeout,
         )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, overload
 
+from asynctune.checkpoints.arriving import ArrivingCheckpoint
 from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.store.readable import ReadableStore
 from asynctune.store.runs import reported
@@ -43,16 +44,36 @@ class SavingStore(ReadableStore):
         place = self._place(trial_id, metrics)
         return await self._checkpoints.save(trial_id, directory, step=step, move=move, **place)
 
+    @overload
     async def adopt_checkpoint(
         self,
         trial_id: str,
         manifest: StagedCheckpoint | str | os.PathLike[str],
         step: int | None = None,
         metrics: Mapping[str, Any] | None = None,
-    ) -> Checkpoint:
+    ) -> Checkpoint: ...
+
+    @overload
+    async def adopt_checkpoint(
+        self,
+        trial_id: str,
+        manifest: ArrivingCheckpoint,
+        step: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Checkpoint | None: ...
+
+    async def adopt_checkpoint(
+        self,
+        trial_id: str,
+        manifest: StagedCheckpoint | ArrivingCheckpoint | str | os.PathLike[str],
+        step: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Checkpoint | None:
         """Commit a directory that a worker staged on this filesystem (`stage_for_adoption`); nothing is read again.
 
-        Args and errors as for `save_checkpoint`; `manifest` is what the staging returned.
+        Args and errors as for `save_checkpoint`; `manifest` is what the staging returned. Of an `ArrivingCheckpoint`
+        the step is promised at once, and metrics and place in the timeline are those of now, however long it takes to
+        come; `None`: it does not. The close does not wait for it.
         """
         place = self._place(trial_id, metrics)
         return await self._checkpoints.adopt(trial_id, manifest, step=step, **place)
@@ -94,7 +115,7 @@ class SavingStore(ReadableStore):
         return trial_id in self._added and self._engine.mirroring is None
 
     def last_step(self, trial_id: str) -> int:
-        """The highest recorded step of a trial, that of a checkpoint which is being deleted, or was lost, included.
+        """The highest step of a trial: recorded (also of one that is being deleted, or was lost), or on its way.
 
         The next one has to be above it. 0: there is none.
 
@@ -103,7 +124,7 @@ class SavingStore(ReadableStore):
         """
         self._writable()
         self._table.given(trial_id)
-        return max(self._records.steps(trial_id), default=0)
+        return self._checkpoints.last_step(trial_id, self._table.run(trial_id).attempt)
 
     async def trial_dir(self, trial_id: str) -> str:
         """Absolute path of the trial's directory, which is made if it is missing.
