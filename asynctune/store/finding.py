@@ -29,6 +29,8 @@ __all__ = [
 STATE_DIR: Final = ".asynctune"
 """Name of the directory that holds an experiment's state."""
 
+_CURRENT: Final = "CURRENT"
+
 
 def local_path(location: object) -> str:
     """The absolute path of a location given by a user.
@@ -51,7 +53,14 @@ def local_path(location: object) -> str:
 
 def is_copy(path: str, files: LocalFiles) -> bool:
     """Whether a directory is the copy of an experiment, as `upload_dir` makes it, and not an experiment's own."""
-    return files.exists(f"{path}/{STATE_DIR}/CURRENT")
+    state_dir = f"{path}/{STATE_DIR}"
+    if files.exists(f"{state_dir}/{_CURRENT}"):
+        return True
+    # A network filesystem may say for a moment that a file which another host has just replaced is missing: its name
+    # is there all the time.
+    with contextlib.suppress(OSError):
+        return _CURRENT in files.list_dir(state_dir)
+    return False
 
 
 def check_apart(path: str, copy: str) -> None:
