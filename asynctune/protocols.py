@@ -140,6 +140,8 @@ class TrialTask:
         config: Its hyperparameters.
         iteration: The iteration it goes on from; 0 for one that starts afresh.
         checkpoint: What it goes on from: a private copy of its files. `None` for one that starts afresh.
+        copy: URI of the experiment's copy, where a runner on other machines may bring checkpoints straight to
+            (`ArrivingCheckpoint`); `None`: there is none, or a `Syncer` of the user's keeps it.
     """
 
     trial_id: str
@@ -148,6 +150,7 @@ class TrialTask:
     config: Mapping[str, Any]
     iteration: int = 0
     checkpoint: Checkpoint | None = None
+    copy: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +160,9 @@ class TrialReport:
     Attributes:
         metrics: The result row; `None`: only a checkpoint, which belongs to the result before.
         checkpoint: A checkpoint that the trial made in this process (`Checkpoint`), one that is staged already
-            beside the trial (`StagedCheckpoint`), or `None`.
+            beside the trial (`StagedCheckpoint`), one that its worker brings when it is told where to
+            (`ArrivingCheckpoint`), or `None`. The runner sees to it that the `bring` of each of the latter ends soon
+            after `run_trial` has returned or raised.
         move: The directory of `checkpoint` is given away.
     """
 
@@ -183,7 +188,8 @@ class TrialRunner(Protocol):
 
         Args:
             trainable: See `asynctune.trainable.kind_of`.
-            options: `checkpoint_frequency` (int) and `checkpoint_at_end` (bool) for classes; `log_to_file` (bool).
+            options: `checkpoint_frequency` (int) and `checkpoint_at_end` (bool) for classes; `log_to_file` (bool);
+                `sync_config` (`SyncConfig`) and `storage_options`, for runners on other machines.
 
         Raises:
             ConfigError: It cannot run such a trainable, or is in use by another driver. One that raised is not closed.

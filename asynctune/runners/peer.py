@@ -75,6 +75,7 @@ class Peer:
         lost_after_s: Without a sign of life for so long it is lost. Counted in looks, not read from a clock: who was
             suspended blames nobody.
         back_within_s: How long a connection that broke may take to come back.
+        waits_first: Until the other end has connected for the first time, it may take as long as it likes.
         look_s: Seconds between two looks, and two signs of life of this end.
         budget: What large messages take from; may be shared by many.
     """
@@ -86,6 +87,7 @@ class Peer:
         name: str,
         lost_after_s: float,
         back_within_s: float = 20.0,
+        waits_first: bool = False,
         look_s: float = 1.0,
         budget: ByteBudget | None = None,
     ) -> None:
@@ -100,6 +102,7 @@ class Peer:
         self._detached = asyncio.Event()
         self._detached.set()
         self._closed: str | None = None
+        self._waits = waits_first
         self._heard = 0
         self._next_call = 1
         self._calls: dict[int, _Call] = {}
@@ -113,6 +116,11 @@ class Peer:
         """Why nothing is said any more; `None`: it may be."""
         return self._closed
 
+    @property
+    def has_connected(self) -> bool:
+        """Whether the other end has been there."""
+        return not self._waits
+
     # -- connections ---------------------------------------------------------------------------------------
 
     def attach(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -124,6 +132,7 @@ class Peer:
             self._connection.writer.close()
         self._connection = _Connection(reader, writer)
         self._heard += 1
+        self._waits = False
         self._detached.clear()
         self._changed.set()
         for call in self._calls.values():  # in order; of what is answered already, the answer comes again
@@ -281,7 +290,7 @@ class Peer:
             connection = self._connection
             if connection is not None and not connection.writer.transport.get_write_buffer_size():
                 connection.writer.write(frame({"beat": 1, "has": self._has()}))
-            quiet_s = quiet_s + self._look_s if heard == self._heard else 0.0
+            quiet_s = quiet_s + self._look_s if heard == self._heard and not self._waits else 0.0
             heard = self._heard
             if connection is None and quiet_s >= self._back_within_s:
                 self.close(f"has closed its connection, and did not come back for {quiet_s:g} s")

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Final
 
+from asynctune.checkpoints.arriving import ArrivingCheckpoint
 from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.errors import CheckpointNotFoundError, StorageError
 from asynctune.protocols import TrialReport, TrialTask
@@ -38,20 +39,22 @@ async def task_of(store: ExperimentStore, trial_id: str) -> TrialTask:
         config=trial.config,
         iteration=int(trial.last_result.get("training_iteration", 0)),
         checkpoint=checkpoint,
+        copy=store.upload_uri,
     )
 
 
-async def commit_checkpoint(store: ExperimentStore, trial_id: str, report: TrialReport) -> Checkpoint:
+async def commit_checkpoint(store: ExperimentStore, trial_id: str, report: TrialReport) -> Checkpoint | None:
     """Commit what a report brings, as the step of its iteration, or one above all that there are.
 
-    On a full disk it waits for space, as the store does for its own writes.
+    On a full disk it waits for space, as the store does for its own writes. `None`: an `ArrivingCheckpoint` that does
+    not come. What its `bring` raises passes.
     """
     trial = store.get_trial(trial_id)
     step = max(int(trial.last_result.get("training_iteration", 0)), store.last_step(trial_id) + 1)
     what = report.checkpoint
     if isinstance(what, Mapping):
         what = StagedCheckpoint.from_value(what)
-    if isinstance(what, StagedCheckpoint):
+    if isinstance(what, StagedCheckpoint | ArrivingCheckpoint):
         return await store.adopt_checkpoint(trial_id, what, step=step)
     is_told = False
     while True:

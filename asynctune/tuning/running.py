@@ -89,7 +89,8 @@ class ExperimentRun:
         slow: asyncio.TimerHandle | None = None
         with stopping_on_signals(self._on_signal) as seen:
             # before it is this run's to close: one that is refused is in use by another Tuner
-            await runner.start(plan.trainable, _options(plan))
+            options = _options(plan, self._read_with()["storage_options"])
+            await runner.start(plan.trainable, options)
             self._runner = runner
             try:
                 async with self._told_when_closed(), await self._opening.open() as store:
@@ -274,13 +275,15 @@ class ExperimentRun:
         raise KeyboardInterrupt(message) from None
 
 
-def _options(plan: Plan) -> dict[str, Any]:
+def _options(plan: Plan, storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a runner is told."""
     checkpoints = plan.run.checkpoint_config
     return {
         "checkpoint_frequency": checkpoints.checkpoint_frequency,
         "checkpoint_at_end": bool(checkpoints.checkpoint_at_end),
         "log_to_file": plan.run.log_to_file,
+        "sync_config": plan.run.sync_config,
+        "storage_options": storage_options,
     }
 
 

@@ -1,0 +1,250 @@
+"""Owns the process on a node that runs trials for a driver elsewhere: an engine starts it, and it calls the driver.
+
+It starts the worker process (`worker`, the same as on the driver's own machine), passes messages on, and says what
+became of it. What a trial writes goes below a directory of this agent's own, unless the node sees the driver's: how it
+gets to the driver then is `bringing`'s. Which trial runs here is the driver's business.
+
+Calls from the driver: `open` (what is run), `run` (one start of a trial; answered at its end), `abort` (end it),
+`bring` and `upload` (a checkpoint that waits here), `bye`. To the driver: `placed`, `report`, and those of `bringing`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from asynctune.errors import ConfigError, TrialFailedError
+from asynctune.packing import pack, unpack
+from asynctune.protocols import CONTINUE, Decision
+from asynctune.runners.bringing import Bringing, Settings, bringing_of
+from asynctune.runners.connection import Connection, WorkerLostError
+from asynctune.runners.frames import frame
+from asynctune.runners.meeting import StrangerError, dial
+from asynctune.runners.node_directory import NodeDirectory
+from asynctune.runners.peer import Peer
+from asynctune.runners.spawning import spawn_worker
+
+__all__ = ["Order", "main"]
+
+logger = logging.getLogger("asynctune")
+
+_AGAIN_S: Final = 0.5
+_GOODBYE_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What an engine gives to an agent that it starts.
+
+    Attributes:
+        host: Where the driver listens.
+        port: Likewise.
+        agent_id: Who this agent is.
+        secret: That of the run; shown to nobody.
+        hung_after_s: See `ProcessRunner`.
+        lost_after_s: Without a word of the driver for so long, everything here ends.
+        worker_dir: Where trials write on a node that does not see the driver's directory; `None`: below the node's
+            directory for temporary files.
+    """
+
+    host: str
+    port: int
+    agent_id: str
+    secret: bytes
+    hung_after_s: float
+    lost_after_s: float
+    worker_dir: str | None = None
+
+    def pack(self) -> bytes:
+        """As bytes, for an engine."""
+        return pack({name: getattr(self, name) for name in self.__slots__})
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Self:
+        """Take back what `pack` made."""
+        return cls(**unpack(packed))
+
+    def __repr__(self) -> str:
+        return f"Order(agent {self.agent_id}, driver at {self.host}:{self.port})"
+
+
+def main(order: bytes, node: str = "") -> str:
+    """Be an agent, until the driver says good-bye or is lost; why it ended. Blocking; for engines.
+
+    Args:
+        order: What the engine was given.
+        node: What the engine calls this machine, for messages.
+    """
+    return asyncio.run(_Agent(Order.unpack(order), node).run())
+
+
+class _Agent:
+    def __init__(self, order: Order, node: str) -> None:
+        self._order = order
+        self._node = node
+        self._peer = Peer(self._handle, name="the driver", lost_after_s=order.lost_after_s)
+        self._directory = NodeDirectory(order.worker_dir, order.agent_id)
+        self._hello = b""
+        self._settings = Settings()
+        self._worker: Connection | None = None
+        self._bringing: Bringing | None = None
+        self._running: asyncio.Task[dict[str, Any]] | None = None
+
+    async def run(self) -> str:
+        await asyncio.to_thread(self._directory.make)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                dialing = tasks.create_task(self._dial())
+                await self._peer.run()
+                dialing.cancel()
+        finally:
+            try:
+                await self._end_worker()
+                if self._bringing is not None:
+                    await self._bringing.aclose()
+            finally:
+                await asyncio.to_thread(self._directory.remove)
+        return f"the driver {self._peer.why_closed}"
+
+    async def _dial(self) -> None:
+        """Call the driver whenever there is no connection; how long that may go on, the peer knows."""
+        while True:
+            await self._peer.detached()
+            if self._peer.why_closed is not None:
+                return
+            try:
+                reader, writer = await dial(
+                    self._order.host, self._order.port, self._order.agent_id, self._order.secret
+                )
+            except StrangerError as error:
+                self._peer.close(f"does not want this agent: {error}")
+            except (OSError, TimeoutError):
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                self._peer.attach(reader, writer)
+
+    # -- what the driver asks ------------------------------------------------------------------------------
+
+    async def _handle(self, op: str, arguments: Mapping[str, Any]) -> Any:
+        match op:
+            case "open":
+                self._hello = arguments["hello"]
+                self._settings = Settings.of(arguments["settings"])
+                return {"host": socket.gethostname(), "pid": os.getpid(), "node": self._node}
+            case "run":
+                return await self._run_one(arguments)
+            case "abort":
+                await self._abort()
+                return None
+            case "bring" | "upload" if self._bringing is not None:
+                return await self._bringing.bring(op, arguments)
+            case "bye":
+                await self._end_worker(politely=True)
+                asyncio.get_running_loop().call_later(0.1, self._peer.close, "said good-bye")
+                return None
+        raise ConfigError(f"no agent knows {op!r} now; driver and nodes need the same asynctune")
+
+    async def _run_one(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        if self._running is not None:
+            raise ConfigError("a trial runs here already")
+        self._running = asyncio.create_task(self._run(arguments))
+        try:
+            await asyncio.wait([self._running])
+            if self._running.cancelled():
+                return {"kind": "aborted"}
+            return self._running.result()
+        finally:
+            self._running.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await self._running
+            self._running = None
+
+    async def _abort(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait([self._running])
+
+    # -- one trial -----------------------------------------------------------------------------------------
+
+    async def _run(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one start of a trial; how it ended."""
+        if self._bringing is not None:
+            await self._bringing.aclose()
+        bringing = await bringing_of(self._peer.call, arguments, self._settings, self._directory.path)
+        await self._peer.call("placed", {"run": arguments["run"], "shared": bringing.is_shared})
+        if not bringing.is_allowed:
+            return {"kind": "not shared"}
+        self._bringing = bringing
+        try:
+            task = await bringing.task()
+            worker = await self._ready_worker()
+            await self._serve(worker, task, arguments["run"], bringing)
+        except WorkerLostError as error:
+            await self._end_worker()
+            return {"kind": "failed", "error": f"the worker process of trial {bringing.trial_id} {error}"}
+        except TrialFailedError as error:
+            await self._end_worker()
+            return {"kind": "failed", "error": str(error)}
+        except BaseException:
+            await self._end_worker()
+            raise
+        finally:
+            await bringing.finish()
+        return {"kind": "ended"}
+
+    async def _serve(self, worker: Connection, task: Mapping[str, Any], run: str, bringing: Bringing) -> None:
+        await worker.send(
+            frame({"kind": "run", "task": dict(task)}, f"the config of trial {bringing.trial_id}")
+        )
+        while True:
+            message = await worker.receive()
+            match message.get("kind"):
+                case "report":
+                    await worker.send(await self._report(message, run, bringing))
+                case "ended":
+                    return
+                case "failed":
+                    raise TrialFailedError(str(message.get("error")))
+                case unknown:
+                    raise TrialFailedError(f"the worker of trial {bringing.trial_id} said {unknown!r:.80}")
+
+    async def _report(self, message: Mapping[str, Any], run: str, bringing: Bringing) -> dict[str, Any]:
+        """What the worker is told."""
+        try:
+            checkpoint = message["checkpoint"]
+            brought = None if checkpoint is None else await bringing.offer(checkpoint)
+            said = {"run": run, "metrics": message["metrics"], "checkpoint": brought}
+            answer = await self._peer.call("report", said)
+        except ConfigError as error:  # the trial's own mistake, which is raised where it was made
+            return {"kind": "answer", "error": str(error)}
+        decision: Decision = answer["decision"]
+        if checkpoint is not None:
+            await bringing.taken(checkpoint)
+        return {"kind": "answer", "decision": decision or CONTINUE}
+
+    # -- the worker ----------------------------------------------------------------------------------------
+
+    async def _ready_worker(self) -> Connection:
+        if self._worker is not None and self._worker.is_alive:
+            return self._worker
+        await self._end_worker()
+        worker = self._worker = await spawn_worker(hung_after_s=self._order.hung_after_s)
+        try:
+            await worker.send(self._hello)
+            answer = await worker.receive()
+        except WorkerLostError as error:
+            raise TrialFailedError(f"a worker process {error}, before it was ready") from error
+        if answer.get("kind") != "ready":
+            raise TrialFailedError(f"a worker could not load the trainable:\n{answer.get('error')}")
+        return worker
+
+    async def _end_worker(self, *, politely: bool = False) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await worker.aclose({"kind": "bye"} if politely else None, grace_s=_GOODBYE_S)

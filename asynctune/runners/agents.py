@@ -1,0 +1,326 @@
+"""Owns one agent as its driver sees it: the trial it runs, what comes of that, and its end. Not where agents come from.
+
+What the agent sends of a trial's files is taken here, beside the trial on the driver's disk; what it becomes is the
+store's. The other end is `agent`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+from asynctune.checkpoints.disk import DiskThreads
+from asynctune.checkpoints.homecoming import TreeReceiver
+from asynctune.checkpoints.lending import TreeSource
+from asynctune.checkpoints.staging import STAGED_PREFIX
+from asynctune.checkpoints.trial_receiving import FileReceiver
+from asynctune.errors import ConfigError, TrialFailedError
+from asynctune.protocols import CONTINUE, Decision, TrialReport, TrialTask
+from asynctune.runners.arrivals import Arrivals
+from asynctune.runners.orders import packed_task
+from asynctune.runners.peer import Peer, PeerLostError
+from asynctune.storage.budget import ByteBudget
+
+__all__ = ["AgentHandle", "Placement"]
+
+logger = logging.getLogger("asynctune")
+
+Report = Callable[[TrialReport], Awaitable[Decision]]
+
+_ABORT_S: Final = 10.0
+_REASON_S: Final = 5.0
+_GOODBYE_S: Final = 15.0
+
+
+class Placement(Protocol):
+    """An agent that an engine has started, or is about to. Made by `Engine.launch`."""
+
+    async def ended(self) -> str:
+        """Return when its process is gone for good: why, to follow "the agent". Awaited by several, and cancelled."""
+        ...
+
+    async def kill(self) -> None:
+        """End its process, and whatever it started, at once. Again, or of one that is gone: does nothing."""
+        ...
+
+
+class _Run:
+    """One start of a trial."""
+
+    def __init__(self, number: str, task: TrialTask, report: Report) -> None:
+        self.number = number
+        self.task = task
+        self.report = report
+        self.marker = os.path.join(task.trial_dir, f"{STAGED_PREFIX}marker-{secrets.token_hex(8)}")
+        self.inbox: asyncio.Queue[tuple[TrialReport, asyncio.Future[Any]] | None] = asyncio.Queue()
+        self.decision: Decision = CONTINUE
+
+
+class AgentHandle:
+    """One agent.
+
+    Args:
+        agent_id: Who it is.
+        placement: Its process.
+        stop_grace_s: See `ProcessRunner`.
+        lost_after_s: Without a sign of life for so long it is lost.
+        budget: Bounds what is read ahead from all agents.
+        threads: Where blocking calls go.
+    """
+
+    def __init__(
+        self,
+        agent_id: str,
+        placement: Placement,
+        *,
+        stop_grace_s: float,
+        lost_after_s: float,
+        budget: ByteBudget,
+        threads: DiskThreads,
+    ) -> None:
+        self.agent_id: Final = agent_id
+        self.placement: Final = placement
+        self.node = ""
+        self.is_usable = True
+        self.peer: Final = Peer(
+            self._handle, name="the agent", lost_after_s=lost_after_s, waits_first=True, budget=budget
+        )
+        self._stop_grace_s = stop_grace_s
+        self._threads = threads
+        self._numbers = itertools.count(1)
+        self._run: _Run | None = None
+        self._arrivals: Arrivals | None = None
+        self._receiver: TreeReceiver | None = None
+        self._source: TreeSource | None = None
+        self._files: FileReceiver | None = None
+
+    @property
+    def has_connected(self) -> bool:
+        """Whether it has called."""
+        return self.peer.has_connected
+
+    async def serve(self) -> None:
+        """Serve the agent until it is lost or closed; its owner keeps this task."""
+        ended = asyncio.create_task(self._watch())
+        try:
+            await self.peer.run()
+        finally:
+            ended.cancel()
+            await asyncio.wait([ended])
+
+    async def _watch(self) -> None:
+        """Whoever is told by the engine that its process is gone need not wait for it to come back."""
+        why = await self.placement.ended()
+        self.peer.close(why)
+
+    async def open(self, hello: bytes, settings: Mapping[str, Any]) -> None:
+        """Tell the agent what it runs; to be called when it has connected.
+
+        Raises:
+            PeerLostError: It is gone.
+        """
+        about = await self.peer.call("open", {"hello": hello, "settings": dict(settings)})
+        names = [str(about.get(name) or "") for name in ("node", "host")]
+        self.node = " ".join(dict.fromkeys(name for name in names if name)) or "an unknown node"
+        self.peer.name = f"the agent on {self.node} (process {about.get('pid')})"
+
+    # -- one trial -----------------------------------------------------------------------------------------
+
+    async def run(self, task: TrialTask, report: Report, settings: Mapping[str, Any]) -> None:
+        """Run one start of a trial; cancelling the caller ends it.
+
+        Raises:
+            TrialFailedError: The trial raised, its worker died or hung, or the node was lost.
+            ConfigError: The node does not see the driver's directory, and has to.
+        """
+        run = self._run = _Run(f"{self.agent_id}.{next(self._numbers)}", task, report)
+        period_s = None if settings["sync_on_checkpoint"] else settings["sync_period_s"]
+        self._arrivals = Arrivals(self.peer, task.trial_id, period_s)
+        self._receiver = TreeReceiver(task.trial_dir, threads=self._threads)
+        self._source = None
+        if task.checkpoint is not None and task.checkpoint.path is not None:
+            self._source = TreeSource(task.checkpoint.path, threads=self._threads)
+        self._files = FileReceiver(task.trial_dir, threads=self._threads)
+        try:
+            await self._run_to_its_end(run)
+            await self._arrivals.settled()
+        except PeerLostError as error:
+            self.is_usable = False
+            raise TrialFailedError(
+                f"trial {task.trial_id} was lost with its node: {await self.why(error)}"
+            ) from error
+        except TrialFailedError:
+            await self._arrivals.settled()
+            raise
+        except BaseException:
+            await self._abort()
+            raise
+        finally:
+            self._run = None
+            await asyncio.to_thread(_remove, run.marker)
+            await self._receiver.aclose()
+            await self._files.aclose()
+            if self._source is not None:
+                await self._source.aclose()
+
+    async def _run_to_its_end(self, run: _Run) -> None:
+        try:
+            packed = packed_task(run.task)
+            await asyncio.to_thread(_make, run.marker)
+        except OSError as error:
+            raise TrialFailedError(f"cannot write to {run.task.trial_dir}: {error}") from error
+        running = asyncio.ensure_future(
+            self.peer.call(
+                "run", {"run": run.number, "task": packed, "marker": run.marker, "copy": run.task.copy}
+            )
+        )
+        running.add_done_callback(lambda _: run.inbox.put_nowait(None))
+        try:
+            while (item := await self._next(run)) is not None:
+                await _answer(run, *item)
+            self._judge(run, await running)
+        except ConfigError as error:  # its config cannot be packed
+            if running.done() and running.exception() is error:
+                raise TrialFailedError(str(error)) from error
+            raise
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+
+    async def _next(self, run: _Run) -> tuple[TrialReport, asyncio.Future[Any]] | None:
+        """The next report; `None`: the run has ended, or was ended because it did not stop."""
+        try:
+            async with asyncio.timeout(None if run.decision == CONTINUE else self._stop_grace_s):
+                return await run.inbox.get()
+        except TimeoutError:
+            logger.warning(
+                "trial %s was told to %s and did not end for %g s: its worker was killed; a trial has to let "
+                "TrialInterrupted pass",
+                run.task.trial_id,
+                run.decision,
+                self._stop_grace_s,
+            )
+            await self._abort()
+            return None
+
+    def _judge(self, run: _Run, ended: Mapping[str, Any]) -> None:
+        match ended.get("kind"):
+            case "ended" | "aborted":
+                return
+            case "failed":
+                raise TrialFailedError(f"on {self.node}: {ended.get('error')}")
+            case "not shared":
+                raise ConfigError(
+                    f"{self.node} does not see {run.task.trial_dir}, and syncer=None says that all machines share it: "
+                    "mount the same filesystem there, or leave syncer out, so that what workers save is sent to this "
+                    "machine (or to upload_dir)"
+                )
+            case unknown:
+                raise TrialFailedError(f"{self.peer.name} said {unknown!r:.80} of trial {run.task.trial_id}")
+
+    async def _abort(self) -> None:
+        """End what runs there, and keep the agent if it obeys."""
+        try:
+            async with asyncio.timeout(_ABORT_S):
+                await self.peer.call("abort")
+        except (TimeoutError, PeerLostError):
+            self.is_usable = False
+        except BaseException:
+            self.is_usable = False
+            raise
+
+    async def why(self, error: PeerLostError) -> str:
+        """Why the agent is gone, as its engine or the connection tells it."""
+        try:
+            async with asyncio.timeout(_REASON_S):
+                return f"{self.peer.name} {await self.placement.ended()}"
+        except TimeoutError:
+            return str(error)
+
+    # -- what the agent asks -------------------------------------------------------------------------------
+
+    async def _handle(self, op: str, arguments: Mapping[str, Any]) -> Any:
+        run = self._run
+        if run is None or arguments.get("run", run.number) != run.number:
+            raise ConfigError("this start of the trial has ended, and takes no more reports")
+        room, _, _ = op.partition(".")
+        match room:
+            case "report":
+                answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+                run.inbox.put_nowait((self._report_of(run, arguments), answer))
+                return await answer
+            case "placed":
+                await asyncio.to_thread(_remove, run.marker)
+                return None
+            case "home" if self._receiver is not None:
+                return await self._receiver.handle(op, arguments)
+            case "away" if self._source is not None:
+                return await self._source.handle(op, arguments)
+            case "files" if self._files is not None:
+                return await self._files.handle(op, arguments)
+        raise ConfigError(f"no driver knows {op!r} now; driver and nodes need the same asynctune")
+
+    def _report_of(self, run: _Run, arguments: Mapping[str, Any]) -> TrialReport:
+        told = arguments["checkpoint"]
+        checkpoint: Any = told
+        if isinstance(told, Mapping) and "waits" in told:
+            assert self._arrivals is not None
+            checkpoint = self._arrivals.promised(told)
+        elif told is not None and os.path.dirname(str(told.get("path"))) != os.path.realpath(
+            run.task.trial_dir
+        ):
+            raise ConfigError(
+                f"{self.peer.name} staged a checkpoint at {told.get('path')!r:.200}, not beside its trial"
+            )
+        return TrialReport(metrics=arguments["metrics"], checkpoint=checkpoint, move=True)
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    async def aclose(self, *, politely: bool) -> None:
+        """End the agent's process.
+
+        Args:
+            politely: Let its worker go of what it holds first.
+        """
+        if politely and self.is_usable and self.peer.why_closed is None:
+            with suppress(TimeoutError, PeerLostError):
+                async with asyncio.timeout(_GOODBYE_S):
+                    await self.peer.call("bye")
+                    await self.placement.ended()
+        self.peer.close("was ended")
+        await self.placement.kill()
+
+
+async def _answer(run: _Run, report: TrialReport, answer: asyncio.Future[Any]) -> None:
+    """Hand a report on, and answer it; what the trial did wrong is raised where it was done."""
+    try:
+        decision = await run.report(report)
+    except ConfigError as error:
+        if isinstance(report.checkpoint, Mapping):  # nobody adopts it
+            await asyncio.to_thread(shutil.rmtree, report.checkpoint["path"], True)
+        if not answer.done():
+            answer.set_exception(error)
+        return
+    except BaseException:
+        answer.cancel()
+        raise
+    if run.decision == CONTINUE:
+        run.decision = decision
+    if not answer.done():
+        answer.set_result({"decision": decision})
+
+
+def _make(path: str) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)

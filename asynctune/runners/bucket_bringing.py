@@ -1,0 +1,97 @@
+"""Owns the way of a checkpoint from a node straight to the bucket, under the name that the driver chose.
+
+What is in the bucket otherwise, and what is deleted there, is the driver's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Any, Final, Self
+
+from asynctune.checkpoints.manifest import Manifest, digest_of
+from asynctune.checkpoints.mirroring import BucketCopies
+from asynctune.checkpoints.records import CheckpointRecord
+from asynctune.checkpoints.sizes import FileSizes
+from asynctune.files import FILE_MODE, LocalFiles
+from asynctune.storage.base import ObjectStorage
+from asynctune.storage.transfer import Transfer
+from asynctune.storage.uri import open_storage
+from asynctune.trial import MANIFEST_FILE
+
+__all__ = ["BucketSending"]
+
+_MOST_S: Final = 300.0
+
+
+class BucketSending:
+    """Sends staged directories to the experiment's copy. Made by `open`."""
+
+    def __init__(self, storage: ObjectStorage, timeout_s: float) -> None:
+        self._storage = storage
+        self._files = LocalFiles()
+        self._transfer = Transfer(storage, timeout_s=min(timeout_s, _MOST_S))
+        self._copies = BucketCopies(storage, self._transfer, files=self._files)
+
+    @classmethod
+    async def open(cls, uri: str, options: Mapping[str, Any] | None, timeout_s: float) -> Self:
+        """For the copy at a URI.
+
+        Args:
+            uri: Of the experiment in the bucket.
+            options: Credentials and endpoint; what is not given comes from where the cloud's tools look on this node.
+            timeout_s: Seconds without progress after which a transfer has failed.
+
+        Raises:
+            ConfigError: It cannot be opened.
+            MissingExtraError: The client is not installed on this node.
+        """
+        return cls(await open_storage(uri, options), timeout_s)
+
+    async def send(self, path: str, directory: str, manifest: bytes) -> None:
+        """Send a staged directory; the manifest last. Complete and durable when this returns.
+
+        Args:
+            path: The directory on this node.
+            directory: Its name in the experiment, which nothing else ever had.
+            manifest: That with which it is committed.
+
+        Raises:
+            UploadError: The directory is not what the manifest says.
+            StorageError: The bucket or the disk said no.
+        """
+        record = await asyncio.to_thread(self._prepare, path, directory, manifest)
+        await self._copies.put_tree(record, path, new=True, progress=_ignore)
+
+    def _prepare(self, path: str, directory: str, encoded: bytes) -> CheckpointRecord:
+        manifest = Manifest.decode(encoded)
+        target = os.path.join(path, MANIFEST_FILE)
+        self._files.unlink(target)
+        fd = self._files.create(target, FILE_MODE)
+        try:
+            self._files.write_all(fd, encoded)
+        finally:
+            self._files.close(fd)
+        return CheckpointRecord(
+            trial_id=manifest.trial_id or "",
+            step=manifest.step,
+            directory=directory,
+            manifest_sha256=digest_of(encoded),
+            files=FileSizes.of(manifest.sizes),
+            size_bytes=manifest.size_bytes,
+            committed_at=0.0,
+            metrics={},
+            epoch=manifest.epoch,
+            attempt=manifest.attempt,
+        )
+
+    async def aclose(self) -> None:
+        """Close what was opened."""
+        self._copies.close()
+        self._transfer.close()
+        await self._storage.aclose()
+
+
+def _ignore(_: int) -> None:
+    """Nobody asks how far it is."""

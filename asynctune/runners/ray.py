@@ -1,0 +1,239 @@
+"""Owns trials on Ray Core: each agent is an actor. How agents and driver talk is not Ray's: see `remote`.
+
+Ray places actors, reserves their resources, and tells when they die. No object of Ray's store carries anything. Needs
+the extra `ray`, on every machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from asynctune.errors import ConfigError, MissingExtraError, TrialFailedError
+from asynctune.runners.agent import main
+from asynctune.runners.remote import RemoteRunner
+
+__all__ = ["RayRunner"]
+
+logger = logging.getLogger("asynctune")
+
+_BETWEEN_S: Final = 1.0
+_REASON_CHARACTERS: Final = 600
+
+
+class RayRunner(RemoteRunner):
+    """Runs each trial in an actor of Ray Core, on whatever node has room.
+
+    Actors are used for one trial after the other. What trials save comes to this machine's disk, or goes straight to
+    the bucket, as `SyncConfig` says. Every node needs asynctune with the same release, and has to reach this machine.
+
+    Args:
+        address: Of a running cluster, as `ray.init` takes it (not `ray://`); `None`: the one that this process or
+            machine is part of, and if there is none, one is started on this machine, and stopped at the end.
+        resources_per_trial: What a trial reserves: `"cpu"`, `"gpu"`, `"memory"` (bytes), and names of the cluster's
+            own; `None`: one CPU.
+        max_concurrent: How many trials run at the same time at most; `None`: as many as the cluster has room for when
+            the Tuner starts. With more than that, those without a place wait for one, such as a node that is being
+            started.
+        runtime_env: As Ray takes it, for the actors.
+        scheduling_strategy: Where actors go: as `ray` takes it, such as `"SPREAD"` or a placement group's.
+        **options: As for `RemoteRunner`.
+
+    Raises:
+        ConfigError: A value that cannot work.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        resources_per_trial: Mapping[str, float] | None = None,
+        max_concurrent: int | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
+        *,
+        scheduling_strategy: Any = None,
+        **options: Any,
+    ) -> None:
+        engine = _RayEngine(
+            address, _checked({"cpu": 1} if resources_per_trial is None else resources_per_trial)
+        )
+        if runtime_env is not None:
+            engine.actor_options["runtime_env"] = dict(runtime_env)
+        if scheduling_strategy is not None:
+            engine.actor_options["scheduling_strategy"] = scheduling_strategy
+        super().__init__(engine, max_concurrent=max_concurrent, **options)
+
+
+class _Agent:
+    """The actor."""
+
+    def run(self, order: bytes) -> str:
+        import ray  # noqa: PLC0415 - the actor's process has it
+
+        context = ray.get_runtime_context()
+        return main(order, f"{ray.util.get_node_ip_address()} (Ray node {context.get_node_id()[:12]})")
+
+    def is_there(self) -> None:
+        """Answered when `run` has ended, or with the reason why it never will be."""
+
+
+class _RayEngine:
+    """Ray as an `Engine`."""
+
+    def __init__(self, address: str | None, resources: Mapping[str, float]) -> None:
+        if address is not None and address.startswith("ray://"):
+            raise ConfigError(
+                f"{address} is of Ray's client, whose nodes cannot call this process; run the driver on a machine of "
+                "the cluster, with the address of the cluster itself"
+            )
+        self._address = address
+        self._resources = dict(resources)
+        self._connected = False
+        self._capacity = 1
+        self._actor: Any = None
+        named = {"cpu": "num_cpus", "gpu": "num_gpus", "memory": "memory"}
+        own = {name: amount for name, amount in resources.items() if name not in named}
+        self.actor_options: dict[str, Any] = {
+            "num_cpus": 0,
+            **{named[name]: amount for name, amount in resources.items() if name in named},
+            "resources": own,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+
+    @property
+    def capacity(self) -> int:
+        """How many actors have room in the cluster as it was found; at least 1."""
+        return self._capacity
+
+    async def start(self) -> str:
+        """Connect to Ray, or start it."""
+        if importlib.util.find_spec("ray") is None:
+            raise MissingExtraError("ray", "ray", "RayRunner")
+        return await asyncio.to_thread(self._connect)
+
+    def _connect(self) -> str:
+        import ray  # noqa: PLC0415 - few have it
+
+        if not ray.is_initialized():
+            settings: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+            try:
+                if self._address is not None:
+                    ray.init(address=self._address, **settings)
+                else:
+                    try:
+                        ray.init(address="auto", **settings)
+                    except ConnectionError:
+                        logger.info("no Ray is running: one is started on this machine")
+                        ray.init(address="local", include_dashboard=False, **settings)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise ConfigError(
+                    f"cannot reach Ray at {self._address or 'this machine'}: {error}"
+                ) from error
+            self._connected = True
+        self._actor = ray.remote(_Agent)
+        self._capacity = self._room(ray.nodes())
+        return str(ray.util.get_node_ip_address())
+
+    def _room(self, nodes: list[dict[str, Any]]) -> int:
+        """How many actors fit on the nodes."""
+        named = {"cpu": "CPU", "gpu": "GPU"}
+        asked = {named.get(name, name): amount for name, amount in self._resources.items() if amount > 0}
+        room = 0
+        for node in nodes:
+            if node.get("Alive"):
+                has = node["Resources"]
+                fits = [int(has.get(name, 0) // amount) for name, amount in asked.items()]
+                room += min(fits, default=int(has.get("CPU", 1)))
+        if not room:
+            logger.warning("no node of the Ray cluster has %s: trials wait for one that has", asked)
+        return max(1, room)
+
+    async def launch(self, order: bytes) -> _Placement:
+        """Have an actor made; Ray places it when there is room."""
+        if self._actor is None:
+            raise TrialFailedError("Ray was not started")
+        try:
+            return await asyncio.to_thread(self._launch, order)
+        except Exception as error:
+            raise TrialFailedError(f"Ray cannot make an actor: {type(error).__name__}: {error}") from error
+
+    def _launch(self, order: bytes) -> _Placement:
+        actor = self._actor.options(**self.actor_options).remote()
+        return _Placement(actor, actor.run.remote(order))
+
+    async def aclose(self) -> None:
+        """Leave the cluster, if this has joined it; what this has started ends."""
+        connected, self._connected = self._connected, False
+        self._actor = None
+        if connected:
+            await asyncio.to_thread(_disconnect)
+
+
+class _Placement:
+    """One actor."""
+
+    def __init__(self, actor: Any, running: Any) -> None:
+        self._actor = actor
+        self._running = running
+
+    async def ended(self) -> str:
+        """Why its process is gone; see `Placement`."""
+        from ray.exceptions import ActorUnavailableError, RayActorError  # noqa: PLC0415 - few have it
+
+        asked = self._running
+        while True:
+            try:
+                answer = await asyncio.shield(asyncio.wrap_future(asked.future()))
+            except ActorUnavailableError:
+                # The network may be cut, or the node is dead and Ray does not know it yet.
+                await asyncio.sleep(_BETWEEN_S)
+                asked = await asyncio.to_thread(self._actor.is_there.remote)
+            except RayActorError as error:
+                return f"is gone: {_first_of(str(error))}"
+            except Exception as error:  # noqa: BLE001 - of the agent itself, as Ray tells it
+                return f"has failed: {_first_of(str(error))}"
+            else:
+                return f"has ended: {answer or 'its actor was told to'}"
+
+    async def kill(self) -> None:
+        """End the actor."""
+        await asyncio.to_thread(_kill, self._actor)
+
+
+def _kill(actor: Any) -> None:
+    import ray  # noqa: PLC0415 - few have it
+
+    if ray.is_initialized():
+        try:
+            ray.kill(actor, no_restart=True)
+        except (ValueError, RuntimeError, ConnectionError) as error:  # it is gone, or Ray is
+            logger.debug("an actor could not be killed: %s", error)
+
+
+def _disconnect() -> None:
+    import ray  # noqa: PLC0415 - few have it
+
+    ray.shutdown()
+
+
+def _first_of(text: str) -> str:
+    """The lines that say why, without the trace."""
+    told = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return told if len(told) <= _REASON_CHARACTERS else f"{told[:_REASON_CHARACTERS]}..."
+
+
+def _checked(resources: Mapping[str, float]) -> Mapping[str, float]:
+    if not isinstance(resources, Mapping):
+        raise ConfigError(f"resources_per_trial must be a mapping of names to amounts, not {resources!r:.80}")
+    for name, amount in resources.items():
+        if (
+            not isinstance(name, str)
+            or not isinstance(amount, int | float)
+            or isinstance(amount, bool)
+            or amount < 0
+        ):
+            raise ConfigError(f"resources_per_trial has {name!r}: {amount!r:.80}; amounts are numbers from 0")
+    return resources

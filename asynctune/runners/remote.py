@@ -1,0 +1,295 @@
+"""Owns the runner of trials on other machines, whatever starts processes there: an `Engine`.
+
+It keeps the agents: starts one when a trial needs it, lends it to one trial at a time, uses it again, and ends it. What
+an agent does is `agents`' and `agent`'s; which machine it is on is the engine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final, Protocol
+
+from asynctune.checkpoints.disk import DiskThreads
+from asynctune.config import SyncConfig
+from asynctune.errors import ConfigError, TrialFailedError
+from asynctune.protocols import Decision, TrialReport, TrialTask
+from asynctune.runners.agent import Order
+from asynctune.runners.agents import AgentHandle, Placement
+from asynctune.runners.bringing import Settings
+from asynctune.runners.inline import in_use
+from asynctune.runners.meeting import Listener, new_secret
+from asynctune.runners.orders import hello_for
+from asynctune.runners.peer import PeerLostError
+from asynctune.storage.budget import ByteBudget
+
+__all__ = ["Engine", "RemoteRunner"]
+
+logger = logging.getLogger("asynctune")
+
+Report = Callable[[TrialReport], Awaitable[Decision]]
+
+_READ_AHEAD_BYTES: Final = 64 << 20
+_DIRECT: Final = ("s3://", "gs://")
+_TELL_S: Final = 30.0
+
+
+class Engine(Protocol):
+    """Starts processes on machines. One runner at a time calls `start`, `launch` for each agent, and `aclose`."""
+
+    async def start(self) -> str:
+        """Get ready; the address under which its machines reach this one.
+
+        Raises:
+            ConfigError: It cannot be reached, or can run no trial.
+            MissingExtraError: Its package is not installed.
+        """
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """How many agents there may be at the same time; asked after `start`."""
+        ...
+
+    async def launch(self, order: bytes) -> Placement:
+        """Have `asynctune.runners.agent.main(order, node)` called in a new process on some machine, soon.
+
+        Does not wait for it: the agent calls. Cancelled, it may have been started or not.
+
+        Raises:
+            TrialFailedError: It cannot be.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """End what `start` has started, and nothing else. Again: does nothing."""
+        ...
+
+
+class RemoteRunner:
+    """Runs trials on the machines of an engine; a `TrialRunner`.
+
+    What trials save comes to this machine, or goes to the bucket, as `SyncConfig` says; see `docs/many-machines.md`.
+
+    Args:
+        engine: Where processes are started.
+        max_concurrent: How many trials run at the same time at most; `None`: as many as the engine has room for.
+        hung_after_s: See `ProcessRunner`.
+        stop_grace_s: See `ProcessRunner`.
+        lost_after_s: A node that gives no sign of life for so many seconds is lost, and its trial has failed. On the
+            node, a trial whose driver gives none for so long is ended.
+        listen_host: Address of this machine that the nodes reach; `None`: the one that the engine knows.
+        listen_port: Where it listens for them; 0: any free port.
+        worker_dir: Directory on the nodes' disks where trials write that do not see this machine's; `None`: below that
+            for temporary files.
+
+    Raises:
+        ConfigError: A number that makes no sense.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_concurrent: int | None = None,
+        hung_after_s: float = 60.0,
+        stop_grace_s: float = 600.0,
+        lost_after_s: float = 60.0,
+        listen_host: str | None = None,
+        listen_port: int = 0,
+        worker_dir: str | None = None,
+    ) -> None:
+        if max_concurrent is not None and (
+            not isinstance(max_concurrent, int) or isinstance(max_concurrent, bool) or max_concurrent < 1
+        ):
+            raise ConfigError(
+                f"max_concurrent must be a whole number from 1, or None, not {max_concurrent!r}"
+            )
+        seconds = {"hung_after_s": hung_after_s, "stop_grace_s": stop_grace_s, "lost_after_s": lost_after_s}
+        for name, value in seconds.items():
+            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+                raise ConfigError(f"{name} must be a number of seconds above 0, not {value!r}")
+        self._engine = engine
+        self._max_concurrent = max_concurrent
+        self._hung_after_s = hung_after_s
+        self._stop_grace_s = stop_grace_s
+        self._lost_after_s = lost_after_s
+        self._listen_host = listen_host
+        self._listen_port = listen_port
+        self._worker_dir = worker_dir
+        self._host = ""
+        self._secret = b""
+        self._hello = b""
+        self._settings: dict[str, Any] = {}
+        self._goes_straight = False
+        self._listener: Listener | None = None
+        self._budget = ByteBudget(_READ_AHEAD_BYTES)
+        self._threads: DiskThreads | None = None
+        self._idle: list[AgentHandle] = []
+        self._all: dict[AgentHandle, asyncio.Task[None]] = {}
+        self._in_use = False
+        self._closed = True
+
+    @property
+    def capacity(self) -> int:
+        """How many trials it runs at the same time at most; known after `start`."""
+        if self._max_concurrent is not None:
+            return self._max_concurrent
+        return self._engine.capacity
+
+    async def start(self, trainable: Any, options: Mapping[str, Any]) -> None:
+        """Pack the trainable, reach the engine, and listen for agents.
+
+        Raises:
+            ConfigError: The trainable cannot be packed, the engine cannot be reached, or nobody can listen; or the
+                runner was started and not closed since.
+            MissingExtraError: The engine's package is not installed.
+        """
+        if self._in_use:
+            raise ConfigError(in_use(self))
+        self._in_use = True
+        try:
+            self._hello = await hello_for(trainable, options, hung_after_s=self._hung_after_s)
+            self._settings = self._settings_of(options)
+            self._secret = new_secret()
+            host = await self._engine.start()
+            self._host = self._listen_host or host
+            self._threads = DiskThreads()
+            self._listener = Listener(self._secret)
+            await self._listener.start(self._host, self._listen_port)
+        except BaseException:
+            await self._engine.aclose()
+            self._in_use = False
+            raise
+        self._closed = False
+
+    def _settings_of(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        sync = options.get("sync_config") or SyncConfig()
+        self._goes_straight = sync.syncer == "auto"
+        return Settings(
+            must_be_shared=sync.syncer is None,
+            storage_options=dict(options.get("storage_options") or sync.storage_options or {}) or None,
+            sync_on_checkpoint=sync.sync_on_checkpoint,
+            sync_period_s=float(sync.sync_period),
+            sync_timeout_s=float(sync.sync_timeout),
+        ).to_value()
+
+    async def run_trial(self, task: TrialTask, report: Report) -> None:
+        """Run the trial on some machine; cancelling the caller ends it there.
+
+        Raises:
+            TrialFailedError: The trial raised, its worker died or hung, or its node was lost.
+            ConfigError: Its node does not see this machine's directory, and `syncer=None` says that it does.
+        """
+        if task.copy is not None and not (self._goes_straight and task.copy.startswith(_DIRECT)):
+            task = replace(task, copy=None)
+        agent = await self._borrow(task)
+        try:
+            await agent.run(task, report, self._settings)
+        finally:
+            if agent.is_usable and not self._closed:
+                self._idle.append(agent)
+            else:
+                await self._end(agent)
+
+    async def aclose(self) -> None:
+        """End all agents: idle ones let go of their `Trainable` object first. Again: does nothing."""
+        self._closed = True
+        idle, self._idle = self._idle, []
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for agent in list(self._all):
+                    tasks.create_task(self._end(agent, politely=agent in idle))
+            if self._listener is not None:
+                await self._listener.aclose()
+        finally:
+            self._listener = None
+            if self._threads is not None:
+                self._threads.close()
+                self._threads = None
+            try:
+                if self._in_use:
+                    await self._engine.aclose()
+            finally:
+                self._in_use = False
+
+    # -- agents --------------------------------------------------------------------------------------------
+
+    async def _borrow(self, task: TrialTask) -> AgentHandle:
+        while self._idle:
+            agent = self._idle.pop()
+            if agent.peer.why_closed is None:
+                return agent
+            await self._end(agent)
+        if self._listener is None or self._closed:
+            raise ConfigError("the runner was not started: await runner.start(trainable, options) first")
+        assert self._threads is not None
+        agent = await self._launch(self._listener, self._threads)
+        try:
+            await self._opened(agent, task)
+        except BaseException:
+            await self._end(agent)
+            raise
+        return agent
+
+    async def _launch(self, listener: Listener, threads: DiskThreads) -> AgentHandle:
+        order = Order(
+            host=self._host,
+            port=listener.port,
+            agent_id=secrets.token_hex(8),
+            secret=self._secret,
+            hung_after_s=self._hung_after_s,
+            lost_after_s=self._lost_after_s,
+            worker_dir=self._worker_dir,
+        )
+        placement = await self._engine.launch(order.pack())
+        agent = AgentHandle(
+            order.agent_id,
+            placement,
+            stop_grace_s=self._stop_grace_s,
+            lost_after_s=self._lost_after_s,
+            budget=self._budget,
+            threads=threads,
+        )
+        self._all[agent] = asyncio.create_task(agent.serve(), name=f"asynctune-agent-{order.agent_id}")
+        listener.expect(order.agent_id, agent.peer)
+        return agent
+
+    async def _opened(self, agent: AgentHandle, task: TrialTask) -> None:
+        """Wait until the agent has a place and has called: for as long as the engine has no room."""
+        opening = asyncio.ensure_future(agent.open(self._hello, self._settings))
+        waited_s = 0.0
+        try:
+            while not opening.done():
+                await asyncio.wait([opening], timeout=_TELL_S)
+                waited_s += _TELL_S
+                if not opening.done() and not agent.has_connected:
+                    logger.warning(
+                        "trial %s has waited for %g s for a place to run: are there machines with the resources that "
+                        "it asks for?",
+                        task.trial_id,
+                        waited_s,
+                    )
+            await opening
+        except PeerLostError as error:
+            raise TrialFailedError(
+                f"trial {task.trial_id} could not start: {await agent.why(error)}"
+            ) from error
+        finally:
+            opening.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await opening
+
+    async def _end(self, agent: AgentHandle, *, politely: bool = False) -> None:
+        serving = self._all.pop(agent, None)
+        if self._listener is not None:
+            self._listener.forget(agent.agent_id)
+        try:
+            await agent.aclose(politely=politely)
+        finally:
+            if serving is not None:
+                await asyncio.wait([serving])
