@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from asynctune.checkpoints.arriving import ArrivalPlace, ArrivingCheckpoint, InBucket
 from asynctune.checkpoints.bucket_side import BucketSide
@@ -78,9 +78,20 @@ class ArrivingCommits:
             each.reschedule(asyncio.get_running_loop().time())
 
     async def adopt(
-        self, wanted: Wanted, arriving: ArrivingCheckpoint, step: int | None
+        self,
+        trial_id: str,
+        arriving: ArrivingCheckpoint,
+        *,
+        trial_name: str,
+        attempt: int = 0,
+        plain: bool = True,
+        step: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        timeline: Mapping[str, Any] | None = None,
     ) -> Checkpoint | None:
         """Wait for a checkpoint, and commit it; `None`: it does not come, and its step is free.
+
+        Arguments as for `TrialCheckpoints.save`.
 
         Raises:
             CheckpointExistsError: As for `TrialCheckpoints.save`.
@@ -89,6 +100,9 @@ class ArrivingCommits:
             StorageError: The disk or the bucket said no.
             StoreClosedError: The close came first.
         """
+        wanted = Wanted.of(
+            trial_id, trial_name, attempt=attempt, plain=plain, metrics=metrics, timeline=timeline
+        )
         self._check_open(wanted)
         async with self._committer.order(wanted, step) as turn:
             self._check_open(wanted)  # while it waited for its turn

@@ -19,9 +19,8 @@ import os
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
-from asynctune.checkpoints.arriving import ArrivingCheckpoint
 from asynctune.checkpoints.arriving_commits import ArrivingCommits
 from asynctune.checkpoints.bucket import Bucket
 from asynctune.checkpoints.bucket_side import BucketSide
@@ -65,6 +64,9 @@ class TrialCheckpoints(ReadableCheckpoints):
             reader gives a directory of its own, because it writes nothing in the experiment.
         bucket: Where checkpoints are copied to, and fetched from when they are not on this disk.
         local: Whether `experiment_dir` is the experiment's, and not a place for what a reader fetches.
+
+    Attributes:
+        arrivals: Commits what workers bring, in turn with the others.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class TrialCheckpoints(ReadableCheckpoints):
         )
         self._staging = Staging(experiment_dir, files=files, threads=self._threads, nonce=context.nonce)
         self._side = None if bucket is None else BucketSide(context, bucket, config, deletions)
-        self._arrivals = ArrivingCommits(
+        self.arrivals: Final = ArrivingCommits(
             context, self._committer, self._staging, deletions, self._side, self._operation
         )
 
@@ -187,7 +189,7 @@ class TrialCheckpoints(ReadableCheckpoints):
     async def adopt(
         self,
         trial_id: str,
-        staged: StagedCheckpoint | ArrivingCheckpoint | str | os.PathLike[str],
+        staged: StagedCheckpoint | str | os.PathLike[str],
         *,
         trial_name: str,
         attempt: int = 0,
@@ -195,17 +197,15 @@ class TrialCheckpoints(ReadableCheckpoints):
         step: int | None = None,
         metrics: Mapping[str, Any] | None = None,
         timeline: Mapping[str, Any] | None = None,
-    ) -> Checkpoint | None:
+    ) -> Checkpoint:
         """Commit a directory that was staged by `stage_for_adoption`: nothing is copied, and no file is read.
 
         After an error the directory is where it was, and may be adopted again. Arguments and errors as for
-        `save`. An `ArrivingCheckpoint` is waited for: see `ArrivingCommits.adopt`.
+        `save`.
         """
         wanted = Wanted.of(
             trial_id, trial_name, attempt=attempt, plain=plain, metrics=metrics, timeline=timeline
         )
-        if isinstance(staged, ArrivingCheckpoint):
-            return await self._arrivals.adopt(wanted, staged, step)
         what = staged if isinstance(staged, StagedCheckpoint) else path_text(staged)
         where = what if isinstance(what, str) else what.path
         async with self._operation(), self._committer.turn(wanted, step) as turn:
@@ -347,7 +347,7 @@ class TrialCheckpoints(ReadableCheckpoints):
             What is not in the bucket; also logged. The next opening goes on with it.
         """
         self._closing = True
-        self._arrivals.end()
+        self.arrivals.end()
         await self._quiet.wait()
         clock = self._context.clock
         ends = None if drain_timeout_s is None else clock.monotonic() + drain_timeout_s
@@ -365,7 +365,7 @@ class TrialCheckpoints(ReadableCheckpoints):
     async def abandon(self) -> None:
         """Wait until what is under way has failed or ended, for a store that cannot go on; nothing is deleted."""
         self._closing = True
-        self._arrivals.end()
+        self.arrivals.end()
         await self._quiet.wait()
         self._threads.close()
 

@@ -76,6 +76,8 @@ class SavingStore(ReadableStore):
         come; `None`: it does not. The close does not wait for it.
         """
         place = self._place(trial_id, metrics)
+        if isinstance(manifest, ArrivingCheckpoint):
+            return await self._checkpoints.arrivals.adopt(trial_id, manifest, step=step, **place)
         return await self._checkpoints.adopt(trial_id, manifest, step=step, **place)
 
     async def clone_checkpoint(

@@ -18,23 +18,23 @@ from asynctune.errors import (
     AsynctuneError,
     ConfigError,
     TrialFailedError,
-    UserCodeError,
 )
 from asynctune.protocols import CONTINUE, PAUSE, STOP, Decision, TrialReport, TrialRunner
 from asynctune.store.store import ExperimentStore
-from asynctune.trial import TrialStatus
+from asynctune.trial import Checkpoint, TrialStatus
 from asynctune.tuning.callbacks import Callbacks
 from asynctune.tuning.checkpointing import commit_checkpoint, task_of
 from asynctune.tuning.deciding import Deciding
 from asynctune.tuning.endings import AllStopped, Interrupted, first_of
+from asynctune.tuning.late import LateCheckpoints, is_late
 from asynctune.tuning.stopping import StopRule
-from asynctune.tuning.waiting import DECIDED, Rests, Waiting, decided
+from asynctune.tuning.supply import Supply
+from asynctune.tuning.waiting import DECIDED, Rests, decided
 
 __all__ = ["Driver"]
 
 logger = logging.getLogger("asynctune")
 
-_TRIALS_PER_SLICE: Final = 20
 _STOP_ALL_GRACE_S: Final = 60.0
 
 
@@ -52,6 +52,7 @@ class _Run:
 
     decision: Decision = CONTINUE
     decided: tuple[Decision, int] | None = None  # before, of one that did not get as far
+    is_over: bool = False  # it reports no more; what it has reported may still come
     has_ended: bool = False  # and its end is being told
     is_cancelled: bool = False
     has_reported: bool = False
@@ -96,14 +97,14 @@ class Driver:
         self._failures = failures
         self._callbacks = callbacks
         self._limit = limit
-        self._trial_prefix = trial_prefix
         self._watching = watching
         self._time_budget_s = time_budget_s
-        self._waiting = Waiting()
+        self._supply = Supply(store, deciding, trial_prefix)
+        self._late = LateCheckpoints(store, self._committed, self._end)
+        self._tasks: asyncio.TaskGroup | None = None
         self._rests = Rests()
         self._running: dict[str, _Run] = {}
         self._changed = asyncio.Event()
-        self._exhausted = False
         self._ending: BaseException | None = None  # why nothing more is started
         self._hurries = False
         self._over = asyncio.Event()
@@ -125,13 +126,14 @@ class Driver:
             TrialFailedError: `fail_fast="raise"`, and a trial failed.
             AsynctuneError: The searcher or scheduler failed, or the store did.
         """
-        await self._find_waiting()
+        await self._supply.find()
         over: asyncio.TimerHandle | None = None
         if self._time_budget_s is not None:
             loop = asyncio.get_running_loop()
             over = loop.call_later(self._time_budget_s, self._end, AllStopped(TrialStatus.TERMINATED))
         try:
             async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
                 try:
                     await self._run_all(tasks)
                 finally:
@@ -151,7 +153,7 @@ class Driver:
             return ending.status is TrialStatus.TERMINATED
         if ending is not None:
             raise ending
-        return not self._waiting
+        return not self._supply
 
     async def _run_all(self, tasks: asyncio.TaskGroup) -> None:
         while self._ending is None:
@@ -184,49 +186,24 @@ class Driver:
 
     # -- starting ------------------------------------------------------------------------------------------
 
-    async def _find_waiting(self) -> None:
-        for number, trial in enumerate(self._store.trials):
-            if trial.status in {TrialStatus.PENDING, TrialStatus.PAUSED}:
-                self._waiting.add(trial)
-            if number % _TRIALS_PER_SLICE == 0:
-                await asyncio.sleep(0)
-
     async def _start_trials(self, tasks: asyncio.TaskGroup) -> None:
         while self._ending is None and len(self._running) < self._limit:
-            trial_id = self._waiting.take(self._deciding.choose)
-            # a scheduler that starts no PENDING one waits for something, and needs no more of them
-            if trial_id is None and (self._waiting.has_pending or not self._suggest()):
-                if not self._running and self._waiting:
-                    logger.warning(
-                        "%d trials are paused or pending, and the scheduler starts none of them; "
-                        "restore the experiment to go on",
-                        len(self._waiting),
-                    )
-                return
-            if trial_id is not None:
+            trial_id = self._supply.take()
+            if trial_id is None:
+                proposed = self._supply.grow(others_run=bool(self._running))
+                if proposed is None:
+                    if not self._running and self._supply:
+                        logger.warning(
+                            "%d trials are paused or pending, and the scheduler starts none of them; "
+                            "restore the experiment to go on",
+                            len(self._supply),
+                        )
+                    return
+                self._watching.changed(proposed.trial_id)
+            else:
                 run = self._running[trial_id] = _Run()
                 run.task = tasks.create_task(self._run_trial(trial_id, run))
             await asyncio.sleep(0)
-
-    def _suggest(self) -> bool:
-        """Add a trial that the searcher proposes; whether there was one."""
-        if self._exhausted:
-            return False
-        trial_id = self._store.new_trial_id()
-        config = self._deciding.suggest(trial_id)
-        if config is None:
-            # one that says so while trials run may know more when they have ended
-            self._exhausted = not self._running
-            return False
-        try:
-            name = f"{self._trial_prefix}_{trial_id}"
-            trial = self._store.add_trial(config, trial_id=trial_id, trial_name=name)
-        except ConfigError as error:
-            raise UserCodeError(f"the searcher proposed a config that cannot be stored: {error}") from error
-        self._deciding.suggested(trial_id, config)
-        self._waiting.add(trial)
-        self._watching.changed(trial_id)
-        return True
 
     # -- one trial -----------------------------------------------------------------------------------------
 
@@ -243,7 +220,7 @@ class Driver:
         finally:
             del self._running[trial_id]
             if run.waits:
-                self._waiting.add(self._store.get_trial(trial_id))
+                self._supply.add(self._store.get_trial(trial_id))
             self._watching.changed(trial_id)
             self._changed.set()
 
@@ -278,6 +255,9 @@ class Driver:
             run.is_cancelled = True
         except TrialFailedError as error:
             failed = error
+        run.is_over = True
+        if not await self._late.over(trial_id):
+            run.is_cancelled = True
         run.has_ended = True
         if run.is_cancelled and not self._stops_all:
             # Also one that ended in another way when it was cancelled. It goes on from the checkpoint it has.
@@ -295,7 +275,7 @@ class Driver:
         """Take a report; what the trial did wrong is raised to it, everything else ends the experiment."""
         if run.is_cancelled:
             raise asyncio.CancelledError  # it has swallowed that once
-        if run.has_ended:
+        if run.is_over:
             raise ConfigError(
                 f"trial {trial_id} has ended, and takes no more reports; await what it starts in it"
             )
@@ -310,18 +290,28 @@ class Driver:
                 if run.decision == CONTINUE:  # one that reports on meanwhile has been told otherwise
                     run.decision = decision
             if report.checkpoint is not None:
-                made = await commit_checkpoint(self._store, trial_id, report)
-                await self._tell("on_checkpoint", trial_id, made)
+                await self._commit(trial_id, report)
             if result is not None:
                 self._watching.changed(trial_id)
                 await self._tell("on_trial_result", trial_id, result)
-        except ConfigError:
-            raise
+        except (ConfigError, TrialFailedError):
+            raise  # the latter from a runner whose worker died while it brought a checkpoint
         except (AsynctuneError, SystemExit, KeyboardInterrupt) as error:
             self._end(error)
             await asyncio.Event().wait()  # until this task is cancelled with all others
         await asyncio.sleep(0)  # a trial that awaits nothing else must not keep the loop to itself
         return run.decision
+
+    async def _commit(self, trial_id: str, report: TrialReport) -> None:
+        """Commit what a report brings; one that is late is only begun."""
+        if is_late(report):
+            assert self._tasks is not None
+            await self._late.begin(self._tasks, trial_id, report)
+        elif (made := await commit_checkpoint(self._store, trial_id, report)) is not None:
+            await self._committed(trial_id, made)
+
+    async def _committed(self, trial_id: str, checkpoint: Checkpoint) -> None:
+        await self._tell("on_checkpoint", trial_id, checkpoint)
 
     def _decide(self, trial_id: str, run: _Run, result: Mapping[str, Any]) -> Decision:
         decision = self._deciding.reported(trial_id, result)

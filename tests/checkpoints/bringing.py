@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Worker:
         ended: How its `bring` has ended.
         error: Raised instead.
         answer: Returned instead.
+        make: What brings it, in the end; `made`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Worker:
         self.ended: BaseException | str | None = "not"
         self.error: BaseException | None = None
         self.answer: object = ...
+        self.make: Callable[[ArrivalPlace], Awaitable[Any]] = self.made
         self.checkpoint = ArrivingCheckpoint(bring=self._bring, late=late)
 
     async def _bring(self, place: ArrivalPlace) -> StagedCheckpoint | InBucket | None:
@@ -57,14 +59,15 @@ class Worker:
                 raise self.error
             if self.answer is not ...:
                 return self.answer  # type: ignore[return-value]
-            made = await self._made(place)
+            made = await self.make(place)
         except BaseException as error:
             self.ended = error
             raise
         self.ended = None
         return made
 
-    async def _made(self, place: ArrivalPlace) -> StagedCheckpoint | InBucket:
+    async def made(self, place: ArrivalPlace) -> StagedCheckpoint | InBucket:
+        """Bring it."""
         await asyncio.to_thread(tree, self._directory / "made", self._content)
         home = self._directory / "staged"
         if self._storage is None:

@@ -55,7 +55,7 @@ def worker(room: Room, name: str = "node", **options: Any) -> Worker:
 
 def adopt(room: Room, brings: Worker, trial_id: str = "t", **options: Any) -> asyncio.Task[Any]:
     return asyncio.ensure_future(
-        room.catalog.adopt(trial_id, brings.checkpoint, **{"trial_name": trial_id, **options})
+        room.catalog.arrivals.adopt(trial_id, brings.checkpoint, **{"trial_name": trial_id, **options})
     )
 
 
@@ -272,8 +272,7 @@ async def test_what_is_no_checkpoint_is_refused(bucket, answer, message):
 @pytest.mark.parametrize("changed", ["step", "epoch", "attempt"])
 async def test_a_manifest_of_another_checkpoint_is_refused(bucket, changed):
     brings = worker(bucket)
-    made = brings._made
-    brings._made = lambda place: made(another(place, **{changed: 7}))
+    brings.make = lambda place: brings.made(another(place, **{changed: 7}))
     with pytest.raises(ConfigError, match="is that of another one"):
         await adopt(bucket, brings, step=1)
     assert bucket.states() == {}
@@ -281,14 +280,13 @@ async def test_a_manifest_of_another_checkpoint_is_refused(bucket, changed):
 
 async def test_what_is_not_there_is_not_recorded_and_taken_back(bucket):
     brings = worker(bucket)
-    made = brings._made
 
     async def forgets(place):
-        came = await made(place)
+        came = await brings.made(place)
         await bucket.storage.delete([f"{place.directory}/.manifest.json"])
         return came
 
-    brings._made = forgets
+    brings.make = forgets
     with pytest.raises(UploadError, match=r"is not complete in .*, though its worker said so"):
         await adopt(bucket, brings, step=1)
     assert bucket.states() == {}
@@ -306,14 +304,13 @@ async def test_what_cannot_be_taken_back_does_not_hide_the_error(bucket, monkeyp
     monkeypatch.setattr(arriving_commits, "_TAKE_BACK_S", 0.05)
     bucket.sink.put_error = FencedError("another opening owns it")
     brings = worker(bucket)
-    made = brings._made
 
     async def last(place):
-        came = await made(place)
+        came = await brings.made(place)
         bucket.storage.fail(StorageError("no", retryable=False), on="delete", lasting=True)
         return came
 
-    brings._made = last
+    brings.make = last
     with pytest.raises(FencedError) as caught:
         await adopt(bucket, brings, step=1)
     assert "`inspect gc` finds it" in caught.value.__notes__[0]
@@ -330,14 +327,13 @@ async def test_what_may_be_durable_is_never_taken_back(bucket):
 
 async def test_a_bucket_that_is_away_for_a_moment_is_asked_again(bucket):
     brings = worker(bucket)
-    made = brings._made
 
     async def last(place):
-        came = await made(place)
+        came = await brings.made(place)
         bucket.storage.fail(StorageError("away", retryable=True), on="read")
         return came
 
-    brings._made = last
+    brings.make = last
     assert (await adopt(bucket, brings, step=1)).step == 1
 
 
@@ -494,7 +490,7 @@ async def test_cancelled_at_every_await_it_is_committed_whole_or_not_at_all(tmp_
             await room.catalog.reconcile([])
             room.watch()
             brings = worker(room, storage=room.storage if way == "bucket" else None)
-            call = room.catalog.adopt("t", brings.checkpoint, trial_name="t", step=1)
+            call = room.catalog.arrivals.adopt("t", brings.checkpoint, trial_name="t", step=1)
             ended = await cancelled_at(call, suspension, delay)
             recorded = room.states()
             assert recorded in ({}, {1: "live"}, {1: "live+"})

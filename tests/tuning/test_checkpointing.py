@@ -63,10 +63,12 @@ async def test_steps_rise_where_iterations_begin_anew(tmp_path):
             made = await checkpointing.commit_checkpoint(
                 store, trial_id, TrialReport(metrics=None, checkpoint=Checkpoint.from_dict({"i": iteration}))
             )
+            assert made is not None
             assert made.step == iteration
         made = await checkpointing.commit_checkpoint(
             store, trial_id, TrialReport(metrics=None, checkpoint=Checkpoint.from_dict({}))
         )
+        assert made is not None
         assert made.step == 10
         task = await checkpointing.task_of(store, trial_id)
         assert task.iteration == 9
