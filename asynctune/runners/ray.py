@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -115,9 +116,12 @@ class _RayEngine:
         return await asyncio.to_thread(self._connect)
 
     def _connect(self) -> str:
+        # Read when Ray is imported. Its own handler prints a trace at each SIGTERM, which a Tuner takes as a wish.
+        os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
         import ray  # noqa: PLC0415 - few have it
 
         if not ray.is_initialized():
+            logging.getLogger("ray._private.worker").addFilter(_is_for_users)
             settings: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
             try:
                 if self._address is not None:
@@ -186,7 +190,7 @@ class _Placement:
         asked = self._running
         while True:
             try:
-                answer = await asyncio.shield(asyncio.wrap_future(asked.future()))
+                answer = await _answer(asked)
             except ActorUnavailableError:
                 # The network may be cut, or the node is dead and Ray does not know it yet.
                 await asyncio.sleep(_BETWEEN_S)
@@ -203,6 +207,13 @@ class _Placement:
         await asyncio.to_thread(_kill, self._actor)
 
 
+async def _answer(asked: Any) -> Any:
+    """What a call of an actor returns; cancelled, it goes on, and nobody asks how it ends."""
+    answer = asyncio.wrap_future(asked.future())
+    answer.add_done_callback(lambda each: each.cancelled() or each.exception())
+    return await asyncio.shield(answer)
+
+
 def _kill(actor: Any) -> None:
     import ray  # noqa: PLC0415 - few have it
 
@@ -211,6 +222,11 @@ def _kill(actor: Any) -> None:
             ray.kill(actor, no_restart=True)
         except (ValueError, RuntimeError, ConnectionError) as error:  # it is gone, or Ray is
             logger.debug("an actor could not be killed: %s", error)
+
+
+def _is_for_users(record: logging.LogRecord) -> bool:
+    """Ray warns that it has not taken SIGTERM over: it is the Tuner that has."""
+    return not str(record.msg).startswith("SIGTERM handler is not set")
 
 
 def _disconnect() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -130,6 +131,7 @@ class RemoteRunner:
         self._budget = ByteBudget(_READ_AHEAD_BYTES)
         self._threads: DiskThreads | None = None
         self._idle: list[AgentHandle] = []
+        self._waiting: deque[asyncio.Future[AgentHandle]] = deque()
         self._all: dict[AgentHandle, asyncio.Task[None]] = {}
         self._in_use = False
         self._closed = True
@@ -191,10 +193,7 @@ class RemoteRunner:
         try:
             await agent.run(task, report, self._settings)
         finally:
-            if agent.is_usable and not self._closed:
-                self._idle.append(agent)
-            else:
-                await self._end(agent)
+            await self._give_back(agent)
 
     async def aclose(self) -> None:
         """End all agents: idle ones let go of their `Trainable` object first. Again: does nothing."""
@@ -220,6 +219,7 @@ class RemoteRunner:
     # -- agents --------------------------------------------------------------------------------------------
 
     async def _borrow(self, task: TrialTask) -> AgentHandle:
+        """An agent for one trial: an idle one, one that becomes idle, or a new one, whichever is there first."""
         while self._idle:
             agent = self._idle.pop()
             if agent.peer.why_closed is None:
@@ -227,6 +227,39 @@ class RemoteRunner:
             await self._end(agent)
         if self._listener is None or self._closed:
             raise ConfigError("the runner was not started: await runner.start(trainable, options) first")
+        # The engine may have no room before another trial has ended, whose agent keeps its room.
+        turn: asyncio.Future[AgentHandle] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        made = asyncio.ensure_future(self._made(task))
+        taken: asyncio.Future[AgentHandle] | None = None
+        try:
+            await asyncio.wait({turn, made}, return_when=asyncio.FIRST_COMPLETED)
+            taken = turn if turn.done() else made
+            return taken.result()
+        finally:
+            turn.cancel()
+            made.cancel()
+            with suppress(ValueError):
+                self._waiting.remove(turn)
+            await asyncio.wait([made])
+            for left in (turn, made):
+                if left is not taken and not left.cancelled() and left.exception() is None:
+                    await self._give_back(left.result())
+
+    async def _give_back(self, agent: AgentHandle) -> None:
+        """A trial needs it no more: the next one that waits gets it."""
+        if self._closed or not agent.is_usable or agent.peer.why_closed is not None:
+            await self._end(agent)
+            return
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(agent)
+                return
+        self._idle.append(agent)
+
+    async def _made(self, task: TrialTask) -> AgentHandle:
+        assert self._listener is not None
         assert self._threads is not None
         agent = await self._launch(self._listener, self._threads)
         try:
