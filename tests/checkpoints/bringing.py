@@ -20,6 +20,13 @@ SMALL = {"model.bin": b"weights" * 9, "a/deep.txt": b"deep", "empty": b""}
 class Worker:
     """Brings one checkpoint.
 
+    Args:
+        directory: Of its machine.
+        content: The checkpoint's files.
+        storage: The bucket to bring it to; `None`: it brings it home.
+        experiment: Home; by default `exp` beside its directory.
+        late: The trial does not wait for it.
+
     Attributes:
         asked: Set when it is asked to; `places` says for where.
         may_go: Cleared: it takes its time.
@@ -35,11 +42,13 @@ class Worker:
         content: Mapping[str, bytes] = SMALL,
         *,
         storage: ObjectStorage | None = None,
+        experiment: Path | None = None,
         late: bool = False,
     ) -> None:
         self._directory = directory
         self._content = content
         self._storage = storage
+        self._experiment = directory.parent / "exp" if experiment is None else experiment
         self.places: list[ArrivalPlace] = []
         self.asked = asyncio.Event()
         self.may_go = asyncio.Event()
@@ -71,7 +80,7 @@ class Worker:
         await asyncio.to_thread(tree, self._directory / "made", self._content)
         home = self._directory / "staged"
         if self._storage is None:
-            home = self._directory.parent / "exp" / place.directory.partition("/")[0]
+            home = self._experiment / place.directory.partition("/")[0]
         await asyncio.to_thread(home.mkdir, parents=True, exist_ok=True)
         staged = await stage_for_adoption(self._directory / "made", home)
         if self._storage is None:
