@@ -1,0 +1,247 @@
+"""Owns the node's end of a checkpoint that goes to the head: what is offered, what is sent, and in how many calls.
+
+The head says what it has already; the rest is read in order, checked against the manifest once more and sent ahead of
+the answers. After a connection that broke, the same again over another one sends what is missing. `homecoming` says
+what the calls are.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Final
+
+import google_crc32c
+
+from asynctune.checkpoints.disk import DiskThreads
+from asynctune.checkpoints.manifest import Manifest, ManifestFile
+from asynctune.checkpoints.offering import Offer
+from asynctune.checkpoints.staging import StagedCheckpoint
+from asynctune.checkpoints.travelling import (
+    PIECE_BYTES,
+    PIECES_AT_ONCE,
+    WINDOW_BYTES,
+    Call,
+    CallWindow,
+    argument,
+    listed,
+    number,
+    travel_errors,
+)
+from asynctune.checkpoints.tree import Tree, scan_tree
+from asynctune.errors import StorageError
+from asynctune.files import LocalFiles
+from asynctune.storage.crc import crc32c_joined
+
+__all__ = ["abandon_tree", "send_tree"]
+
+Piece = list[Any]
+"""Number of the file, offset, crc32c, bytes."""
+
+_PIECE_OVERHEAD: Final = 512
+
+
+async def send_tree(
+    call: Call,
+    staged: StagedCheckpoint,
+    *,
+    files: LocalFiles | None = None,
+    threads: DiskThreads | None = None,
+    window_bytes: int = WINDOW_BYTES,
+    chunk_bytes: int = PIECE_BYTES,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Send a staged directory to the head, where it is staged again.
+
+    Args:
+        call: Asks the head, where a `TreeReceiver` answers.
+        staged: The directory here; it stays.
+        files: The operating system.
+        threads: Where blocking calls go; none given: threads of its own.
+        window_bytes: How many bytes may be under way.
+        chunk_bytes: The most bytes in one call.
+        progress: Called on the loop with the number of bytes that the head has got, each time it has more.
+
+    Returns:
+        The head's `StagedCheckpoint` as a value.
+
+    Raises:
+        ConnectionError: The head cannot be asked; called again, only what is missing is sent.
+        StorageError: The head's disk or this one refuses, or a file is not what it was when it was staged; where it is
+            retryable, calling again may help.
+        ConfigError: The head cannot take such a checkpoint.
+    """
+    files = LocalFiles() if files is None else files
+    own = DiskThreads(2) if threads is None else None
+    threads = own or threads
+    assert threads is not None
+    try:
+        with travel_errors("send a checkpoint to the head", staged.path):
+            manifest = await threads.run(_canonical, staged)
+            encoded = await threads.run(_offer, staged.path, manifest)
+            told = await _announce(call, identity(staged), encoded, chunk_bytes)
+            del encoded
+            if "path" not in told:
+                source = _Source(files, staged.path, manifest.files, told)
+                await _send(
+                    call, threads, source.batches(chunk_bytes), identity(staged), window_bytes, progress
+                )
+                told = await call("home.finish", {"id": identity(staged)})
+            value = StagedCheckpoint(argument(told, "path", str), manifest)
+            return await threads.run(value.to_value)
+    finally:
+        if own is not None:
+            own.close()
+
+
+async def abandon_tree(call: Call, staged: StagedCheckpoint) -> None:
+    """Tell the head that it will not get the rest: it removes what it has of it.
+
+    Raises:
+        ConnectionError: The head cannot be asked.
+    """
+    await call("home.abandon", {"id": identity(staged)})
+
+
+def identity(staged: StagedCheckpoint) -> str:
+    """What a staged directory is called between two machines: as long as it is there, no other is called so."""
+    return os.path.basename(staged.path.rstrip("/"))[-128:]
+
+
+def _canonical(staged: StagedCheckpoint) -> Manifest:
+    return Manifest.decode(staged.manifest.encode())  # sorted, as the head has it
+
+
+def _offer(path: str, manifest: Manifest) -> bytes:
+    tree = scan_tree(path, committed=True)
+    sizes = {file.path: file.size for file in tree.files}
+    if sizes != manifest.sizes or tree.empty_directories != list(manifest.empty_directories):
+        raise _changed(path, _difference(tree, manifest))
+    return Offer.of(manifest, tree).encode()
+
+
+def _difference(tree: Tree, manifest: Manifest) -> str:
+    then, now = manifest.sizes, {file.path: file.size for file in tree.files}
+    for path in sorted(then.keys() | now.keys()):
+        if then.get(path) != now.get(path):
+            return path
+    return "an empty directory"
+
+
+async def _announce(call: Call, name: str, encoded: bytes, chunk_bytes: int) -> Mapping[str, Any]:
+    told: Mapping[str, Any] = {}
+    for offset in range(0, len(encoded), chunk_bytes):
+        piece = encoded[offset : offset + chunk_bytes]
+        told = await call("home.offer", {"id": name, "size": len(encoded), "offset": offset, "data": piece})
+    return told
+
+
+async def _send(
+    call: Call,
+    threads: DiskThreads,
+    batches: Generator[list[Piece], None, None],
+    name: str,
+    window_bytes: int,
+    progress: Callable[[int], None] | None,
+) -> None:
+    async def answered(_: Mapping[str, Any], size: int) -> None:
+        if progress is not None:
+            progress(size)
+
+    try:
+        async with CallWindow(call, window_bytes, answered) as window:
+            nothing: list[Piece] = []
+            while pieces := await threads.run(next, batches, nothing):
+                size = sum(len(piece[-1]) for piece in pieces)
+                window_size = size + _PIECE_OVERHEAD * len(pieces)
+                await window.start("home.chunks", {"id": name, "pieces": pieces}, window_size, size)
+            await window.drain()
+    finally:
+        await threads.run(batches.close)
+
+
+class _Source:
+    """The files that are sent, read once more; for a thread.
+
+    Args:
+        files: The operating system.
+        root: The staged directory.
+        expected: Its files, in order.
+        told: What the head has of them.
+    """
+
+    def __init__(
+        self, files: LocalFiles, root: str, expected: Sequence[ManifestFile], told: Mapping[str, Any]
+    ) -> None:
+        self._files = files
+        self._root = root
+        self._expected = expected
+        count = len(expected)
+        self._complete = bytearray(count)
+        for begin, end in listed(told, "complete", (int, int)):
+            number(begin, count + 1, "the number of a file")
+            number(end, count + 1, "the number of a file")
+            self._complete[begin:end] = b"\1" * max(0, end - begin)
+        self._partial: dict[int, tuple[int, int]] = {}
+        for index, offset, crc32c in listed(told, "partial", (int, int, int)):
+            file = expected[number(index, count, "the number of a file")]
+            self._partial[index] = (number(offset, file.size_bytes + 1, "an offset"), crc32c)
+
+    def batches(self, chunk_bytes: int) -> Generator[list[Piece], None, None]:
+        """The pieces that the head wants, as many at a time as fit into one call.
+
+        Raises:
+            StorageError: A file is not what the manifest says; not retryable.
+            OSError: A file cannot be read.
+        """
+        batch: list[Piece] = []
+        size = 0
+        for index in range(len(self._expected)):
+            if self._complete[index]:
+                continue
+            left = self._expected[index].size_bytes - self._partial.get(index, (0, 0))[0]
+            if batch and (size + left > chunk_bytes or len(batch) == PIECES_AT_ONCE):
+                yield batch
+                batch, size = [], 0
+            for piece in self._pieces(index, chunk_bytes):
+                if batch and size + len(piece[-1]) > chunk_bytes:
+                    yield batch
+                    batch, size = [], 0
+                batch.append(piece)
+                size += len(piece[-1])
+        if batch:
+            yield batch
+
+    def _pieces(self, index: int, chunk_bytes: int) -> Generator[Piece, None, None]:
+        file = self._expected[index]
+        path = os.path.join(self._root, file.path)
+        offset, crc32c = self._partial.get(index, (0, 0))
+        fd = self._files.open_read(path)
+        try:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode) or info.st_size != file.size_bytes:
+                raise _changed(self._root, file.path)
+            while offset < file.size_bytes:
+                data = os.pread(fd, min(chunk_bytes, file.size_bytes - offset), offset)
+                if not data:
+                    raise _changed(self._root, file.path)
+                check = google_crc32c.value(data)
+                crc32c = crc32c_joined([(crc32c, offset), (check, len(data))])
+                piece = [index, offset, check, data]
+                offset += len(data)
+                if offset == file.size_bytes and crc32c != file.crc32c:
+                    raise _changed(self._root, file.path)
+                del data
+                yield piece
+        finally:
+            os.close(fd)
+
+
+def _changed(root: str, path: str) -> StorageError:
+    return StorageError(
+        f"{os.path.join(root, path)} is not what it was when it was staged, so it is not sent to the head",
+        operation="read",
+        key=path,
+        hint="nobody may write to a staged directory; save the checkpoint again",
+    )
