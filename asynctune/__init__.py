@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from asynctune.checkpoints.arriving import ArrivalPlace, ArrivingCheckpoint, InBucket
     from asynctune.checkpoints.command_syncer import CommandSyncer
     from asynctune.checkpoints.staging import StagedCheckpoint, stage_for_adoption
     from asynctune.config import CheckpointConfig, FailureConfig, RunConfig, SyncConfig, TuneConfig
@@ -44,8 +45,12 @@ if TYPE_CHECKING:
         TrialScheduler,
         TrialTask,
     )
+    from asynctune.runners.agent import run_agent
+    from asynctune.runners.agents import Placement
     from asynctune.runners.inline import InlineRunner
     from asynctune.runners.process import ProcessRunner
+    from asynctune.runners.ray import RayRunner
+    from asynctune.runners.remote import Engine, RemoteRunner
     from asynctune.session import TrialInterrupted
     from asynctune.store.attached import CaptureError
     from asynctune.store.events import StoreEvent
@@ -77,6 +82,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "checkpoints.arriving": ("ArrivalPlace", "ArrivingCheckpoint", "InBucket"),
     "checkpoints.command_syncer": ("CommandSyncer",),
     "checkpoints.staging": ("StagedCheckpoint", "stage_for_adoption"),
     "config": ("CheckpointConfig", "FailureConfig", "RunConfig", "SyncConfig", "TuneConfig"),
@@ -112,8 +118,12 @@ _ROOMS = {
         "TrialScheduler",
         "TrialTask",
     ),
+    "runners.agent": ("run_agent",),
+    "runners.agents": ("Placement",),
     "runners.inline": ("InlineRunner",),
     "runners.process": ("ProcessRunner",),
+    "runners.ray": ("RayRunner",),
+    "runners.remote": ("Engine", "RemoteRunner"),
     "session": ("TrialInterrupted",),
     "store.attached": ("CaptureError",),
     "store.events": ("StoreEvent",),
@@ -145,6 +155,8 @@ _ROOMS = {
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
+    "ArrivalPlace",
+    "ArrivingCheckpoint",
     "AsynctuneError",
     "AuthenticationError",
     "BasicSearcher",
@@ -158,19 +170,24 @@ __all__ = [
     "ConditionFailedError",
     "ConfigError",
     "CorruptStateError",
+    "Engine",
     "ExperimentExistsError",
     "ExperimentLockedError",
     "ExperimentNotFoundError",
     "ExperimentStore",
     "FailureConfig",
     "FencedError",
+    "InBucket",
     "InlineRunner",
     "MissingExtraError",
     "NotFoundError",
     "Opening",
     "OptunaScheduler",
     "OptunaSearcher",
+    "Placement",
     "ProcessRunner",
+    "RayRunner",
+    "RemoteRunner",
     "Result",
     "ResultGrid",
     "RunConfig",
@@ -209,6 +226,7 @@ __all__ = [
     "quniform",
     "randint",
     "randn",
+    "run_agent",
     "sample_from",
     "session",
     "stage_for_adoption",

@@ -30,7 +30,7 @@ from asynctune.runners.node_directory import NodeDirectory
 from asynctune.runners.peer import Peer
 from asynctune.runners.spawning import spawn_worker
 
-__all__ = ["Order", "main"]
+__all__ = ["Order", "run_agent"]
 
 logger = logging.getLogger("asynctune")
 
@@ -74,7 +74,7 @@ class Order:
         return f"Order(agent {self.agent_id}, driver at {self.host}:{self.port})"
 
 
-def main(order: bytes, node: str = "") -> str:
+def run_agent(order: bytes, node: str = "") -> str:
     """Be an agent, until the driver says good-bye or is lost; why it ended. Blocking; for engines.
 
     Args:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from asynctune.errors import ConfigError, MissingExtraError, TrialFailedError
-from asynctune.runners.agent import main
+from asynctune.runners.agent import run_agent
 from asynctune.runners.remote import RemoteRunner
 
 __all__ = ["RayRunner"]
@@ -74,7 +74,7 @@ class _Agent:
         import ray  # noqa: PLC0415 - the actor's process has it
 
         context = ray.get_runtime_context()
-        return main(order, f"{ray.util.get_node_ip_address()} (Ray node {context.get_node_id()[:12]})")
+        return run_agent(order, f"{ray.util.get_node_ip_address()} (Ray node {context.get_node_id()[:12]})")
 
     def is_there(self) -> None:
         """Answered when `run` has ended, or with the reason why it never will be."""

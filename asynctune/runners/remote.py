@@ -57,7 +57,7 @@ class Engine(Protocol):
         ...
 
     async def launch(self, order: bytes) -> Placement:
-        """Have `asynctune.runners.agent.main(order, node)` called in a new process on some machine, soon.
+        """Have `run_agent(order, node)` called in a new process on some machine, soon.
 
         Does not wait for it: the agent calls. Cancelled, it may have been started or not.
 
