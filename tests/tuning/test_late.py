@@ -10,16 +10,21 @@ from typing import Any
 import pytest
 
 from asynctune import (
+    CheckpointConfig,
     ConfigError,
     ExperimentStore,
     FailureConfig,
+    ResultGrid,
     RunConfig,
     StorageError,
+    SyncConfig,
     TrialFailedError,
     TrialReport,
     Tuner,
 )
 from asynctune.checkpoints.arriving import ArrivingCheckpoint
+from asynctune.storage.memory import MemoryStorage
+from asynctune.storage.uri import open_storage
 from asynctune.tuning.late import is_late
 from tests.checkpoints.bringing import Worker
 from tests.checkpoints.fakes import read_tree, where
@@ -34,8 +39,9 @@ class Remote:
 
     capacity = 4
 
-    def __init__(self, path, *lives):
+    def __init__(self, path, *lives, storage=None):
         self.path = path
+        self.storage = storage
         self._lives = list(lives)
         self.workers: list[Worker] = []
         self.tasks = []
@@ -56,7 +62,8 @@ class Remote:
         """A checkpoint of a trial, on its node; one that is held comes when it may."""
         files = {name: data.encode() for name, data in (content or {"model": str(len(self.workers))}).items()}
         node = self.path / f"node-{len(self.workers)}"
-        worker = Worker(node, files, experiment=Path(task.trial_dir).parent, late=late)
+        home = Path(task.trial_dir).parent
+        worker = Worker(node, files, storage=self.storage, experiment=home, late=late)
         if held:
             worker.may_go.clear()
         self.workers.append(worker)
@@ -311,3 +318,44 @@ async def test_a_trial_that_is_over_reports_no_more(tmp_path):
     remote.workers[0].may_go.set()
     [result] = await running
     assert result.metrics["x"] == 1
+
+
+async def test_with_a_bucket_they_never_are_on_the_drivers_disk(tmp_path):
+    upload_dir = f"memory://{tmp_path.name}/prefix"
+
+    async def fails(remote, task, report):
+        for x in (1, 2):
+            await report(row(x, remote.made(task, held=False)))
+        raise TrialFailedError("its own fault")
+
+    async def lives(remote, task, report):
+        assert task.iteration == 2
+        assert await asyncio.to_thread(read_tree, task.checkpoint.path) == {"model": b"1"}
+        await report(row(3, remote.made(task, held=False, late=False)))
+
+    storage = await open_storage(f"{upload_dir}/exp")
+    remote = Remote(tmp_path, fails, lives, storage=storage)
+    hears = Hears()
+    [result] = await tuner(
+        tmp_path,
+        remote,
+        hears,
+        failure_config=FailureConfig(max_failures=1),
+        sync_config=SyncConfig(upload_dir=upload_dir),
+        checkpoint_config=CheckpointConfig(num_to_keep=2),
+    ).fit()
+    assert result.status == "TERMINATED"
+    assert [event for event in hears.events if "checkpoint" in str(event)] == [
+        "checkpoint 1: 1",
+        "checkpoint 2: 2",
+        "checkpoint 3: 3",
+    ]
+    assert not list(Path(result.path).glob("checkpoint_*"))
+    assert [each.step for each, _ in result.best_checkpoints] == [2, 3]
+    results = await ResultGrid.load(f"{upload_dir}/exp")
+    assert results[0].checkpoint is not None
+    assert results[0].checkpoint.step == 3
+    again = await Tuner.restore(tmp_path / "exp", trainable, run_config=RunConfig(verbose=0), runner=remote)
+    assert [each.status for each in await again.fit()] == ["TERMINATED"]
+    await storage.aclose()
+    MemoryStorage.forget(tmp_path.name)
