@@ -1,8 +1,8 @@
 """Owns calls that carry bytes between a node and the head: how many are under way, and what may be in one. No file.
 
 The other side answers an operation by its name, with arguments that can be packed; what carries the calls is injected.
-A piece of a file travels with its crc32c, and a call carries many small pieces, or one of at most 1 MiB. Calls are
-answered in the order in which they were made.
+A piece of a file travels with its crc32c, and a call carries many small pieces, or one of at most 1 MiB. The other side
+begins to answer calls in the order in which they were made.
 """
 
 from __future__ import annotations

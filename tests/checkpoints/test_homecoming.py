@@ -16,15 +16,14 @@ import pytest
 from asynctune.checkpoints import arrival
 from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.homecoming import TreeReceiver
-from asynctune.checkpoints.homeward import identity, send_tree
-from asynctune.checkpoints.manifest import Manifest, ManifestFile
-from asynctune.checkpoints.offering import Offer
+from asynctune.checkpoints.homeward import send_tree
+from asynctune.checkpoints.manifest import Manifest
 from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.errors import ConfigError, StorageError
 from asynctune.packing import pack, unpack
 from asynctune.testing import FaultyFiles
 from tests.checkpoints.fakes import CountingFiles, Room, read_tree
-from tests.checkpoints.travel import Wire, left_in, staged_tree, write_tree
+from tests.checkpoints.travel import Wire, left_in, staged_tree
 
 CHUNK = 4096
 BIG = random.Random(4).randbytes(5 * CHUNK + 7)
@@ -409,15 +408,3 @@ async def test_an_adopted_one_is_the_next_ones_source(tmp_path, threads):
         assert all(report.intact for report in await room.verify())
         await receiver.aclose()
         assert not left_in(tmp_path / "exp/t")
-
-
-async def test_the_offer_is_what_was_staged(tmp_path):
-    encoded = offer_of("a/f", "b")
-    offer = Offer.decode(encoded)
-    assert [file.path for file in offer.manifest.files] == ["a/f", "b"]
-    assert Offer.decode(offer.encode()) == offer
-    staged = StagedCheckpoint(str(write_tree(tmp_path / "n/.staged-7", {})), offer.manifest)
-    assert identity(staged) == ".staged-7"
-    assert ManifestFile("b", 1, google_crc32c.value(b"x"), hashlib.sha256(b"x").hexdigest()) in (
-        offer.manifest.files
-    )

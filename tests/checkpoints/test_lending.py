@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from asynctune.checkpoints.disk import DiskThreads
+from asynctune.checkpoints.lending import TreeSource
+from asynctune.errors import ConfigError, StorageError
+from tests.checkpoints.travel import write_tree
+
+
+@pytest.fixture
+async def source(tmp_path):
+    threads = DiskThreads()
+    made = TreeSource(write_tree(tmp_path / "lent", {"a": b"0123456789", "b/c": b"x"}), threads=threads)
+    yield made
+    await made.aclose()
+    threads.close()
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments"),
+    [
+        pytest.param("away.list", {"from": 3}, id="beyond-the-list"),
+        pytest.param("away.list", {"from": -1}, id="before-the-list"),
+        pytest.param("away.list", {}, id="nowhere"),
+        pytest.param("away.read", {"pieces": [[2, 0, 1]]}, id="no-such-file"),
+        pytest.param("away.read", {"pieces": [[-1, 0, 1]]}, id="negative-file"),
+        pytest.param("away.read", {"pieces": [[0, 11, 0]]}, id="behind-its-end"),
+        pytest.param("away.read", {"pieces": [[0, 5, 6]]}, id="over-its-end"),
+        pytest.param("away.read", {"pieces": [[0, -1, 1]]}, id="before-its-start"),
+        pytest.param("away.read", {"pieces": [[0, 0, -1]]}, id="negative-size"),
+        pytest.param("away.read", {"pieces": [["a", 0, 1]]}, id="by-name"),
+        pytest.param("away.read", {"pieces": [[0, 0, 1]] * 129}, id="too-many"),
+        pytest.param("away.read", {"pieces": [[0, 0, 2 << 20]]}, id="too-much"),
+        pytest.param("away.delete", {}, id="no-such-operation"),
+    ],
+)
+async def test_only_what_was_listed_is_read(source, op, arguments):
+    with pytest.raises(ConfigError, match="before their list"):
+        await source.handle("away.read", {"pieces": [[0, 0, 1]]})
+    await source.handle("away.list", {"from": 0})
+    with pytest.raises(ConfigError):
+        await source.handle(op, arguments)
+    assert (await source.handle("away.read", {"pieces": [[0, 0, 2]]}))["pieces"][0][1] == b"01"
+
+
+async def test_a_file_that_changes_is_an_error(source, tmp_path):
+    await source.handle("away.list", {"from": 0})
+    (tmp_path / "lent/a").write_bytes(b"shorter")
+    with pytest.raises(StorageError, match="changed while it was sent to a node"):
+        await source.handle("away.read", {"pieces": [[0, 0, 5]]})
+    (tmp_path / "lent/b/c").unlink()
+    with pytest.raises(StorageError, match="cannot send a checkpoint to a node"):
+        await source.handle("away.read", {"pieces": [[1, 0, 1]]})
+    (tmp_path / "lent/b/c").symlink_to("/etc/hostname")
+    with pytest.raises(StorageError, match="cannot send a checkpoint to a node"):
+        await source.handle("away.read", {"pieces": [[1, 0, 1]]})
+
+
+async def test_pieces_out_of_order_have_no_checksum_of_the_whole(source):
+    await source.handle("away.list", {"from": 0})
+    read = (await source.handle("away.read", {"pieces": [[0, 5, 5], [0, 0, 5], [0, 5, 5], [0, 0, 10]]}))[
+        "pieces"
+    ]
+    first, _, last, whole = [each[2] for each in read]
+    assert first == -1
+    assert last == whole == read[3][0]
+
+
+async def test_what_is_no_checkpoint_is_not_lent(tmp_path):
+    threads = DiskThreads()
+    for path in (tmp_path / "nowhere", write_tree(tmp_path / "links", {"f": b""})):
+        if path.exists():
+            (path / "out").symlink_to("/etc/hostname")
+        with pytest.raises(ConfigError):
+            await TreeSource(path, threads=threads).handle("away.list", {"from": 0})
+    threads.close()
+
+
+async def test_a_closed_one_reads_nothing(source):
+    open_before = len(os.listdir("/proc/self/fd"))
+    await source.handle("away.list", {"from": 0})
+    await source.handle("away.read", {"pieces": [[0, 0, 5]]})
+    assert len(os.listdir("/proc/self/fd")) == open_before + 1
+    await source.aclose()
+    await source.aclose()
+    assert len(os.listdir("/proc/self/fd")) == open_before
+    with pytest.raises(StorageError, match="not lent any more"):
+        await source.handle("away.list", {"from": 0})
