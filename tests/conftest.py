@@ -43,6 +43,9 @@ class Sampler(Protocol):
 def pytest_configure() -> None:
     # In the environment, so that the workers of pytest-xdist, started after this, draw from the same seed.
     os.environ.setdefault(SEED_VARIABLE, str(secrets.randbelow(2**32)))
+    # Ray listens on all addresses, here only to those who know this; it reads it once in a process, so early.
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     # Where a build runs in the background, SIGINT is ignored, and so it would be in the processes that tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

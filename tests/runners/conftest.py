@@ -1,10 +1,27 @@
-"""Runners that are closed after each test."""
+"""Runners that are closed after each test, and Ray's nodes, one cluster for a session."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
 from asynctune import ProcessRunner
+from tests.runners.cluster import Cluster, ray_cluster, why_no_cluster
+
+NODES: Final = ("node_b", "node_c")
+FAR_NODES: Final = ("node_b",)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # First, so that one worker of pytest-xdist gets them all, and starts the only cluster: each takes an unbroken
+    # part of the list, and what is stolen comes from its end. It runs after pytest-randomly has shuffled.
+    items.sort(key=lambda item: not {"session_cluster", "session_far_cluster"} & set(_fixtures_of(item)))
+
+
+def _fixtures_of(item: pytest.Item) -> list[str]:
+    return getattr(item, "fixturenames", [])
 
 
 @pytest.fixture
@@ -22,3 +39,34 @@ async def start(monkeypatch):
     yield make
     for runner in runners:
         await runner.aclose()
+
+
+@pytest.fixture(scope="session")
+def session_cluster() -> Iterator[Cluster]:
+    if (reason := why_no_cluster()) is not None:
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch, ray_cluster(NODES) as cluster:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield cluster
+
+
+@pytest.fixture
+def cluster(session_cluster: Cluster) -> Cluster:
+    """A head and two nodes with files of their own, all of them well when a test begins."""
+    session_cluster.ensure(NODES)
+    return session_cluster
+
+
+@pytest.fixture(scope="session")
+def session_far_cluster() -> Iterator[Cluster]:
+    if (reason := why_no_cluster(network=True)) is not None:
+        pytest.skip(reason)
+    with ray_cluster(FAR_NODES, network=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def far_cluster(session_far_cluster: Cluster) -> Cluster:
+    """A head and a node with a network between them that can be cut. Drivers run `inside` the head."""
+    session_far_cluster.ensure(FAR_NODES)
+    return session_far_cluster
