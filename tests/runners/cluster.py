@@ -294,7 +294,7 @@ class Cluster:
                 "--max-worker-port=0",
             ]  # free ones: the default range is one per machine
             command += ["--include-log-monitor=false"]
-            own_directories = [] if name == HEAD else [os.fspath(self.apart), *map(os.fspath, private)]
+            own_directories = [] if name == HEAD else [os.fspath(path) for path in (self.apart, *private)]
             leftover = os.fspath(self.root) if name == HEAD else None
             order = {"private": own_directories, "command": command, "leftover": leftover}
             assert process.stdin is not None

@@ -146,22 +146,23 @@ def test_a_node_is_cut_off_and_comes_back(far_cluster):
         env=os.environ | far_cluster.environment,
     )
     with driver:
-        assert driver.stdin is not None
-        assert driver.stdout is not None
+        questions, answers = driver.stdin, driver.stdout
+        assert questions is not None
+        assert answers is not None
 
         def answer():
-            driver.stdin.write("\n")
-            driver.stdin.flush()
-            return driver.stdout.readline().strip()
+            questions.write("\n")
+            questions.flush()
+            return answers.readline().strip()
 
         here = far_cluster.nodes["node_b"].ip
-        assert driver.stdout.readline().strip() in {here, "silent"}  # an actor may take its time to start
+        assert answers.readline().strip() in {here, "silent"}  # an actor may take its time to start
         eventually(lambda: answer() == here)
         far_cluster.cut("node_b")
         assert answer() == "silent"
         far_cluster.heal("node_b")
         eventually(lambda: answer() == here)
-        driver.stdin.close()
+        questions.close()
 
 
 @pytest.mark.skipif(why_no_cluster() is not None, reason=str(why_no_cluster()))
