@@ -57,14 +57,14 @@ class Arrival:
         offer: What was announced.
 
     Attributes:
-        path: Its directory.
+        path: Its directory, without symbolic links.
         offer: What was announced.
     """
 
     def __init__(self, trial_dir: str, files: LocalFiles, offer: Offer) -> None:
-        self.path: Final = os.path.join(trial_dir, STAGED_PREFIX + secrets.token_hex(8))
+        self._trial_dir = os.path.realpath(trial_dir)
+        self.path: Final = os.path.join(self._trial_dir, STAGED_PREFIX + secrets.token_hex(8))
         self.offer = offer
-        self._trial_dir = trial_dir
         self._files = files
         self._expected = offer.manifest.files
         self._stage = Stage(files, self.path, "adopt")

@@ -23,7 +23,7 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -110,18 +110,20 @@ class TreeReceiver:
                             incoming.path, incoming.arrival = staged.path, None
                         return {"path": incoming.path}
                 case "home.abandon":
-                    await to_the_end(self._forget(name, finished=True))
+                    await to_the_end(self._forget(name, claimed=()))
                     return {}
         raise ConfigError(f"a node asks for {op!r:.80}, which nobody does here")
 
-    async def aclose(self, *, keep: bool = False) -> None:
+    async def aclose(self, *, keep: bool = False, claimed: Collection[str] | None = None) -> None:
         """Remove what is not finished; what is belongs to whoever was told its path. Again: does nothing.
 
         Args:
             keep: Keep what came, for another connection: only descriptors are let go.
+            claimed: Paths of finished directories that somebody adopts; others, of which a node that died did not
+                tell anybody, are removed. `None`: all of them stay.
         """
         self._closed = not keep
-        await to_the_end(self._suspend() if keep else self._forget_all())
+        await to_the_end(self._suspend() if keep else self._forget_all(claimed))
 
     # -- calls ---------------------------------------------------------------------------------------------
 
@@ -165,7 +167,7 @@ class TreeReceiver:
             other, incoming.arrival = incoming.arrival, None
             await self._withdraw(other, None)
         if incoming.arrival is None:
-            arrival = Arrival(self._trial_dir, self._files, offer)
+            arrival = await self._threads.run(Arrival, self._trial_dir, self._files, offer)
             try:
                 await self._threads.run(arrival.make)
                 await _take_same(self._threads, self._files, self._trial_dir, arrival)
@@ -200,22 +202,26 @@ class TreeReceiver:
             if error is not None:
                 error.add_note(f"{arrival.path} could not be removed either ({left})")
             else:
-                logger.warning("%s is of no use and could not be removed (%s); remove it", arrival.path, left)
+                _say_left(arrival.path, left)
 
-    async def _forget(self, name: str, *, finished: bool = False) -> None:
+    async def _forget(self, name: str, *, claimed: Collection[str] | None) -> None:
         if (incoming := self._incoming.pop(name, None)) is None:
             return
         async with incoming.turn:  # what runs in a thread ends first
             arrival, incoming.arrival = incoming.arrival, None
             if arrival is not None:
                 await self._withdraw(arrival, None)
-            elif finished and incoming.path is not None:
-                with suppress(FileNotFoundError):  # it was adopted
+            elif incoming.path is not None and claimed is not None and incoming.path not in claimed:
+                try:
                     await self._threads.run(self._files.remove_tree, incoming.path)
+                except FileNotFoundError:  # it was adopted
+                    return
+                except OSError as left:
+                    _say_left(incoming.path, left)
 
-    async def _forget_all(self) -> None:
+    async def _forget_all(self, claimed: Collection[str] | None) -> None:
         for name in list(self._incoming):
-            await self._forget(name)
+            await self._forget(name, claimed=claimed)
 
     async def _suspend(self) -> None:
         for incoming in list(self._incoming.values()):
@@ -223,6 +229,10 @@ class TreeReceiver:
                 incoming.offered.clear()
                 if incoming.arrival is not None:
                     await self._threads.run(incoming.arrival.suspend)
+
+
+def _say_left(path: str, error: OSError) -> None:
+    logger.warning("%s is of no use and could not be removed (%s); remove it", path, error)
 
 
 def _not_offered(name: str) -> StorageError:

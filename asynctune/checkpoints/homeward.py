@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import google_crc32c
@@ -51,6 +51,7 @@ async def send_tree(
     window_bytes: int = WINDOW_BYTES,
     chunk_bytes: int = PIECE_BYTES,
     progress: Callable[[int], None] | None = None,
+    attempts: int = 3,
 ) -> dict[str, Any]:
     """Send a staged directory to the head, where it is staged again.
 
@@ -62,14 +63,14 @@ async def send_tree(
         window_bytes: How many bytes may be under way.
         chunk_bytes: The most bytes in one call.
         progress: Called on the loop with the number of bytes that the head has got, each time it has more.
+        attempts: How often what is missing is sent, where the head says that trying again may help.
 
     Returns:
         The head's `StagedCheckpoint` as a value.
 
     Raises:
         ConnectionError: The head cannot be asked; called again, only what is missing is sent.
-        StorageError: The head's disk or this one refuses, or a file is not what it was when it was staged; where it is
-            retryable, calling again may help.
+        StorageError: The head's disk or this one refuses, or a file is not what it was when it was staged.
         ConfigError: The head cannot take such a checkpoint.
     """
     files = LocalFiles() if files is None else files
@@ -80,14 +81,21 @@ async def send_tree(
         with travel_errors("send a checkpoint to the head", staged.path):
             manifest = await threads.run(_canonical, staged)
             encoded = await threads.run(_offer, staged.path, manifest)
-            told = await _announce(call, identity(staged), encoded, chunk_bytes)
-            del encoded
-            if "path" not in told:
-                source = _Source(files, staged.path, manifest.files, told)
-                await _send(
-                    call, threads, source.batches(chunk_bytes), identity(staged), window_bytes, progress
-                )
-                told = await call("home.finish", {"id": identity(staged)})
+            source = _Source(files, staged.path, manifest.files)
+            failed = 0
+            while True:
+                told = await _announce(call, identity(staged), encoded, chunk_bytes)
+                if "path" in told:  # all was there already
+                    break
+                batches = source.batches(told, chunk_bytes)
+                try:
+                    await _send(call, threads, batches, identity(staged), window_bytes, progress)
+                    told = await call("home.finish", {"id": identity(staged)})
+                    break
+                except StorageError as error:
+                    failed += 1
+                    if not error.retryable or failed >= attempts:
+                        raise
             value = StagedCheckpoint(argument(told, "path", str), manifest)
             return await threads.run(value.to_value)
     finally:
@@ -168,43 +176,33 @@ class _Source:
         files: The operating system.
         root: The staged directory.
         expected: Its files, in order.
-        told: What the head has of them.
     """
 
-    def __init__(
-        self, files: LocalFiles, root: str, expected: Sequence[ManifestFile], told: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, files: LocalFiles, root: str, expected: Sequence[ManifestFile]) -> None:
         self._files = files
         self._root = root
         self._expected = expected
-        count = len(expected)
-        self._complete = bytearray(count)
-        for begin, end in listed(told, "complete", (int, int)):
-            number(begin, count + 1, "the number of a file")
-            number(end, count + 1, "the number of a file")
-            self._complete[begin:end] = b"\1" * max(0, end - begin)
-        self._partial: dict[int, tuple[int, int]] = {}
-        for index, offset, crc32c in listed(told, "partial", (int, int, int)):
-            file = expected[number(index, count, "the number of a file")]
-            self._partial[index] = (number(offset, file.size_bytes + 1, "an offset"), crc32c)
 
-    def batches(self, chunk_bytes: int) -> Generator[list[Piece], None, None]:
+    def batches(self, told: Mapping[str, Any], chunk_bytes: int) -> Generator[list[Piece], None, None]:
         """The pieces that the head wants, as many at a time as fit into one call.
 
+        Args:
+            told: What the head has of the files.
+            chunk_bytes: How much fits.
+
         Raises:
+            ConfigError: What the head says makes no sense.
             StorageError: A file is not what the manifest says; not retryable.
             OSError: A file cannot be read.
         """
         batch: list[Piece] = []
         size = 0
-        for index in range(len(self._expected)):
-            if self._complete[index]:
-                continue
-            left = self._expected[index].size_bytes - self._partial.get(index, (0, 0))[0]
+        for index, offset, crc32c in self._missing(told):
+            left = self._expected[index].size_bytes - offset
             if batch and (size + left > chunk_bytes or len(batch) == PIECES_AT_ONCE):
                 yield batch
                 batch, size = [], 0
-            for piece in self._pieces(index, chunk_bytes):
+            for piece in self._pieces(index, offset, crc32c, chunk_bytes):
                 if batch and size + len(piece[-1]) > chunk_bytes:
                     yield batch
                     batch, size = [], 0
@@ -213,10 +211,25 @@ class _Source:
         if batch:
             yield batch
 
-    def _pieces(self, index: int, chunk_bytes: int) -> Generator[Piece, None, None]:
+    def _missing(self, told: Mapping[str, Any]) -> Iterator[tuple[int, int, int]]:
+        """Number of each file that is not complete there, how much of it is, and the checksum of that."""
+        count = len(self._expected)
+        complete = bytearray(count)
+        for begin, end in listed(told, "complete", (int, int)):
+            number(begin, count + 1, "the number of a file")
+            number(end, count + 1, "the number of a file")
+            complete[begin:end] = b"\1" * max(0, end - begin)
+        partial = {}
+        for index, offset, crc32c in listed(told, "partial", (int, int, int)):
+            file = self._expected[number(index, count, "the number of a file")]
+            partial[index] = (number(offset, file.size_bytes + 1, "an offset"), crc32c)
+        for index in range(count):
+            if not complete[index]:
+                yield index, *partial.get(index, (0, 0))
+
+    def _pieces(self, index: int, offset: int, crc32c: int, chunk_bytes: int) -> Generator[Piece, None, None]:
         file = self._expected[index]
         path = os.path.join(self._root, file.path)
-        offset, crc32c = self._partial.get(index, (0, 0))
         fd = self._files.open_read(path)
         try:
             info = os.fstat(fd)

@@ -215,6 +215,41 @@ async def test_what_is_under_way_at_the_close_leaves_nothing(tmp_path, threads):
         assert not (tmp_path / "head").exists() or not left_in(tmp_path / "head")
 
 
+async def test_finished_ones_that_nobody_claims_can_be_removed(tmp_path, threads):
+    receiver = TreeReceiver(tmp_path / "head", files=CountingFiles(), threads=threads)
+    paths = []
+    for number in range(3):
+        await receiver.handle("home.offer", announcing(offer_of("f")) | {"id": str(number)})
+        await receiver.handle("home.chunks", chunks(piece(b"x")) | {"id": str(number)})
+        paths.append(Path((await receiver.handle("home.finish", {"id": str(number)}))["path"]))
+    shutil.move(paths[0], tmp_path / "head/checkpoint_000001")
+    await receiver.aclose(claimed={str(paths[1])})
+    assert left_in(tmp_path / "head") == [paths[1].name]
+
+
+async def test_a_directory_that_cannot_be_removed_is_told(tmp_path, threads, caplog):
+    files = FaultyFiles()
+    receiver = TreeReceiver(tmp_path / "head", files=files, threads=threads)
+    for name in ("finished", "begun"):
+        await receiver.handle("home.offer", announcing(offer_of("f")) | {"id": name})
+    await receiver.handle("home.chunks", chunks(piece(b"x")) | {"id": "finished"})
+    await receiver.handle("home.finish", {"id": "finished"})
+    files.fail(errno.EIO, on="remove_tree", lasting=True)
+    await receiver.aclose(claimed=())
+    assert caplog.text.count("could not be removed") == 2
+
+
+async def test_finished_paths_have_no_links_in_them(tmp_path, threads):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    receiver = TreeReceiver(tmp_path / "link/t", files=CountingFiles(), threads=threads)
+    await receiver.handle("home.offer", announcing(offer_of("f")))
+    await receiver.handle("home.chunks", chunks(piece(b"x")))
+    path = Path((await receiver.handle("home.finish", {"id": "x"}))["path"])
+    assert path.parent == tmp_path / "real/t"
+    await receiver.aclose()
+
+
 async def test_finished_ones_are_forgotten_in_the_end(head):
     for number in range(40):
         await head.handle("home.offer", announcing(offer_of("f")) | {"id": str(number)})

@@ -272,21 +272,26 @@ async def test_a_source_that_changes_between_two_attempts_is_noticed(tmp_path, w
         await send_tree(wire.call, staged, threads=threads, chunk_bytes=CHUNK)
 
 
-async def test_a_piece_damaged_on_its_way_is_sent_again(tmp_path, wire, threads):
+@pytest.mark.parametrize("attempts", [1, 3])
+async def test_a_piece_damaged_on_its_way_is_sent_again(tmp_path, wire, threads, attempts):
     staged = await staged_tree(tmp_path, CONTENT)
+    damaged: list[object] = []
 
     def damage(op, arguments):
-        if op == "home.chunks" and len(wire.calls) == 10:
+        if op == "home.chunks" and len(wire.calls) >= 10 and not damaged:
             piece = arguments["pieces"][0]
             piece[3] = piece[3][:-1] + bytes([piece[3][-1] ^ 1])
+            damaged.append(piece)
 
     wire.change = damage
-    with pytest.raises(StorageError, match=r"a piece of .* was damaged on its way") as caught:
-        await send_tree(wire.call, staged, threads=threads, chunk_bytes=CHUNK)
-    assert caught.value.retryable
-    wire.change = lambda op, arguments: None
-    value = await send_tree(wire.call, staged, threads=threads, chunk_bytes=CHUNK)
+    if attempts == 1:
+        with pytest.raises(StorageError, match=r"a piece of .* was damaged on its way") as caught:
+            await send_tree(wire.call, staged, threads=threads, chunk_bytes=CHUNK, attempts=1)
+        assert caught.value.retryable
+    value = await send_tree(wire.call, staged, threads=threads, chunk_bytes=CHUNK, attempts=attempts)
     assert read_tree(Path(value["path"])) == CONTENT
+    assert damaged
+    assert wire.count("home.offer") == 2
 
 
 @pytest.mark.parametrize("size", [pytest.param(50, id="one-piece"), pytest.param(3 * CHUNK, id="pieces")])
