@@ -23,7 +23,7 @@ from asynctune.errors import ConfigError, StorageError
 from asynctune.packing import pack, unpack
 from asynctune.testing import FaultyFiles
 from tests.checkpoints.fakes import CountingFiles, Room, read_tree
-from tests.checkpoints.travel import Wire, left_in, staged_tree
+from tests.checkpoints.travel import Wire, left_in, open_below, staged_tree
 
 CHUNK = 4096
 BIG = random.Random(4).randbytes(5 * CHUNK + 7)
@@ -356,6 +356,7 @@ async def test_any_failure_of_the_disk_can_be_gone_on_from(tmp_path, threads, mo
         assert read_tree(Path(value["path"])) == CONTENT
         assert left_in(tmp_path / "head") == [Path(value["path"]).name]
         await receiver.aclose()
+        assert not open_below(tmp_path)
         shutil.rmtree(tmp_path / "head")
         if len(files.calls) < number:
             break
@@ -380,6 +381,7 @@ async def test_a_disk_that_stays_broken_leaves_nothing(tmp_path, threads):
         else:
             worked = True
             await receiver.aclose()
+        assert not open_below(tmp_path)
     assert number > 15
 
 

@@ -22,7 +22,7 @@ from asynctune.checkpoints.manifest import Manifest, ManifestFile
 from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.errors import ConfigError, StorageError
 from tests.checkpoints.fakes import CountingFiles, Room, read_tree, where
-from tests.checkpoints.travel import Wire, left_in, staged_tree
+from tests.checkpoints.travel import Wire, left_in, open_below, staged_tree
 
 CONTENT = {
     "model.bin": random.Random(1).randbytes(300_001),
@@ -191,7 +191,6 @@ async def test_what_is_given_up_leaves_nothing(tmp_path, wire, head, threads):
 async def test_it_can_be_cancelled_anywhere(tmp_path, threads):
     content = {"big": random.Random(2).randbytes(5 * CHUNK), "small": b"x", "none": b""}
     staged = await staged_tree(tmp_path, content)
-    open_before = len(os.listdir("/proc/self/fd"))
     for steps in range(10_000):
         receiver = TreeReceiver(tmp_path / "head", files=CountingFiles(), threads=threads)
         wire = Wire(receiver.handle)
@@ -223,7 +222,7 @@ async def test_it_can_be_cancelled_anywhere(tmp_path, threads):
                 shutil.rmtree(tmp_path / "head" / name)
     else:
         pytest.fail("it never ended")
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert not open_below(tmp_path)
 
 
 # -- what is wrong -----------------------------------------------------------------------------------------

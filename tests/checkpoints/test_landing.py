@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import errno
-import os
 
 import pytest
 
 from asynctune.checkpoints.landing import Landing
 from asynctune.testing import FaultyFiles
+from tests.checkpoints.travel import open_below
 
 
 @pytest.fixture
@@ -58,12 +58,11 @@ def test_a_whole_file_that_failed_leaves_none(tmp_path, files, landing):
 
 
 def test_nothing_stays_open(tmp_path, files, landing):
-    before = len(os.listdir("/proc/self/fd"))
     for end in (landing.end, landing.close):
         landing.piece(str(tmp_path / "a"), 0o600, 0, b"12")
-        assert len(os.listdir("/proc/self/fd")) == before + 1
+        assert len(open_below(tmp_path)) == 1
         end()
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert not open_below(tmp_path)
     landing.piece(str(tmp_path / "a"), 0o600, 0, b"12")
     files.fail(errno.EIO, on="close")
     with pytest.raises(OSError, match="Input/output"):

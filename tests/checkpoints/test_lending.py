@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.lending import TreeSource
 from asynctune.errors import ConfigError, StorageError
-from tests.checkpoints.travel import write_tree
+from tests.checkpoints.travel import open_below, write_tree
 
 
 @pytest.fixture
@@ -79,13 +77,12 @@ async def test_what_is_no_checkpoint_is_not_lent(tmp_path):
     threads.close()
 
 
-async def test_a_closed_one_reads_nothing(source):
-    open_before = len(os.listdir("/proc/self/fd"))
+async def test_a_closed_one_reads_nothing(source, tmp_path):
     await source.handle("away.list", {"from": 0})
     await source.handle("away.read", {"pieces": [[0, 0, 5]]})
-    assert len(os.listdir("/proc/self/fd")) == open_before + 1
+    assert len(open_below(tmp_path)) == 1
     await source.aclose()
     await source.aclose()
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert not open_below(tmp_path)
     with pytest.raises(StorageError, match="not lent any more"):
         await source.handle("away.list", {"from": 0})

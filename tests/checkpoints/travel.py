@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -105,3 +106,12 @@ async def staged_tree(
 def left_in(trial_dir: Path) -> list[str]:
     """What waits in a trial's directory to be adopted, or was forgotten there."""
     return sorted(path.name for path in trial_dir.iterdir() if path.name.startswith("."))
+
+
+def open_below(root: Path) -> list[str]:
+    """What this process holds open below a directory."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [path for path in found if path.startswith(f"{root}/")]
