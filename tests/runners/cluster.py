@@ -98,7 +98,13 @@ class Cluster:
     """
 
     def __init__(
-        self, *, network: bool = False, head_cpus: int = 0, dead_after_s: int = 3, silent_after_s: int = 10
+        self,
+        *,
+        network: bool = False,
+        head_cpus: int = 0,
+        dead_after_s: int = 3,
+        silent_after_s: int = 10,
+        objects_bytes: int = _OBJECTS_BYTES,
     ) -> None:
         """Make one that is not started.
 
@@ -114,6 +120,7 @@ class Cluster:
         self.nodes: dict[str, Node] = {}
         self._network = network
         self._head_cpus = head_cpus
+        self._objects_bytes = objects_bytes
         self._numbers = itertools.count(
             1 if network else 2
         )  # Ray takes 127.0.0.1 for the machine's other address
@@ -288,7 +295,7 @@ class Cluster:
                 self._join(name, ip, node.pid)
             command = [sys.executable, "-c", _RAY, "start", "--block", *options]
             command += [f"--node-ip-address={ip}", f"--node-name={name}", f"--temp-dir={own}"]
-            command += [f"--object-store-memory={_OBJECTS_BYTES}", "--disable-usage-stats"]
+            command += [f"--object-store-memory={self._objects_bytes}", "--disable-usage-stats"]
             command += [
                 "--min-worker-port=0",
                 "--max-worker-port=0",
