@@ -61,6 +61,9 @@ class _Run:
         self.marker = os.path.join(task.trial_dir, f"{STAGED_PREFIX}marker-{secrets.token_hex(8)}")
         self.inbox: asyncio.Queue[tuple[TrialReport, asyncio.Future[Any]] | None] = asyncio.Queue()
         self.decision: Decision = CONTINUE
+        self.real_dir = ""
+        self.claimed: set[str] = set()
+        """Directories that the agent has staged beside the trial and told of; others are nobody's."""
 
 
 class AgentHandle:
@@ -142,7 +145,7 @@ class AgentHandle:
         """
         run = self._run = _Run(f"{self.agent_id}.{next(self._numbers)}", task, report)
         period_s = None if settings["sync_on_checkpoint"] else settings["sync_period_s"]
-        self._arrivals = Arrivals(self.peer, task.trial_id, period_s)
+        self._arrivals = Arrivals(self.peer, task.trial_id, period_s, run.claimed)
         self._receiver = TreeReceiver(task.trial_dir, threads=self._threads)
         self._source = None
         if task.checkpoint is not None and task.checkpoint.path is not None:
@@ -165,7 +168,7 @@ class AgentHandle:
         finally:
             self._run = None
             await asyncio.to_thread(_remove, run.marker)
-            await self._receiver.aclose()
+            await self._receiver.aclose(claimed=run.claimed)
             await self._files.aclose()
             if self._source is not None:
                 await self._source.aclose()
@@ -173,7 +176,7 @@ class AgentHandle:
     async def _run_to_its_end(self, run: _Run) -> None:
         try:
             packed = packed_task(run.task)
-            await asyncio.to_thread(_make, run.marker)
+            run.real_dir = await asyncio.to_thread(_make, run.marker)
         except OSError as error:
             raise TrialFailedError(f"cannot write to {run.task.trial_dir}: {error}") from error
         running = asyncio.ensure_future(
@@ -273,12 +276,13 @@ class AgentHandle:
         if isinstance(told, Mapping) and "waits" in told:
             assert self._arrivals is not None
             checkpoint = self._arrivals.promised(told)
-        elif told is not None and os.path.dirname(str(told.get("path"))) != os.path.realpath(
-            run.task.trial_dir
-        ):
-            raise ConfigError(
-                f"{self.peer.name} staged a checkpoint at {told.get('path')!r:.200}, not beside its trial"
-            )
+        elif told is not None:
+            path = str(told.get("path"))
+            if os.path.dirname(path) != run.real_dir:
+                raise ConfigError(
+                    f"{self.peer.name} staged a checkpoint at {path!r:.200}, not beside its trial"
+                )
+            run.claimed.add(path)
         return TrialReport(metrics=arguments["metrics"], checkpoint=checkpoint, move=True)
 
     # -- the end -------------------------------------------------------------------------------------------
@@ -317,8 +321,10 @@ async def _answer(run: _Run, report: TrialReport, answer: asyncio.Future[Any]) -
         answer.set_result({"decision": decision})
 
 
-def _make(path: str) -> None:
+def _make(path: str) -> str:
+    """Make an empty file; the directory that it is in, without symbolic links."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    return os.path.realpath(os.path.dirname(path))
 
 
 def _remove(path: str) -> None:

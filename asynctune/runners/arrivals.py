@@ -30,12 +30,14 @@ class Arrivals:
         peer: The agent.
         trial_id: Whose they are, for messages.
         period_s: With what comes late: seconds between two rounds. `None`: nothing comes late.
+        claimed: Gets the path of each that has come home.
     """
 
-    def __init__(self, peer: Peer, trial_id: str, period_s: float | None) -> None:
+    def __init__(self, peer: Peer, trial_id: str, period_s: float | None, claimed: set[str]) -> None:
         self._peer = peer
         self._trial_id = trial_id
         self._period_s = period_s
+        self._claimed = claimed
         self._round = asyncio.get_running_loop().time()
         self._unsettled: set[int] = set()
         self._under_way = 0
@@ -79,7 +81,9 @@ class Arrivals:
     ) -> StagedCheckpoint | InBucket | None:
         arguments: dict[str, Any] = {"waits": number, "in_s": self._next_round_s()}
         if manifest is None:
-            return StagedCheckpoint.from_value(await self._peer.call("bring", arguments))
+            staged = StagedCheckpoint.from_value(await self._peer.call("bring", arguments))
+            self._claimed.add(staged.path)
+            return staged
         encoded = await asyncio.to_thread(_named, manifest, place)
         await self._peer.call("upload", {**arguments, "directory": place.directory, "manifest": encoded})
         return InBucket(encoded)
