@@ -306,7 +306,8 @@ class Driver:
         """Commit what a report brings; one that is late is only begun."""
         if is_late(report):
             assert self._tasks is not None
-            await self._late.begin(self._tasks, trial_id, report)
+            self._late.begin(self._tasks, trial_id, report)
+            await asyncio.sleep(0)  # before it is answered, and can report more
         elif (made := await commit_checkpoint(self._store, trial_id, report)) is not None:
             await self._committed(trial_id, made)
 

@@ -49,8 +49,8 @@ class LateCheckpoints:
         self._under_way: dict[str, set[asyncio.Task[None]]] = {}
         self._lacking: set[str] = set()
 
-    async def begin(self, tasks: asyncio.TaskGroup, trial_id: str, report: TrialReport) -> None:
-        """Begin to commit one, as of this report; its step is promised when this returns.
+    def begin(self, tasks: asyncio.TaskGroup, trial_id: str, report: TrialReport) -> None:
+        """Begin to commit one: its metrics and its step are those of the next turn of the loop.
 
         Args:
             tasks: Where its task belongs to.
@@ -60,7 +60,6 @@ class LateCheckpoints:
         task = tasks.create_task(self._commit(trial_id, report))
         self._under_way.setdefault(trial_id, set()).add(task)
         task.add_done_callback(lambda task: self._ended(trial_id, task))
-        await asyncio.sleep(0)  # it begins: the trial is asked for its metrics before it reports more
 
     async def over(self, trial_id: str) -> bool:
         """Wait for those of a trial whose runner has returned, which ends them soon, in one way or another.

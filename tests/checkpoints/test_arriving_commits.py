@@ -337,6 +337,46 @@ async def test_a_bucket_that_is_away_for_a_moment_is_asked_again(bucket):
     assert (await adopt(bucket, brings, step=1)).step == 1
 
 
+async def test_a_bucket_that_is_away_does_not_hold_up_the_close(tmp_path):
+    async with BucketRoom(tmp_path / "exp", clock=SystemClock()) as room:
+        await room.catalog.reconcile([])
+        brings = worker(room)
+
+        async def last(place):
+            came = await brings.made(place)
+            room.storage.fail(StorageError("away", retryable=True), on="read", lasting=True)
+            return came
+
+        brings.make = last
+        task = adopt(room, brings, step=1)
+        while brings.ended == "not":  # noqa: ASYNC110 - nothing else tells of it
+            await asyncio.sleep(0.001)
+        await quiet()
+        assert not task.done()
+        async with asyncio.timeout(10):
+            await room.catalog.aclose()
+        with pytest.raises(StorageError, match="away"):
+            await task
+        assert room.states() == {}
+        assert room.names() == []
+
+
+async def test_unfinished_parts_are_taken_back_too(bucket):
+    brings = worker(bucket)
+
+    async def last(place):
+        came = await brings.made(place)
+        await bucket.storage.begin_upload(f"{place.directory}/model.bin", size_bytes=99, part_bytes=50)
+        return came
+
+    brings.make = last
+    bucket.sink.put_error = FencedError("another opening owns it")
+    with pytest.raises(FencedError):
+        await adopt(bucket, brings, step=1)
+    assert bucket.names() == []
+    assert not bucket.held.uploads
+
+
 async def test_what_it_raises_passes(bucket):
     brings = worker(bucket)
     brings.error = ConnectionResetError("the node is gone")

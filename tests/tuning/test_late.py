@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ async def test_a_trial_goes_on_meanwhile_and_its_end_waits(tmp_path):
     await remote.goes_on.wait()
     await quiet()
     assert hears.events == [1, 2, 3]
-    assert await states(tmp_path / "exp") == ("RUNNING", [])
+    assert not running.done()
     assert len(remote.workers[0].places) == 1
     assert not remote.workers[1].places, "in order"
     for worker in reversed(remote.workers):
@@ -245,6 +246,7 @@ async def test_the_next_start_waits_for_what_comes(tmp_path):
 @pytest.mark.parametrize("is_over", [True, False], ids=["over", "running"])
 async def test_a_disk_that_fails_ends_the_experiment(tmp_path, monkeypatch, is_over):
     async def fails(store, *args, **how):
+        await asyncio.sleep(0.05)
         raise StorageError("cannot adopt", operation="write") from OSError(errno.EIO, "broken")
 
     async def life(remote, task, report):
@@ -300,6 +302,35 @@ async def test_who_is_asked_to_stop_waits_for_nothing(tmp_path):
         await asyncio.wait([running])
     assert running.cancelled()
     assert isinstance(remote.workers[1].ended, asyncio.CancelledError)
+    assert await states(tmp_path / "exp") == ("PENDING", [1])
+
+
+async def test_a_signal_does_not_wait_for_what_hangs(tmp_path):
+    async def life(remote, task, report):
+        await report(row(1, remote.made(task)))
+        asyncio.get_running_loop().call_later(0.05, signal.raise_signal, signal.SIGINT)
+
+    remote = Remote(tmp_path, life)
+    async with asyncio.timeout(20):
+        with pytest.raises(KeyboardInterrupt):
+            await tuner(tmp_path, remote).fit()
+    assert isinstance(remote.workers[0].ended, asyncio.CancelledError)
+    assert await states(tmp_path / "exp") == ("PENDING", [])
+
+
+async def test_the_driver_waits_for_late_ones_of_a_trial_that_it_cancels(tmp_path):
+    """The runner has ended it, and what it still brings is the trial's newest checkpoint."""
+
+    async def life(remote, task, report):
+        await report(row(1, remote.made(task)))
+        asyncio.get_running_loop().call_later(0.05, signal.raise_signal, signal.SIGINT)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            asyncio.get_running_loop().call_later(0.05, remote.workers[0].may_go.set)
+
+    with pytest.raises(KeyboardInterrupt):
+        await tuner(tmp_path, Remote(tmp_path, life)).fit()
     assert await states(tmp_path / "exp") == ("PENDING", [1])
 
 
