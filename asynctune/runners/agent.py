@@ -88,7 +88,12 @@ class _Agent:
     def __init__(self, order: Order, node: str) -> None:
         self._order = order
         self._node = node
-        self._peer = Peer(self._handle, name="the driver", lost_after_s=order.lost_after_s)
+        self._peer = Peer(
+            self._handle,
+            name="the driver",
+            lost_after_s=order.lost_after_s,
+            renew_after_s=order.lost_after_s / 3,
+        )
         self._directory = NodeDirectory(order.worker_dir, order.agent_id)
         self._hello = b""
         self._settings = Settings()
@@ -124,7 +129,7 @@ class _Agent:
                 )
             except StrangerError as error:
                 self._peer.close(f"does not want this agent: {error}")
-            except (OSError, TimeoutError):
+            except OSError:  # TimeoutError included
                 await asyncio.sleep(_AGAIN_S)
             else:
                 self._peer.attach(reader, writer)

@@ -110,7 +110,7 @@ def length_of(head: bytes | bytearray, limit: int = MAX_FRAME_BYTES) -> int:
     return int(length)
 
 
-def message_of(data: bytes) -> Any:
+def message_of(data: bytes | bytearray) -> Any:
     """The message in the bytes of a frame.
 
     Raises:

@@ -100,7 +100,7 @@ class Listener:
         try:
             async with asyncio.timeout(_GREETING_S):
                 agent_id = await self._greet(reader, writer)
-        except (StrangerError, FrameError, OSError, asyncio.IncompleteReadError, TimeoutError) as error:
+        except (StrangerError, FrameError, OSError, asyncio.IncompleteReadError, ValueError) as error:
             logger.debug("a connection was refused: %s", error)
             writer.transport.abort()
         except asyncio.CancelledError:
@@ -133,9 +133,8 @@ async def dial(
     """The agent's end: call the driver; the streams of a connection whose other end has proved itself.
 
     Raises:
-        OSError: Nobody answers there.
+        OSError: Nobody answers there, or hangs up, or says nothing: it may later.
         StrangerError: Whoever answers is not the driver, or does not expect this agent.
-        TimeoutError: It does not say anything.
     """
     async with asyncio.timeout(_GREETING_S):
         reader, writer = await asyncio.open_connection(host, port, limit=BUFFER_BYTES)
@@ -154,9 +153,14 @@ async def dial(
                 proved, _proof(secret, b"driver", ours, theirs, agent_id)
             ):
                 raise StrangerError(str(answer.get("no") or "whoever answers does not know the secret"))
-        except (FrameError, asyncio.IncompleteReadError) as error:
+        except asyncio.IncompleteReadError as error:
             writer.transport.abort()
-            raise StrangerError(f"the driver hung up: {error}") from error
+            raise ConnectionResetError(f"{host}, port {port}, hung up") from error
+        except FrameError as error:
+            writer.transport.abort()
+            raise StrangerError(
+                f"whoever answers at {host}, port {port}, is no driver of this asynctune"
+            ) from error
         except BaseException:
             writer.transport.abort()
             raise

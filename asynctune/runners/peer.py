@@ -18,15 +18,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from asynctune.errors import (
-    AsynctuneError,
-    AuthenticationError,
-    ConfigError,
-    NotFoundError,
-    StorageError,
-    TrialFailedError,
-)
 from asynctune.runners.frames import FrameError, frame, length_of, message_of
+from asynctune.runners.told_errors import raised, told
 from asynctune.storage.budget import ByteBudget
 
 __all__ = ["Handler", "Peer", "PeerLostError"]
@@ -41,10 +34,6 @@ BUFFER_BYTES: Final = 1 << 20
 
 _BULK_BYTES: Final = 64 * 1024
 _HEAD_BYTES: Final = 4
-_KINDS: Final[dict[str, type[AsynctuneError]]] = {
-    each.__name__: each
-    for each in (ConfigError, TrialFailedError, StorageError, AuthenticationError, NotFoundError)
-}
 
 
 class PeerLostError(ConnectionError):
@@ -69,13 +58,13 @@ class Peer:
     """One end. `run` serves it until the other end is lost or `close` is called; somebody owns that task.
 
     Args:
-        handle: Answers the other end's calls; several at a time. What it raises is raised there: an `AsynctuneError`
-            of a few kinds as itself, anything else as a `TrialFailedError`.
+        handle: Answers the other end's calls; several at a time. What it raises is raised there, see `told_errors`.
         name: Who the other end is, for messages.
         lost_after_s: Without a sign of life for so long it is lost. Counted in looks, not read from a clock: who was
             suspended blames nobody.
         back_within_s: How long a connection that broke may take to come back.
         waits_first: Until the other end has connected for the first time, it may take as long as it likes.
+        renew_after_s: With a connection that says nothing for so long, another one is tried: for the end that can.
         look_s: Seconds between two looks, and two signs of life of this end.
         budget: What large messages take from; may be shared by many.
     """
@@ -88,6 +77,7 @@ class Peer:
         lost_after_s: float,
         back_within_s: float = 20.0,
         waits_first: bool = False,
+        renew_after_s: float | None = None,
         look_s: float = 1.0,
         budget: ByteBudget | None = None,
     ) -> None:
@@ -95,15 +85,20 @@ class Peer:
         self._handle = handle
         self._lost_after_s = lost_after_s
         self._back_within_s = min(back_within_s, lost_after_s)
+        self._renew_after_s = renew_after_s
         self._look_s = min(look_s, lost_after_s / 4)
         self._budget = ByteBudget(64 << 20) if budget is None else budget
         self._connection: _Connection | None = None
         self._changed = asyncio.Event()
+        self._over = asyncio.Event()
         self._detached = asyncio.Event()
         self._detached.set()
         self._closed: str | None = None
         self._waits = waits_first
+        self._renews = False
         self._heard = 0
+        self._reads = True  # no room for what it sends: then its silence is not its own
+        self._held: set[AsyncExitStack] = set()
         self._next_call = 1
         self._calls: dict[int, _Call] = {}
         self._answering: set[int] = set()
@@ -126,13 +121,13 @@ class Peer:
     def attach(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Go on over this connection, whose other end has shown who it is; the one before, if any, ends."""
         if self._closed is not None:
-            writer.close()
+            writer.transport.abort()
             return
         if self._connection is not None:
-            self._connection.writer.close()
+            self._connection.writer.transport.abort()
         self._connection = _Connection(reader, writer)
         self._heard += 1
-        self._waits = False
+        self._waits = self._renews = False
         self._detached.clear()
         self._changed.set()
         for call in self._calls.values():  # in order; of what is answered already, the answer comes again
@@ -147,10 +142,10 @@ class Peer:
         if self._closed is not None:
             return
         self._closed = why
-        self._changed.set()
+        self._over.set()
         self._detached.set()
         if self._connection is not None:
-            self._connection.writer.close()
+            self._connection.writer.transport.abort()  # closed politely, it would wait for who does not read
         for call in self._calls.values():
             if not call.answer.done():
                 call.answer.set_exception(PeerLostError(f"{self.name} {why}"))
@@ -161,6 +156,11 @@ class Peer:
 
     async def call(self, op: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """Ask the other end, and wait for its answer. Cancelled, the answer is not waited for.
+
+        Args:
+            op: What is asked. One with a dot in its name moves bytes and is answered soon: until then it counts
+                against the other end's budget.
+            arguments: A msgpack value.
 
         Raises:
             PeerLostError: The other end is lost; what was asked may have been done.
@@ -198,104 +198,159 @@ class Peer:
         """Serve the other end until it is lost or `close` is called; calls of its that are being answered then end."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                watching = tasks.create_task(self._watch())
-                while self._closed is None:
-                    self._changed.clear()
-                    if self._connection is not None:
-                        await self._serve(self._connection, tasks)
-                    if self._connection is None and self._closed is None:
-                        await self._changed.wait()
-                watching.cancel()
+                tasks.create_task(self._watch())
+                tasks.create_task(self._serve_all(tasks))
+                await self._over.wait()
                 raise _EndError
         except* _EndError:
             pass
         finally:
             self.close("was given up")
+            for stack in list(self._held):  # of calls that nobody has begun to answer
+                await self._let_go(stack)
             if self._connection is not None:
                 await _closed(self._connection.writer)
                 self._connection = None
 
+    async def _serve_all(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            self._changed.clear()
+            if self._connection is not None:
+                await self._serve(self._connection, tasks)
+            else:
+                await self._changed.wait()
+
     async def _serve(self, connection: _Connection, tasks: asyncio.TaskGroup) -> None:
         try:
             while True:
-                stack = AsyncExitStack()
-                try:
-                    message = await self._receive(connection.reader, stack)
-                    self._take(message, stack, tasks)
-                except BaseException:
-                    await stack.aclose()
-                    raise
+                await self._take(await self._receive(connection.reader), tasks)
         except (asyncio.IncompleteReadError, OSError):
             pass  # it broke, or was replaced
         except FrameError as error:
             logger.warning("%s sent what cannot be read, and has to connect again: %s", self.name, error)
-        if self._connection is connection:
-            self._connection = None
-            self._detached.set()
-        await _closed(connection.writer)
+        finally:
+            if self._connection is connection:
+                self._connection = None
+                self._detached.set()
+            await _closed(connection.writer)
 
-    async def _receive(self, reader: asyncio.StreamReader, stack: AsyncExitStack) -> Mapping[str, Any]:
+    async def _receive(self, reader: asyncio.StreamReader) -> tuple[Mapping[str, Any], AsyncExitStack]:
         size = length_of(await reader.readexactly(_HEAD_BYTES))
         self._heard += 1
-        if size > _BULK_BYTES:
-            await stack.enter_async_context(self._budget.take(size))
-        message = message_of(await reader.readexactly(size))
-        self._heard += 1
-        if not isinstance(message, Mapping):
-            raise FrameError(f"{message!r:.80} makes no sense")
-        return message
+        stack = AsyncExitStack()
+        self._held.add(stack)
+        try:
+            if size > _BULK_BYTES:
+                self._reads = False
+                try:
+                    await stack.enter_async_context(self._budget.take(size))
+                finally:
+                    self._reads = True
+            message = message_of(await self._body(reader, size))
+            if not isinstance(message, Mapping):
+                raise FrameError(f"{message!r:.80} makes no sense")
+        except BaseException:
+            await self._let_go(stack)
+            raise
+        return message, stack
 
-    def _take(self, message: Mapping[str, Any], stack: AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
+    async def _body(self, reader: asyncio.StreamReader, size: int) -> bytes | bytearray:
+        """So many bytes; each part is a sign of life."""
+        body = bytearray()
+        while len(body) < size:
+            part = await reader.read(min(size - len(body), BUFFER_BYTES))
+            if not part:
+                raise asyncio.IncompleteReadError(bytes(body), size)
+            body += part
+            self._heard += 1
+        return body
+
+    async def _take(
+        self, received: tuple[Mapping[str, Any], AsyncExitStack], tasks: asyncio.TaskGroup
+    ) -> None:
+        message, stack = received
         if isinstance(has := message.get("has"), int) and has > self._forgotten:
             self._forgotten = has
             for number in [number for number in self._answers if number < has]:
                 del self._answers[number]
         match message:
             case {"call": int(number), "op": str(op), "with": dict(arguments)}:
-                tasks.create_task(self._answer(number, op, arguments, stack))
+                if "." in op:
+                    tasks.create_task(self._answer(number, op, arguments, stack))
+                    return
+                # It may take long: others need the budget for it to end.
+                await self._let_go(stack)
+                tasks.create_task(self._answer(number, op, arguments))
                 return
             case {"answer": int(number)}:
                 call = self._calls.get(number)
                 if call is not None and not call.answer.done():
-                    _settle(call.answer, message)
-        tasks.create_task(stack.aclose())
+                    if "error" in message:
+                        call.answer.set_exception(raised(message["error"]))
+                    else:
+                        call.answer.set_result(message.get("value"))
+        await self._let_go(stack)
+
+    async def _let_go(self, stack: AsyncExitStack) -> None:
+        self._held.discard(stack)
+        await stack.aclose()
 
     async def _answer(
-        self, number: int, op: str, arguments: Mapping[str, Any], stack: AsyncExitStack
+        self, number: int, op: str, arguments: Mapping[str, Any], stack: AsyncExitStack | None = None
     ) -> None:
-        async with stack:
+        try:
             if number < self._forgotten or number in self._answering:
                 return  # it comes again, over a new connection
             said = self._answers.get(number)
             if said is None:
                 self._answering.add(number)
                 try:
-                    said = self._answers[number] = await self._said(number, op, arguments)
+                    said = await self._said(number, op, arguments)
                 finally:
                     self._answering.discard(number)
+                if number >= self._forgotten:
+                    self._answers[number] = said
+        finally:
+            if stack is not None:
+                await self._let_go(stack)
         await self._send(said)
 
     async def _said(self, number: int, op: str, arguments: Mapping[str, Any]) -> bytes:
         try:
             value = await self._handle(op, arguments)
             return frame({"answer": number, "value": value}, f"the answer to {op!r}")
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return frame(
+                {"answer": number, "error": told(error)}
+            )  # what it waited for was given up, not this
         except Exception as error:  # noqa: BLE001 - whoever asked is told
-            return frame({"answer": number, "error": _told(error)})
+            return frame({"answer": number, "error": told(error)})
 
     async def _watch(self) -> None:
         """Give signs of life, and look for those of the other end."""
-        heard, quiet_s = -1, 0.0
+        heard, quiet_s, away_s = -1, 0.0, 0.0
         while self._closed is None:
             await asyncio.sleep(self._look_s)
             connection = self._connection
             if connection is not None and not connection.writer.transport.get_write_buffer_size():
                 connection.writer.write(frame({"beat": 1, "has": self._has()}))
-            quiet_s = quiet_s + self._look_s if heard == self._heard and not self._waits else 0.0
+            is_quiet = heard == self._heard and self._reads and not self._waits
+            quiet_s = quiet_s + self._look_s if is_quiet else 0.0
+            away_s = away_s + self._look_s if is_quiet and connection is None and not self._renews else 0.0
             heard = self._heard
-            if connection is None and quiet_s >= self._back_within_s:
-                self.close(f"has closed its connection, and did not come back for {quiet_s:g} s")
+            if away_s >= self._back_within_s:
+                self.close(f"has closed its connection, and did not come back for {away_s:g} s")
             elif quiet_s >= self._lost_after_s:
                 self.close(f"has given no sign of life for {quiet_s:g} s")
+            elif (
+                connection is not None and self._renew_after_s is not None and quiet_s >= self._renew_after_s
+            ):
+                # It may be of no use: what lies between two machines forgets connections, and tells nobody.
+                self._renews = True
+                connection.writer.transport.abort()
 
 
 class _EndError(Exception):
@@ -307,39 +362,3 @@ async def _closed(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
-
-
-def _told(error: Exception) -> dict[str, Any]:
-    """An exception as a value."""
-    kind = type(error).__name__ if type(error).__name__ in _KINDS else ""
-    if isinstance(error, StorageError):
-        return {
-            "kind": kind or "StorageError",
-            "text": str(error),
-            "operation": error.operation,
-            "key": error.key,
-            "retryable": error.retryable,
-        }
-    if isinstance(error, ConfigError):
-        kind = "ConfigError"
-    text = str(error) if isinstance(error, AsynctuneError) else f"{type(error).__name__}: {error}"
-    return {"kind": kind or "TrialFailedError", "text": text}
-
-
-def _settle(answer: asyncio.Future[Any], message: Mapping[str, Any]) -> None:
-    told = message.get("error")
-    if told is None:
-        answer.set_result(message.get("value"))
-        return
-    kind = _KINDS.get(str(told.get("kind")), TrialFailedError)
-    if issubclass(kind, StorageError):
-        answer.set_exception(
-            kind(
-                str(told.get("text")),
-                operation=str(told.get("operation")),
-                key=told.get("key"),
-                retryable=bool(told.get("retryable")),
-            )
-        )
-    else:
-        answer.set_exception(kind(str(told.get("text"))))
