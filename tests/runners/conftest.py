@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Final
 
@@ -51,10 +52,13 @@ def session_cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def cluster(session_cluster: Cluster) -> Cluster:
+def cluster(session_cluster: Cluster) -> Iterator[Cluster]:
     """A head and two nodes with files of their own, all of them well when a test begins."""
     session_cluster.ensure(NODES)
-    return session_cluster
+    yield session_cluster
+    # Ray ends a process whose cluster is gone, and that is this one.
+    if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")
