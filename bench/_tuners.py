@@ -32,7 +32,7 @@ from asynctune import (
     uniform,
 )
 
-__all__ = ["REPORTS", "WORKERS", "Inline", "OptunaThreads", "Processes", "RayTune"]
+__all__ = ["REPORTS", "WORKERS", "Inline", "OptunaThreads", "Processes", "RayTune", "files_of"]
 
 REPORTS: Final = 5
 WORKERS: Final = 2
@@ -79,7 +79,7 @@ class _Asynctune:
         stats = tuner.stats()
         assert stats is not None
         assert results.num_terminated == trials
-        written = await asyncio.to_thread(_files, Path(place), trials)
+        written = await asyncio.to_thread(files_of, Path(place), trials)
         return written | {
             "seconds": seconds,
             "checkpoint_seconds": stats.checkpoint_seconds,
@@ -105,7 +105,7 @@ class Processes(_Asynctune):
         return self._made(_function, ProcessRunner(WORKERS), place, trials)
 
 
-def _files(place: Path, trials: int) -> dict[str, Any]:
+def files_of(place: Path, trials: int, reports: int = REPORTS) -> dict[str, Any]:
     """Count the files, and refuse to go on where something is missing."""
     names = ("params.json", "result.json", "progress.csv")
     found = {name: sorted(place.rglob(name)) for name in names}
@@ -113,8 +113,8 @@ def _files(place: Path, trials: int) -> dict[str, Any]:
         if len(paths) != trials:
             raise RuntimeError(f"{len(paths)} files {name} instead of {trials}")
     rows = sum(path.read_bytes().count(b"\n") for path in found["result.json"])
-    if rows != trials * REPORTS:
-        raise RuntimeError(f"{rows} rows instead of {trials * REPORTS}")
+    if rows != trials * reports:
+        raise RuntimeError(f"{rows} rows instead of {trials * reports}")
     return {"files": sum(map(len, found.values())), "rows": rows}
 
 
@@ -124,16 +124,39 @@ def _files(place: Path, trials: int) -> dict[str, Any]:
 class RayTune:
     """`ray.tune.Tuner` on a cluster of two CPUs that was started before."""
 
+    _temporary: tempfile.TemporaryDirectory[str] | None = None
+
     async def prepare(self, directory: str) -> dict[str, Any]:
         os.environ |= {
-            "RAY_AUTH_MODE": "disabled",
             "RAY_AIR_NEW_OUTPUT": "0",
             "RAY_DEDUP_LOGS": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
             "TUNE_RESULT_BUFFER_LENGTH": str(REPORTS),
         }
+        self.join()
+        self._trainable = self.trainable()
+        await self.measure(str(Path(directory, "warm-up")), _WARM_UP)
+        return {}
+
+    def join(self) -> None:
+        """Have a cluster."""
+        os.environ["RAY_AUTH_MODE"] = "disabled"
         import ray  # noqa: PLC0415 - only this child pays for it
+
+        # Not in the scratch directory: the names of its sockets have to be short.
+        self._temporary = tempfile.TemporaryDirectory(prefix="ray-")
+        ray.init(
+            num_cpus=WORKERS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=200 * 2**20,
+            _temp_dir=self._temporary.name,
+        )
+
+    def trainable(self) -> Any:
+        """What is run."""
         from ray import tune  # noqa: PLC0415
 
         class Step(tune.Trainable):  # type: ignore[misc]
@@ -147,23 +170,10 @@ class RayTune:
             def step(self) -> dict[str, Any]:
                 return {"loss": self.x / (self.iteration + 1)}
 
-        self._tune = tune
-        self._trainable = Step
-        # Not in the scratch directory: the names of its sockets have to be short.
-        self._temporary = tempfile.TemporaryDirectory(prefix="ray-")
-        ray.init(
-            num_cpus=WORKERS,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=200 * 2**20,
-            _temp_dir=self._temporary.name,
-        )
-        await self.measure(str(Path(directory, "warm-up")), _WARM_UP)
-        return {}
+        return Step
 
-    async def measure(self, place: str, trials: int) -> dict[str, Any]:
-        tune = self._tune
+    async def measure(self, place: str, trials: int, reports: int = REPORTS) -> dict[str, Any]:
+        from ray import tune  # noqa: PLC0415
         from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback  # noqa: PLC0415
 
         tuner = tune.Tuner(
@@ -173,7 +183,7 @@ class RayTune:
             run_config=tune.RunConfig(
                 name=Path(place).name,
                 storage_path=str(Path(place).parent),
-                stop={"training_iteration": REPORTS},
+                stop={"training_iteration": reports},
                 callbacks=[JsonLoggerCallback(), CSVLoggerCallback()],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 verbose=0,
@@ -184,13 +194,15 @@ class RayTune:
         seconds = time.perf_counter() - start
         if len(results) != trials or results.errors:
             raise RuntimeError(f"Ray Tune ran {len(results)} trials, {len(results.errors)} of them failed")
-        return _files(Path(place), trials) | {"seconds": seconds}
+        spent = [result.metrics.get("seconds", 0.0) / max(1, reports - 1) for result in results]
+        return files_of(Path(place), trials, reports) | {"seconds": seconds, "per_report": spent}
 
     async def close(self) -> None:
         import ray  # noqa: PLC0415
 
         ray.shutdown()
-        self._temporary.cleanup()
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
 
 class OptunaThreads:

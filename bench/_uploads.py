@@ -40,7 +40,21 @@ from asynctune.checkpoints.records import CheckpointRecord
 from asynctune.storage.transfer import Transfer
 from asynctune.storage.uri import open_storage, parse_uri
 
-__all__ = ["BUCKET", "PEERS", "Asynctune", "gateway", "make_tree", "sizes_in", "version_of"]
+__all__ = [
+    "BUCKET",
+    "MANIFEST",
+    "MIXED",
+    "ONE",
+    "PEERS",
+    "SIXTEEN",
+    "SMALL",
+    "Asynctune",
+    "gateway",
+    "make_tree",
+    "sizes_in",
+    "version_of",
+    "workloads",
+]
 
 BUCKET: Final = "bench"
 MANIFEST: Final = ".manifest.json"
@@ -48,6 +62,30 @@ _AT_ONCE: Final = 16
 _REGION: Final = "us-east-1"
 _KEY, _SECRET = "bench-key", "bench-secret"
 _WITHIN_S: Final = 30.0
+_MIB, _KIB = 1 << 20, 1 << 10
+
+ONE, SIXTEEN, SMALL, MIXED = (
+    "1 × 256 MiB",
+    "16 × 16 MiB",
+    "1 000 × 16 KiB",
+    "96 + 2 × 48 MiB + 20 × 20 KiB",
+)
+
+
+def workloads(quick: bool) -> dict[str, dict[str, int]]:
+    """Names and sizes of files; a short run has an eighth of the bytes, or of the files."""
+    less = 8 if quick else 1
+    return {
+        ONE: {"model.bin": 256 * _MIB // less},
+        SIXTEEN: {f"shard-{number:02}.bin": 16 * _MIB for number in range(16 // less)},
+        SMALL: {f"files/{number:04}.bin": 16 * _KIB for number in range(1000 // less)},
+        MIXED: {
+            "model.bin": 96 * _MIB // less,
+            "optimizer/m.bin": 48 * _MIB // less,
+            "optimizer/v.bin": 48 * _MIB // less,
+            **{f"tokenizer/{number:02}.json": 20 * _KIB for number in range(20)},
+        },
+    }
 
 
 def make_tree(path: Path, sizes: dict[str, int]) -> None:

@@ -20,10 +20,11 @@ from _common import cell, machine_line, verdict
 
 _HERE = Path(__file__).parent
 _RESULTS, _README = _HERE / "results.json", _HERE / "README.md"
-# The Tuner's first: they make very many small files, which some filesystems do slowly after others were deleted.
+# Those of trials first: they make very many small files, which some filesystems do slowly after others were deleted.
 _SCRIPTS = (
     "tuner",
     "tuner_load",
+    "cluster",
     "commit",
     "loop_lag",
     "pacing",

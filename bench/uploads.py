@@ -34,40 +34,30 @@ from _common import (
     run,
     scratch,
 )
-from _uploads import BUCKET, PEERS, gateway, make_tree, sizes_in, version_of
+from _uploads import (
+    BUCKET,
+    MIXED,
+    ONE,
+    PEERS,
+    SIXTEEN,
+    SMALL,
+    gateway,
+    make_tree,
+    sizes_in,
+    version_of,
+    workloads,
+)
 
 from asynctune.storage.base import ObjectStorage
 from asynctune.storage.s3 import open_storage
 from asynctune.storage.uri import parse_uri
 from asynctune.storage.values import Directory
 
-_MIB, _KIB = 1 << 20, 1 << 10
+_MIB: Final = 1 << 20
 _OURS: Final = "asynctune"
 _REST_S: Final = 0.5
 
-_ONE, _SIXTEEN, _SMALL, _MIXED = (
-    "1 × 256 MiB",
-    "16 × 16 MiB",
-    "1 000 × 16 KiB",
-    "96 + 2 × 48 MiB + 20 × 20 KiB",
-)
 _AGAIN: Final = "the last, again"
-
-
-def _workloads(quick: bool) -> dict[str, dict[str, int]]:
-    """Names and sizes of files; a short run has an eighth of the bytes, or of the files."""
-    less = 8 if quick else 1
-    return {
-        _ONE: {"model.bin": 256 * _MIB // less},
-        _SIXTEEN: {f"shard-{number:02}.bin": 16 * _MIB for number in range(16 // less)},
-        _SMALL: {f"files/{number:04}.bin": 16 * _KIB for number in range(1000 // less)},
-        _MIXED: {
-            "model.bin": 96 * _MIB // less,
-            "optimizer/m.bin": 48 * _MIB // less,
-            "optimizer/v.bin": 48 * _MIB // less,
-            **{f"tokenizer/{number:02}.json": 20 * _KIB for number in range(20)},
-        },
-    }
 
 
 async def measure(settings: Options) -> Report:
@@ -79,7 +69,7 @@ async def measure(settings: Options) -> Report:
         storage = await open_storage(parse_uri(f"s3://{BUCKET}"), {})
         stack.push_async_callback(storage.aclose)
         await storage._client.create_bucket(Bucket=BUCKET)
-        trees = {"warm-up": {f"{number}": 10_000 for number in range(20)}, **_workloads(settings.quick)}
+        trees = {"warm-up": {f"{number}": 10_000 for number in range(20)}, **workloads(settings.quick)}
         for name, sizes in trees.items():
             await asyncio.to_thread(make_tree, directory / name, sizes)
         clients: dict[str, Child] = {}
@@ -89,7 +79,7 @@ async def measure(settings: Options) -> Report:
             clients[name] = await stack.enter_async_context(child(f"_uploads:{subject}"))
             await clients[name].prepare(warm_up=str(directory / "warm-up"), prefix=f"warm-up/{name}")
         for turn in range(settings.rounds):
-            for work in _workloads(settings.quick):
+            for work in workloads(settings.quick):
                 for name, client in _in_turn(clients, turn):
                     progress(f"round {turn + 1} of {settings.rounds}: {work}, {name}")
                     prefix = f"{turn}/{name}"
@@ -98,7 +88,7 @@ async def measure(settings: Options) -> Report:
                     await asyncio.sleep(_REST_S)
                     found[work, name].append(await client.measure(source=str(source), prefix=prefix))
                     await _check(storage, prefix, source)
-                    if work == _MIXED:
+                    if work == MIXED:
                         again = await client.measure(source=str(source), prefix=prefix, again=True)
                         found[_AGAIN, name].append(again)
                         await _check(storage, prefix, source)
@@ -136,9 +126,9 @@ async def _delete(storage: ObjectStorage, prefix: str) -> None:
 
 
 def _report(settings: Options, found: dict[tuple[str, str], list[dict[str, Any]]]) -> Report:
-    works = [*_workloads(settings.quick), _AGAIN]
-    bytes_of = {work: sum(sizes.values()) for work, sizes in _workloads(settings.quick).items()}
-    bytes_of[_AGAIN] = bytes_of[_MIXED]
+    works = [*workloads(settings.quick), _AGAIN]
+    bytes_of = {work: sum(sizes.values()) for work, sizes in workloads(settings.quick).items()}
+    bytes_of[_AGAIN] = bytes_of[MIXED]
     half = {key: statistics.median(each["seconds"] for each in runs) for key, runs in found.items()}
     rows: list[dict[str, Cell]] = []
     for work in works:
@@ -167,7 +157,7 @@ def _report(settings: Options, found: dict[tuple[str, str], list[dict[str, Any]]
         known = [each for each in ratios if each is not None]
         return max(known) if known else None
 
-    every = (_ONE, _SIXTEEN, _SMALL, _MIXED)
+    every = (ONE, SIXTEEN, SMALL, MIXED)
     versions = [f"{package} {version_of(package) or NOT_INSTALLED}" for _, package in PEERS.values()]
     sent_again = max(each["sent_bytes"] for each in found[_AGAIN, _OURS])
     return Report(
@@ -200,7 +190,7 @@ def _report(settings: Options, found: dict[tuple[str, str], list[dict[str, Any]]
             ),
             Target(
                 what="upload seconds against s5cmd, worst of the two with big files",
-                measured=worst("s5cmd", _ONE, _SIXTEEN),
+                measured=worst("s5cmd", ONE, SIXTEEN),
                 limit=1.2,
                 unit="×",
             ),
