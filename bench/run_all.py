@@ -20,16 +20,17 @@ from _common import cell, machine_line, verdict
 
 _HERE = Path(__file__).parent
 _RESULTS, _README = _HERE / "results.json", _HERE / "README.md"
-# Those of trials first: they make very many small files, which some filesystems do slowly after others were deleted.
+# The Tuner's first: they make very many small files, which some filesystems do slowly after others were deleted; so
+# does the cluster's, minutes later.
 _SCRIPTS = (
     "tuner",
     "tuner_load",
-    "cluster",
     "commit",
     "loop_lag",
     "pacing",
     "opening",
     "memory",
+    "cluster",
     "crash",
     "uploads",
     "upload_lag",
