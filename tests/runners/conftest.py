@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Final
 
 import pytest
@@ -15,9 +15,11 @@ NODES: Final = ("node_b", "node_c")
 FAR_NODES: Final = ("node_b",)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
+    yield  # pytest-randomly shuffles
     # First, so that one worker of pytest-xdist gets them all, and starts the only cluster: each takes an unbroken
-    # part of the list, and what is stolen comes from its end. It runs after pytest-randomly has shuffled.
+    # part of the list, and what is stolen comes from its end.
     items.sort(key=lambda item: not {"session_cluster", "session_far_cluster"} & set(_fixtures_of(item)))
 
 
