@@ -299,7 +299,8 @@ class Driver:
         except (AsynctuneError, SystemExit, KeyboardInterrupt) as error:
             self._end(error)
             await asyncio.Event().wait()  # until this task is cancelled with all others
-        await asyncio.sleep(0)  # a trial that awaits nothing else must not keep the loop to itself
+        # a trial that awaits nothing else must not keep the loop to itself; and a late checkpoint begins
+        await asyncio.sleep(0)
         return run.decision
 
     async def _commit(self, trial_id: str, report: TrialReport) -> None:
@@ -307,7 +308,6 @@ class Driver:
         if is_late(report):
             assert self._tasks is not None
             self._late.begin(self._tasks, trial_id, report)
-            await asyncio.sleep(0)  # before it is answered, and can report more
         elif (made := await commit_checkpoint(self._store, trial_id, report)) is not None:
             await self._committed(trial_id, made)
 

@@ -50,7 +50,7 @@ class LateCheckpoints:
         self._lacking: set[str] = set()
 
     def begin(self, tasks: asyncio.TaskGroup, trial_id: str, report: TrialReport) -> None:
-        """Begin to commit one: its metrics and its step are those of the next turn of the loop.
+        """Begin to commit one: its metrics and its step are taken in the next turn of the loop, before the answer.
 
         Args:
             tasks: Where its task belongs to.

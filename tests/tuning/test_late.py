@@ -26,13 +26,19 @@ from asynctune import (
 from asynctune.checkpoints.arriving import ArrivingCheckpoint
 from asynctune.storage.memory import MemoryStorage
 from asynctune.storage.uri import open_storage
-from asynctune.tuning.late import is_late
+from asynctune.tuning.late import LateCheckpoints, is_late
 from tests.checkpoints.bringing import Worker
 from tests.checkpoints.fakes import read_tree, where
 
 
 async def trainable(config):
     """Is never called: the runner of these tests runs nothing."""
+
+
+@pytest.fixture
+async def store(tmp_path):
+    async with ExperimentStore.open(tmp_path / "exp") as opened:
+        yield opened
 
 
 class Remote:
@@ -117,6 +123,25 @@ def test_only_one_that_says_so_is_late():
     assert is_late(row(1, ArrivingCheckpoint(bring=bring, late=True)))
     assert not is_late(row(1, ArrivingCheckpoint(bring=bring)))
     assert not is_late(row(1))
+
+
+async def test_a_trial_whose_commit_failed_is_not_at_its_end(store):
+    failed: list[BaseException] = []
+
+    async def committed(trial_id, checkpoint):
+        raise AssertionError
+
+    async def bring(place):
+        raise ConfigError("no such thing")
+
+    late = LateCheckpoints(store, committed, failed.append)
+    trial_id = store.add_trial({}).trial_id
+    assert await late.over(trial_id), "there are none"
+    async with asyncio.TaskGroup() as tasks:
+        late.begin(tasks, trial_id, row(1, ArrivingCheckpoint(bring=bring, late=True)))
+        assert not await late.over(trial_id)
+    assert [str(error) for error in failed] == ["no such thing"]
+    assert await late.over(trial_id), "the next start of it begins anew"
 
 
 async def test_a_trial_goes_on_meanwhile_and_its_end_waits(tmp_path):
