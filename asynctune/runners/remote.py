@@ -132,6 +132,9 @@ class RemoteRunner:
         self._threads: DiskThreads | None = None
         self._idle: list[AgentHandle] = []
         self._waiting: deque[asyncio.Future[AgentHandle]] = deque()
+        self._starting: set[asyncio.Task[None]] = set()
+        self._coming = 0
+        """How many agents are being started: never fewer than there are trials that wait."""
         self._all: dict[AgentHandle, asyncio.Task[None]] = {}
         self._in_use = False
         self._closed = True
@@ -198,6 +201,13 @@ class RemoteRunner:
     async def aclose(self) -> None:
         """End all agents: idle ones let go of their `Trainable` object first. Again: does nothing."""
         self._closed = True
+        while self._waiting:
+            self._waiting.popleft().set_exception(ConfigError("the runner was closed"))
+        for starting in self._starting:
+            starting.cancel()
+        if self._starting:
+            await asyncio.wait(self._starting)
+        self._coming = 0
         idle, self._idle = self._idle, []
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -227,47 +237,76 @@ class RemoteRunner:
             await self._end(agent)
         if self._listener is None or self._closed:
             raise ConfigError("the runner was not started: await runner.start(trainable, options) first")
-        # The engine may have no room before another trial has ended, whose agent keeps its room.
         turn: asyncio.Future[AgentHandle] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
-        made = asyncio.ensure_future(self._made(task))
-        taken: asyncio.Future[AgentHandle] | None = None
+        if self._coming < len(self._waiting):
+            self._coming += 1
+            starting = asyncio.create_task(self._start_one(), name="asynctune-agent-start")
+            self._starting.add(starting)
+            starting.add_done_callback(self._starting.discard)
         try:
-            await asyncio.wait({turn, made}, return_when=asyncio.FIRST_COMPLETED)
-            taken = turn if turn.done() else made
-            return taken.result()
+            return await self._told_if_long(turn, task)
+        except TrialFailedError as error:
+            raise TrialFailedError(f"trial {task.trial_id} could not start: {error}") from error
+        except BaseException:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                await self._give_back(turn.result())  # it came in the moment when it was not wanted any more
+            raise
         finally:
-            turn.cancel()
-            made.cancel()
             with suppress(ValueError):
                 self._waiting.remove(turn)
-            await asyncio.wait([made])
-            for left in (turn, made):
-                if left is not taken and not left.cancelled() and left.exception() is None:
-                    await self._give_back(left.result())
+
+    async def _told_if_long(self, turn: asyncio.Future[AgentHandle], task: TrialTask) -> AgentHandle:
+        waited_s = 0.0
+        while not (await asyncio.wait([turn], timeout=_TELL_S))[0]:
+            waited_s += _TELL_S
+            logger.warning(
+                "trial %s has waited for %g s for a place to run: are there machines with the resources that it asks "
+                "for?",
+                task.trial_id,
+                waited_s,
+            )
+        return turn.result()
 
     async def _give_back(self, agent: AgentHandle) -> None:
         """A trial needs it no more: the next one that waits gets it."""
         if self._closed or not agent.is_usable or agent.peer.why_closed is not None:
             await self._end(agent)
             return
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(agent)
-                return
-        self._idle.append(agent)
+        if self._waiting:
+            self._waiting.popleft().set_result(agent)
+        else:
+            self._idle.append(agent)
 
-    async def _made(self, task: TrialTask) -> AgentHandle:
+    async def _start_one(self) -> None:
+        """Start an agent, for whichever trial waits when it is there.
+
+        The engine may have no room for it before others end; the trials use those meanwhile.
+        """
         assert self._listener is not None
         assert self._threads is not None
-        agent = await self._launch(self._listener, self._threads)
+        agent: AgentHandle | None = None
         try:
-            await self._opened(agent, task)
-        except BaseException:
-            await self._end(agent)
-            raise
-        return agent
+            try:
+                agent = await self._launch(self._listener, self._threads)
+                await self._opened(agent)
+            except BaseException:
+                if agent is not None:
+                    await self._end(agent)
+                raise
+        except Exception as error:  # noqa: BLE001 - the trial is told
+            self._coming -= 1
+            self._not_started(error)
+        else:
+            self._coming -= 1
+            await self._give_back(agent)
+
+    def _not_started(self, error: Exception) -> None:
+        """Tell a trial that waits, unless there are enough other agents on their way."""
+        if self._coming < len(self._waiting):
+            self._waiting.popleft().set_exception(error)
+        else:
+            logger.warning("an agent could not be started, and is not missed: %s", error)
 
     async def _launch(self, listener: Listener, threads: DiskThreads) -> AgentHandle:
         order = Order(
@@ -292,30 +331,14 @@ class RemoteRunner:
         listener.expect(order.agent_id, agent.peer)
         return agent
 
-    async def _opened(self, agent: AgentHandle, task: TrialTask) -> None:
+    async def _opened(self, agent: AgentHandle) -> None:
         """Wait until the agent has a place and has called: for as long as the engine has no room."""
-        opening = asyncio.ensure_future(agent.open(self._hello, self._settings))
-        waited_s = 0.0
         try:
-            while not opening.done():
-                await asyncio.wait([opening], timeout=_TELL_S)
-                waited_s += _TELL_S
-                if not opening.done() and not agent.has_connected:
-                    logger.warning(
-                        "trial %s has waited for %g s for a place to run: are there machines with the resources that "
-                        "it asks for?",
-                        task.trial_id,
-                        waited_s,
-                    )
-            await opening
+            await agent.open(self._hello, self._settings)
         except PeerLostError as error:
-            raise TrialFailedError(
-                f"trial {task.trial_id} could not start: {await agent.why(error)}"
-            ) from error
-        finally:
-            opening.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await opening
+            raise TrialFailedError(await agent.why(error)) from error
+        if agent.peer.why_closed is not None:  # since it has answered
+            raise TrialFailedError(f"{agent.peer.name} {agent.peer.why_closed}")
 
     async def _end(self, agent: AgentHandle, *, politely: bool = False) -> None:
         serving = self._all.pop(agent, None)
