@@ -12,6 +12,7 @@ import select
 import shutil
 import signal
 import subprocess
+import time
 
 EVERY_MS = 200
 
@@ -35,7 +36,10 @@ def main() -> int:
                 return os.waitstatus_to_exitcode(ended[1]) or 1
     if order["leftover"] is not None:  # whoever would have removed it is dead
         os.kill(-1, signal.SIGKILL)
-        shutil.rmtree(order["leftover"], ignore_errors=True)
+        tries = 50  # the other nodes may be writing still
+        while os.path.exists(order["leftover"]) and (tries := tries - 1):
+            shutil.rmtree(order["leftover"], ignore_errors=True)
+            time.sleep(0.02)
     return 0
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -59,7 +60,9 @@ class Somewhere:
 def ray(cluster):
     import ray  # noqa: PLC0415 -- 0.4 s for those who need it
 
-    ray.init(cluster.address, log_to_driver=False, configure_logging=False)
+    # In the main thread Ray would take SIGTERM to itself for good.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(ray.init, cluster.address, log_to_driver=False, configure_logging=False).result()
     yield ray
     ray.shutdown()
 
