@@ -189,7 +189,8 @@ class TrialRunner(Protocol):
         Args:
             trainable: See `asynctune.trainable.kind_of`.
             options: `checkpoint_frequency` (int) and `checkpoint_at_end` (bool) for classes; `log_to_file` (bool);
-                `sync_config` (`SyncConfig`) and `storage_options`, for runners on other machines.
+                `sync_config` (`SyncConfig`), `checkpoint_config` (`CheckpointConfig`) and `storage_options`, for
+                runners on other machines.
 
         Raises:
             ConfigError: It cannot run such a trainable, or is in use by another driver. One that raised is not closed.

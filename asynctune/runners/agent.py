@@ -5,7 +5,8 @@ became of it. What a trial writes goes below a directory of this agent's own, un
 gets to the driver then is `bringing`'s. Which trial runs here is the driver's business.
 
 Calls from the driver: `open` (what is run), `run` (one start of a trial; answered at its end), `abort` (end it),
-`bring` and `upload` (a checkpoint that waits here), `bye`. To the driver: `placed`, `report`, and those of `bringing`.
+`bring`, `upload` and `drop` (a checkpoint that waits here), `bye`. To the driver: `placed`, `report`, and those of
+`bringing`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from asynctune.runners.connection import Connection, WorkerLostError
 from asynctune.runners.frames import frame
 from asynctune.runners.meeting import StrangerError, dial
 from asynctune.runners.node_directory import NodeDirectory
-from asynctune.runners.peer import Peer
+from asynctune.runners.peer import Peer, PeerLostError
 from asynctune.runners.spawning import spawn_worker
+from asynctune.runners.told_errors import told
 
 __all__ = ["Order", "run_agent"]
 
@@ -149,6 +151,9 @@ class _Agent:
                 return None
             case "bring" | "upload" if self._bringing is not None:
                 return await self._bringing.bring(op, arguments)
+            case "drop" if self._bringing is not None:
+                await self._bringing.drop(arguments["waits"])
+                return None
             case "bye":
                 await self._end_worker(politely=True)
                 asyncio.get_running_loop().call_later(0.1, self._peer.close, "said good-bye")
@@ -193,9 +198,12 @@ class _Agent:
         except WorkerLostError as error:
             await self._end_worker()
             return {"kind": "failed", "error": f"the worker process of trial {bringing.trial_id} {error}"}
-        except TrialFailedError as error:
+        except PeerLostError:
             await self._end_worker()
-            return {"kind": "failed", "error": str(error)}
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this start that has failed
+            await self._end_worker()
+            return {"kind": "failed", "error": told(error)["text"]}
         except BaseException:
             await self._end_worker()
             raise
@@ -221,12 +229,14 @@ class _Agent:
 
     async def _report(self, message: Mapping[str, Any], run: str, bringing: Bringing) -> dict[str, Any]:
         """What the worker is told."""
+        checkpoint = message["checkpoint"]
         try:
-            checkpoint = message["checkpoint"]
             brought = None if checkpoint is None else await bringing.offer(checkpoint)
             said = {"run": run, "metrics": message["metrics"], "checkpoint": brought}
             answer = await self._peer.call("report", said)
         except ConfigError as error:  # the trial's own mistake, which is raised where it was made
+            if checkpoint is not None:
+                bringing.refused(checkpoint)
             return {"kind": "answer", "error": str(error)}
         decision: Decision = answer["decision"]
         if checkpoint is not None:

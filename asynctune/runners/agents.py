@@ -10,29 +10,25 @@ import asyncio
 import itertools
 import logging
 import os
-import secrets
-import shutil
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Final, Protocol
 
 from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.homecoming import TreeReceiver
 from asynctune.checkpoints.lending import TreeSource
-from asynctune.checkpoints.staging import STAGED_PREFIX
 from asynctune.checkpoints.trial_receiving import FileReceiver
-from asynctune.errors import ConfigError, TrialFailedError
-from asynctune.protocols import CONTINUE, Decision, TrialReport, TrialTask
+from asynctune.errors import AsynctuneError, ConfigError, TrialFailedError
+from asynctune.protocols import CONTINUE, TrialReport, TrialTask
 from asynctune.runners.arrivals import Arrivals
 from asynctune.runners.orders import packed_task
 from asynctune.runners.peer import Peer, PeerLostError
+from asynctune.runners.starts import Report, Start
 from asynctune.storage.budget import ByteBudget
 
 __all__ = ["AgentHandle", "Placement"]
 
 logger = logging.getLogger("asynctune")
-
-Report = Callable[[TrialReport], Awaitable[Decision]]
 
 _ABORT_S: Final = 10.0
 _REASON_S: Final = 5.0
@@ -49,21 +45,6 @@ class Placement(Protocol):
     async def kill(self) -> None:
         """End its process, and whatever it started, at once. Again, or of one that is gone: does nothing."""
         ...
-
-
-class _Run:
-    """One start of a trial."""
-
-    def __init__(self, number: str, task: TrialTask, report: Report) -> None:
-        self.number = number
-        self.task = task
-        self.report = report
-        self.marker = os.path.join(task.trial_dir, f"{STAGED_PREFIX}marker-{secrets.token_hex(8)}")
-        self.inbox: asyncio.Queue[tuple[TrialReport, asyncio.Future[Any]] | None] = asyncio.Queue()
-        self.decision: Decision = CONTINUE
-        self.real_dir = ""
-        self.claimed: set[str] = set()
-        """Directories that the agent has staged beside the trial and told of; others are nobody's."""
 
 
 class AgentHandle:
@@ -98,7 +79,7 @@ class AgentHandle:
         self._stop_grace_s = stop_grace_s
         self._threads = threads
         self._numbers = itertools.count(1)
-        self._run: _Run | None = None
+        self._run: Start | None = None
         self._arrivals: Arrivals | None = None
         self._receiver: TreeReceiver | None = None
         self._source: TreeSource | None = None
@@ -120,7 +101,11 @@ class AgentHandle:
 
     async def _watch(self) -> None:
         """Whoever is told by the engine that its process is gone need not wait for it to come back."""
-        why = await self.placement.ended()
+        try:
+            why = await self.placement.ended()
+        except Exception as error:
+            logger.exception("%s: its engine cannot say what became of it", self.peer.name)
+            why = f"is out of sight of its engine: {error}"
         self.peer.close(why)
 
     async def open(self, hello: bytes, settings: Mapping[str, Any]) -> None:
@@ -136,68 +121,91 @@ class AgentHandle:
 
     # -- one trial -----------------------------------------------------------------------------------------
 
-    async def run(self, task: TrialTask, report: Report, settings: Mapping[str, Any]) -> None:
+    async def run(
+        self, task: TrialTask, report: Report, settings: Mapping[str, Any], *, keep: int | None = None
+    ) -> None:
         """Run one start of a trial; cancelling the caller ends it.
+
+        Args:
+            task: What is run.
+            report: Awaited for each report.
+            settings: Those that the agent was opened with.
+            keep: Of checkpoints that come late, how many of the newest are wanted; `None`: all.
 
         Raises:
             TrialFailedError: The trial raised, its worker died or hung, or the node was lost.
             ConfigError: The node does not see the driver's directory, and has to.
         """
-        run = self._run = _Run(f"{self.agent_id}.{next(self._numbers)}", task, report)
-        period_s = None if settings["sync_on_checkpoint"] else settings["sync_period_s"]
-        self._arrivals = Arrivals(self.peer, task.trial_id, period_s, run.claimed)
-        self._receiver = TreeReceiver(task.trial_dir, threads=self._threads)
-        self._source = None
-        if task.checkpoint is not None and task.checkpoint.path is not None:
-            self._source = TreeSource(task.checkpoint.path, threads=self._threads)
-        self._files = FileReceiver(task.trial_dir, threads=self._threads)
-        try:
-            await self._run_to_its_end(run)
-            await self._arrivals.settled()
-        except PeerLostError as error:
-            self.is_usable = False
-            raise TrialFailedError(
-                f"trial {task.trial_id} was lost with its node: {await self.why(error)}"
-            ) from error
-        except TrialFailedError:
-            await self._arrivals.settled()
-            raise
-        except BaseException:
-            await self._abort()
-            raise
-        finally:
-            self._run = None
-            await asyncio.to_thread(_remove, run.marker)
-            await self._receiver.aclose(claimed=run.claimed)
-            await self._files.aclose()
-            if self._source is not None:
-                await self._source.aclose()
-
-    async def _run_to_its_end(self, run: _Run) -> None:
-        try:
-            packed = packed_task(run.task)
-            run.real_dir = await asyncio.to_thread(_make, run.marker)
-        except OSError as error:
-            raise TrialFailedError(f"cannot write to {run.task.trial_dir}: {error}") from error
-        running = asyncio.ensure_future(
-            self.peer.call(
-                "run", {"run": run.number, "task": packed, "marker": run.marker, "copy": run.task.copy}
+        run = self._run = Start(f"{self.agent_id}.{next(self._numbers)}", task, report)
+        async with AsyncExitStack() as ends:
+            ends.push_async_callback(asyncio.to_thread, run.remove_marker)
+            arrivals = self._arrivals = Arrivals(
+                self.peer,
+                task.trial_id,
+                period_s=None if settings["sync_on_checkpoint"] else settings["sync_period_s"],
+                keep=keep,
+                unasked_s=settings["sync_timeout_s"],
             )
-        )
+            self._receiver = TreeReceiver(task.trial_dir, threads=self._threads)
+            ends.push_async_callback(self._receiver.aclose)
+            self._files = FileReceiver(task.trial_dir, threads=self._threads)
+            ends.push_async_callback(self._files.aclose)
+            self._source = None
+            if task.checkpoint is not None and task.checkpoint.path is not None:
+                self._source = TreeSource(task.checkpoint.path, threads=self._threads)
+                ends.push_async_callback(self._source.aclose)
+            try:
+                await self._run_to_its_end(run, arrivals)
+                await arrivals.settled()
+            except PeerLostError as error:
+                raise await self._lost(task, error) from error
+            except BaseException as error:
+                if not run.has_ended:
+                    await self._abort()
+                if isinstance(error, TrialFailedError):
+                    await arrivals.settled()
+                raise
+            finally:
+                self._run = None
+                arrivals.close()
+                run.refuse()
+
+    async def _lost(self, task: TrialTask, error: PeerLostError) -> TrialFailedError:
+        self.is_usable = False
+        return TrialFailedError(f"trial {task.trial_id} was lost with its node: {await self.why(error)}")
+
+    async def _run_to_its_end(self, run: Start, arrivals: Arrivals) -> None:
+        try:
+            await asyncio.to_thread(run.prepare)
+        except OSError as error:
+            run.has_ended = True  # it never began
+            raise TrialFailedError(f"cannot write to {run.task.trial_dir}: {error}") from error
+        told = {
+            "run": run.number,
+            "task": packed_task(run.task),
+            "marker": run.marker,
+            "copy": run.task.copy,
+        }
+        running = asyncio.ensure_future(self.peer.call("run", told))
         running.add_done_callback(lambda _: run.inbox.put_nowait(None))
         try:
             while (item := await self._next(run)) is not None:
-                await _answer(run, *item)
-            self._judge(run, await running)
-        except ConfigError as error:  # its config cannot be packed
-            if running.done() and running.exception() is error:
+                await run.answer(item, arrivals)
+            if not running.done():
+                return  # it had to be killed
+            run.has_ended = self.peer.why_closed is None
+            try:
+                ended = running.result()
+            except AsynctuneError as error:  # such as a config that cannot be packed
                 raise TrialFailedError(str(error)) from error
-            raise
+            self._judge(run, ended)
         finally:
             running.cancel()
             await asyncio.wait([running])
+            if not running.cancelled():
+                running.exception()  # what was raised first is told
 
-    async def _next(self, run: _Run) -> tuple[TrialReport, asyncio.Future[Any]] | None:
+    async def _next(self, run: Start) -> Any:
         """The next report; `None`: the run has ended, or was ended because it did not stop."""
         try:
             async with asyncio.timeout(None if run.decision == CONTINUE else self._stop_grace_s):
@@ -210,10 +218,11 @@ class AgentHandle:
                 run.decision,
                 self._stop_grace_s,
             )
-            await self._abort()
+            if not await self._abort():
+                await self.placement.kill()
             return None
 
-    def _judge(self, run: _Run, ended: Mapping[str, Any]) -> None:
+    def _judge(self, run: Start, ended: Mapping[str, Any]) -> None:
         match ended.get("kind"):
             case "ended" | "aborted":
                 return
@@ -228,16 +237,17 @@ class AgentHandle:
             case unknown:
                 raise TrialFailedError(f"{self.peer.name} said {unknown!r:.80} of trial {run.task.trial_id}")
 
-    async def _abort(self) -> None:
-        """End what runs there, and keep the agent if it obeys."""
+    async def _abort(self) -> bool:
+        """End what runs there, and keep the agent if it obeys; whether it does."""
         try:
             async with asyncio.timeout(_ABORT_S):
                 await self.peer.call("abort")
-        except (TimeoutError, PeerLostError):
+        except (TimeoutError, AsynctuneError, PeerLostError):
             self.is_usable = False
         except BaseException:
             self.is_usable = False
             raise
+        return self.is_usable
 
     async def why(self, error: PeerLostError) -> str:
         """Why the agent is gone, as its engine or the connection tells it."""
@@ -257,10 +267,10 @@ class AgentHandle:
         match room:
             case "report":
                 answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-                run.inbox.put_nowait((self._report_of(run, arguments), answer))
+                run.inbox.put_nowait((self._report_of(run, arguments), arguments["checkpoint"], answer))
                 return await answer
             case "placed":
-                await asyncio.to_thread(_remove, run.marker)
+                await asyncio.to_thread(run.remove_marker)
                 return None
             case "home" if self._receiver is not None:
                 return await self._receiver.handle(op, arguments)
@@ -270,19 +280,15 @@ class AgentHandle:
                 return await self._files.handle(op, arguments)
         raise ConfigError(f"no driver knows {op!r} now; driver and nodes need the same asynctune")
 
-    def _report_of(self, run: _Run, arguments: Mapping[str, Any]) -> TrialReport:
+    def _report_of(self, run: Start, arguments: Mapping[str, Any]) -> TrialReport:
         told = arguments["checkpoint"]
         checkpoint: Any = told
         if isinstance(told, Mapping) and "waits" in told:
             assert self._arrivals is not None
             checkpoint = self._arrivals.promised(told)
         elif told is not None:
-            path = str(told.get("path"))
-            if os.path.dirname(path) != run.real_dir:
-                raise ConfigError(
-                    f"{self.peer.name} staged a checkpoint at {path!r:.200}, not beside its trial"
-                )
-            run.claimed.add(path)
+            # Beside the trial: the node may know that directory by another name.
+            checkpoint = {**told, "path": os.path.join(run.real_dir, os.path.basename(str(told["path"])))}
         return TrialReport(metrics=arguments["metrics"], checkpoint=checkpoint, move=True)
 
     # -- the end -------------------------------------------------------------------------------------------
@@ -300,33 +306,3 @@ class AgentHandle:
                     await self.placement.ended()
         self.peer.close("was ended")
         await self.placement.kill()
-
-
-async def _answer(run: _Run, report: TrialReport, answer: asyncio.Future[Any]) -> None:
-    """Hand a report on, and answer it; what the trial did wrong is raised where it was done."""
-    try:
-        decision = await run.report(report)
-    except ConfigError as error:
-        if isinstance(report.checkpoint, Mapping):  # nobody adopts it
-            await asyncio.to_thread(shutil.rmtree, report.checkpoint["path"], True)
-        if not answer.done():
-            answer.set_exception(error)
-        return
-    except BaseException:
-        answer.cancel()
-        raise
-    if run.decision == CONTINUE:
-        run.decision = decision
-    if not answer.done():
-        answer.set_result({"decision": decision})
-
-
-def _make(path: str) -> str:
-    """Make an empty file; the directory that it is in, without symbolic links."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    return os.path.realpath(os.path.dirname(path))
-
-
-def _remove(path: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(path)

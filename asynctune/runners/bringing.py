@@ -14,18 +14,19 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from asynctune.checkpoints.borrowing import fetch_tree
 from asynctune.checkpoints.disk import DiskThreads
-from asynctune.checkpoints.homeward import send_tree
+from asynctune.checkpoints.homeward import abandon_tree, send_tree
 from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.checkpoints.travelling import Call
 from asynctune.checkpoints.trial_sending import FileSender
-from asynctune.errors import AsynctuneError, ConfigError
+from asynctune.errors import AsynctuneError, ConfigError, StorageError
 from asynctune.runners.bucket_bringing import BucketSending
+from asynctune.runners.told_errors import FullDiskError
 
 __all__ = ["Bringing", "Settings", "bringing_of"]
 
@@ -33,6 +34,9 @@ logger = logging.getLogger("asynctune")
 
 _LOOK_AGAIN_S: Final = 0.2
 _PATIENCE_S: Final = 10.0
+_ATTEMPTS: Final = 3
+_BETWEEN_S: Final = 1.0
+_ABANDON_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +89,12 @@ class Bringing:
         self._copy = copy
         self._settings = settings
         self._home = home
-        self._hurry = asyncio.Event()
         self._numbers = 0
         self._waiting: dict[int, Mapping[str, Any]] = {}
+        self._moving: dict[int, asyncio.Task[Any]] = {}
+        self._last: tuple[int, Callable[[], Awaitable[None]]] | None = None
+        """What was brought last, and how that is undone."""
+        self._is_told = False
         self._bucket: BucketSending | None = None
         self._threads: DiskThreads | None = None
         self._files: FileSender | None = None
@@ -98,6 +105,11 @@ class Bringing:
     def is_shared(self) -> bool:
         """Whether the node sees the driver's directory."""
         return self._home is None
+
+    @property
+    def _waits(self) -> bool:
+        """Whether checkpoints stay here until the driver has said where they go, or when."""
+        return self._bucket is not None or not self._settings.sync_on_checkpoint
 
     @property
     def is_allowed(self) -> bool:
@@ -117,11 +129,11 @@ class Bringing:
             return task
         task["trial_dir"] = os.path.join(self._home, task["trial_name"])
         await asyncio.to_thread(_make_empty, task["trial_dir"])
+        self._threads = DiskThreads(2)
         if task["checkpoint"] is not None:
             to = os.path.join(self._home, f"restored-{secrets.token_hex(4)}")
-            await fetch_tree(self._call, to)
+            await self._fetched(to)
             task["checkpoint"] = to
-        self._threads = DiskThreads(2)
         self._files = FileSender(task["trial_dir"], threads=self._threads)
         self._sending_files = asyncio.create_task(self._send_files_now_and_then())
         if self._copy is not None:
@@ -129,6 +141,19 @@ class Bringing:
                 self._copy, self._settings.storage_options, self._settings.sync_timeout_s
             )
         return task
+
+    async def _fetched(self, to: str) -> None:
+        failures = 0
+        while True:
+            try:
+                await fetch_tree(self._call, to, threads=self._threads)
+            except StorageError as error:
+                failures += 1
+                if not error.retryable or failures > _ATTEMPTS:
+                    raise
+                await asyncio.sleep(_BETWEEN_S)
+            else:
+                return
 
     # -- meanwhile -----------------------------------------------------------------------------------------
 
@@ -141,41 +166,88 @@ class Bringing:
         """
         if self._home is None:
             return dict(staged)
-        if self._bucket is None and self._settings.sync_on_checkpoint:
-            return await send_tree(self._call, StagedCheckpoint.from_value(staged))
+        if not self._waits:
+            return await self._sent_home(staged)
         self._numbers += 1
         self._waiting[self._numbers] = staged
         return {"waits": self._numbers, "bucket": self._bucket is not None, "manifest": staged["manifest"]}
 
     async def taken(self, staged: Mapping[str, Any]) -> None:
-        """The driver has answered the report: what it has need not be here any more."""
-        if self._home is not None and all(each is not staged for each in self._waiting.values()):
+        """The driver has answered the report: what was sent need not be here any more."""
+        if self._home is not None and not self._waits:
             await asyncio.to_thread(shutil.rmtree, staged["path"], True)
 
+    def refused(self, staged: Mapping[str, Any]) -> None:
+        """The driver does not take the report; the worker removes what it has staged."""
+        for number in [number for number, each in self._waiting.items() if each is staged]:
+            del self._waiting[number]
+
     async def bring(self, op: str, arguments: Mapping[str, Any]) -> Any:
-        """Bring one that waits: `bring` home in the next round, or `upload` it to the bucket under its name.
+        """Bring one that waits: `bring` home, or `upload` it to the bucket; it is not here any more then.
 
         Raises:
             ConfigError: None waits by this number.
             StorageError: The bucket, the driver's disk or this one refuses.
         """
-        staged = self._waiting.get(arguments["waits"])
+        number = arguments["waits"]
+        staged = self._waiting.pop(number, None)
         if staged is None:
-            raise ConfigError(f"no checkpoint {arguments['waits']!r} waits on this node")
-        if not self._settings.sync_on_checkpoint:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(arguments["in_s"]):
-                    await self._hurry.wait()
+            raise ConfigError(f"no checkpoint {number!r} waits on this node")
+        moving = self._moving[number] = asyncio.create_task(self._move(op, staged, arguments))
         try:
-            if op == "upload":
-                if self._bucket is None:
-                    raise ConfigError("this node was given no bucket")
-                await self._bucket.send(staged["path"], arguments["directory"], arguments["manifest"])
-                return None
-            return await send_tree(self._call, StagedCheckpoint.from_value(staged))
+            return await moving
         finally:
-            del self._waiting[arguments["waits"]]
+            del self._moving[number]
             await asyncio.to_thread(shutil.rmtree, staged["path"], True)
+
+    async def _move(self, op: str, staged: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
+        self._last = None
+        if op == "bring":
+            value = await self._sent_home(staged)
+            self._last = arguments["waits"], lambda: self._abandoned(staged)
+            return value
+        if (bucket := self._bucket) is None:
+            raise ConfigError("this node was given no bucket")
+        directory, manifest = arguments["directory"], arguments["manifest"]
+        await bucket.send(staged["path"], directory, manifest)
+        self._last = arguments["waits"], lambda: bucket.take_back(directory, manifest)
+        return None
+
+    async def drop(self, number: int) -> None:
+        """Nobody wants this one: what has come of it is taken back."""
+        if (moving := self._moving.get(number)) is not None:
+            moving.cancel()
+            await asyncio.wait([moving])
+        if (staged := self._waiting.pop(number, None)) is not None:
+            await asyncio.to_thread(shutil.rmtree, staged["path"], True)
+        if self._last is not None and self._last[0] == number:
+            (_, undo), self._last = self._last, None
+            await undo()
+
+    async def _sent_home(self, staged: Mapping[str, Any]) -> dict[str, Any]:
+        """Waits for space on the driver's disk, as a worker does that writes there itself."""
+        checkpoint = await asyncio.to_thread(StagedCheckpoint.from_value, staged)
+        failures = 0
+        try:
+            while True:
+                try:
+                    return await send_tree(self._call, checkpoint, threads=self._threads)
+                except StorageError as error:
+                    failures += 0 if isinstance(error, FullDiskError) else 1
+                    if not error.retryable or failures > _ATTEMPTS:
+                        raise
+                    if isinstance(error, FullDiskError) and not self._is_told:
+                        self._is_told = True
+                        logger.warning("trial %s waits for space: %s", self.trial_id, error)
+                await asyncio.sleep(_BETWEEN_S)
+        except BaseException:
+            await self._abandoned(staged)
+            raise
+
+    async def _abandoned(self, staged: Mapping[str, Any]) -> None:
+        with contextlib.suppress(AsynctuneError, OSError, TimeoutError):
+            async with asyncio.timeout(_ABANDON_S):
+                await abandon_tree(self._call, await asyncio.to_thread(StagedCheckpoint.from_value, staged))
 
     async def _send_files_now_and_then(self) -> None:
         while True:
@@ -186,15 +258,14 @@ class Bringing:
         assert self._files is not None
         try:
             await self._files.send_changed(self._call)
-        except (AsynctuneError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is
             # They are sent with the next round; a trial does not fail for its log.
             logger.warning("files of trial %s could not be sent to the driver: %s", self.trial_id, error)
 
     # -- after ---------------------------------------------------------------------------------------------
 
     async def finish(self) -> None:
-        """The trial has ended: what waits goes now, and its other files as they are at the end."""
-        self._hurry.set()
+        """The trial has ended: its own files go as they are at the end."""
         if self._sending_files is not None:
             self._sending_files.cancel()
             await asyncio.wait([self._sending_files])
@@ -203,7 +274,10 @@ class Bringing:
 
     async def aclose(self) -> None:
         """Nothing of it is wanted any more. Again: does nothing."""
-        self._hurry.set()
+        for moving in list(self._moving.values()):
+            moving.cancel()
+        if self._moving:
+            await asyncio.wait(list(self._moving.values()))
         if self._sending_files is not None:
             self._sending_files.cancel()
             await asyncio.wait([self._sending_files])

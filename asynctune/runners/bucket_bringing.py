@@ -6,14 +6,17 @@ What is in the bucket otherwise, and what is deleted there, is the driver's.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final, Self
 
 from asynctune.checkpoints.manifest import Manifest, digest_of
 from asynctune.checkpoints.mirroring import BucketCopies
 from asynctune.checkpoints.records import CheckpointRecord
 from asynctune.checkpoints.sizes import FileSizes
+from asynctune.errors import AsynctuneError
 from asynctune.files import FILE_MODE, LocalFiles
 from asynctune.storage.base import ObjectStorage
 from asynctune.storage.transfer import Transfer
@@ -22,7 +25,10 @@ from asynctune.trial import MANIFEST_FILE
 
 __all__ = ["BucketSending"]
 
+logger = logging.getLogger("asynctune")
+
 _MOST_S: Final = 300.0
+_TAKE_BACK_S: Final = 30.0
 
 
 class BucketSending:
@@ -50,7 +56,7 @@ class BucketSending:
         return cls(await open_storage(uri, options), timeout_s)
 
     async def send(self, path: str, directory: str, manifest: bytes) -> None:
-        """Send a staged directory; the manifest last. Complete and durable when this returns.
+        """Send a staged directory; the manifest last. Complete and durable when this returns, else taken back.
 
         Args:
             path: The directory on this node.
@@ -61,36 +67,61 @@ class BucketSending:
             UploadError: The directory is not what the manifest says.
             StorageError: The bucket or the disk said no.
         """
-        record = await asyncio.to_thread(self._prepare, path, directory, manifest)
-        await self._copies.put_tree(record, path, new=True, progress=_ignore)
+        await asyncio.to_thread(self._write_manifest, path, manifest)
+        record = await asyncio.to_thread(_record_of, directory, manifest)
+        try:
+            await self._copies.put_tree(record, path, new=True, progress=_ignore)
+        except BaseException:
+            await self._take_back(record)
+            raise
 
-    def _prepare(self, path: str, directory: str, encoded: bytes) -> CheckpointRecord:
-        manifest = Manifest.decode(encoded)
+    async def take_back(self, directory: str, manifest: bytes) -> None:
+        """Delete what `send` has sent, as far as that can be done; what stays is found by `inspect gc`."""
+        await self._take_back(await asyncio.to_thread(_record_of, directory, manifest))
+
+    async def _take_back(self, record: CheckpointRecord) -> None:
+        try:
+            async with asyncio.timeout(_TAKE_BACK_S):
+                await self._copies.delete_tree(record)
+        except (AsynctuneError, OSError) as error:
+            logger.warning(
+                "%s/%s is of no use and could not be removed (%s); `inspect gc` finds it",
+                self._copies.location,
+                record.directory,
+                error,
+            )
+
+    def _write_manifest(self, path: str, encoded: bytes) -> None:
         target = os.path.join(path, MANIFEST_FILE)
-        self._files.unlink(target)
+        with suppress(FileNotFoundError):
+            self._files.unlink(target)
         fd = self._files.create(target, FILE_MODE)
         try:
             self._files.write_all(fd, encoded)
         finally:
             self._files.close(fd)
-        return CheckpointRecord(
-            trial_id=manifest.trial_id or "",
-            step=manifest.step,
-            directory=directory,
-            manifest_sha256=digest_of(encoded),
-            files=FileSizes.of(manifest.sizes),
-            size_bytes=manifest.size_bytes,
-            committed_at=0.0,
-            metrics={},
-            epoch=manifest.epoch,
-            attempt=manifest.attempt,
-        )
 
     async def aclose(self) -> None:
         """Close what was opened."""
         self._copies.close()
         self._transfer.close()
         await self._storage.aclose()
+
+
+def _record_of(directory: str, encoded: bytes) -> CheckpointRecord:
+    manifest = Manifest.decode(encoded)
+    return CheckpointRecord(
+        trial_id=manifest.trial_id or "",
+        step=manifest.step,
+        directory=directory,
+        manifest_sha256=digest_of(encoded),
+        files=FileSizes.of(manifest.sizes),
+        size_bytes=manifest.size_bytes,
+        committed_at=0.0,
+        metrics={},
+        epoch=manifest.epoch,
+        attempt=manifest.attempt,
+    )
 
 
 def _ignore(_: int) -> None:

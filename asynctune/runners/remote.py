@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from asynctune.checkpoints.disk import DiskThreads
-from asynctune.config import SyncConfig
+from asynctune.config import CheckpointConfig, SyncConfig
 from asynctune.errors import ConfigError, TrialFailedError
 from asynctune.protocols import Decision, TrialReport, TrialTask
 from asynctune.runners.agent import Order
@@ -138,6 +138,8 @@ class RemoteRunner:
         self._all: dict[AgentHandle, asyncio.Task[None]] = {}
         self._in_use = False
         self._closed = True
+        self._runs = 0
+        self._keep: int | None = None
 
     @property
     def capacity(self) -> int:
@@ -167,14 +169,19 @@ class RemoteRunner:
             self._listener = Listener(self._secret)
             await self._listener.start(self._host, self._listen_port)
         except BaseException:
-            await self._engine.aclose()
-            self._in_use = False
+            try:
+                await self._let_go()
+            finally:
+                self._in_use = False
             raise
         self._closed = False
 
     def _settings_of(self, options: Mapping[str, Any]) -> dict[str, Any]:
         sync = options.get("sync_config") or SyncConfig()
         self._goes_straight = sync.syncer == "auto"
+        checkpoints = options.get("checkpoint_config") or CheckpointConfig()
+        is_scored = checkpoints.checkpoint_score_attribute is not None
+        self._keep = None if is_scored else checkpoints.num_to_keep
         return Settings(
             must_be_shared=sync.syncer is None,
             storage_options=dict(options.get("storage_options") or sync.storage_options or {}) or None,
@@ -193,9 +200,11 @@ class RemoteRunner:
         if task.copy is not None and not (self._goes_straight and task.copy.startswith(_DIRECT)):
             task = replace(task, copy=None)
         agent = await self._borrow(task)
+        self._runs += 1
         try:
-            await agent.run(task, report, self._settings)
+            await agent.run(task, report, self._settings, keep=self._keep)
         finally:
+            self._runs -= 1
             await self._give_back(agent)
 
     async def aclose(self) -> None:
@@ -213,18 +222,24 @@ class RemoteRunner:
             async with asyncio.TaskGroup() as tasks:
                 for agent in list(self._all):
                     tasks.create_task(self._end(agent, politely=agent in idle))
-            if self._listener is not None:
-                await self._listener.aclose()
         finally:
-            self._listener = None
-            if self._threads is not None:
-                self._threads.close()
-                self._threads = None
             try:
                 if self._in_use:
-                    await self._engine.aclose()
+                    await self._let_go()
             finally:
                 self._in_use = False
+
+    async def _let_go(self) -> None:
+        """Close what `start` has opened."""
+        listener, self._listener = self._listener, None
+        threads, self._threads = self._threads, None
+        try:
+            if listener is not None:
+                await listener.aclose()
+        finally:
+            if threads is not None and not self._runs:  # else they end with the last run
+                threads.close()
+            await self._engine.aclose()
 
     # -- agents --------------------------------------------------------------------------------------------
 
@@ -349,3 +364,5 @@ class RemoteRunner:
         finally:
             if serving is not None:
                 await asyncio.wait([serving])
+                if not serving.cancelled() and (error := serving.exception()) is not None:
+                    logger.error("%s ended badly", agent.peer.name, exc_info=error)

@@ -281,6 +281,7 @@ def _options(plan: Plan, storage_options: Mapping[str, Any] | None) -> dict[str,
     return {
         "checkpoint_frequency": checkpoints.checkpoint_frequency,
         "checkpoint_at_end": bool(checkpoints.checkpoint_at_end),
+        "checkpoint_config": checkpoints,
         "log_to_file": plan.run.log_to_file,
         "sync_config": plan.run.sync_config,
         "storage_options": storage_options,
