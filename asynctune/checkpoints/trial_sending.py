@@ -235,7 +235,7 @@ class FileSender:
         except ConfigError as error:
             if path not in self._told:
                 self._told.add(path)
-                logger.warning("%s stays on this node: %s", self._place(path), error)
+                logger.warning("%a stays on this node: %s", self._place(path), error)
             return False
         return True
 
