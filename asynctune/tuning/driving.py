@@ -21,7 +21,7 @@ from asynctune.errors import (
 )
 from asynctune.protocols import CONTINUE, PAUSE, STOP, Decision, TrialReport, TrialRunner
 from asynctune.store.store import ExperimentStore
-from asynctune.trial import Checkpoint, TrialStatus
+from asynctune.trial import Checkpoint, Trial, TrialStatus
 from asynctune.tuning.callbacks import Callbacks
 from asynctune.tuning.checkpointing import commit_checkpoint, task_of
 from asynctune.tuning.deciding import Deciding
@@ -229,16 +229,7 @@ class Driver:
         trial = store.get_trial(trial_id)
         run.decided = decided(trial)
         if trial.status is TrialStatus.PAUSED:
-            if store.rewind(trial_id) and not trial.checkpoints and not self._told_of_loss:
-                self._told_of_loss = True
-                logger.warning(
-                    "trial %s was paused and has no checkpoint, so it starts over; one that can be paused has to "
-                    "report checkpoints",
-                    trial_id,
-                )
-            if run.decided is not None:
-                store.update_trial(trial_id, metadata={DECIDED: None})
-                run.decided = None
+            self._rewind(trial, run)
         store.set_status(trial_id, TrialStatus.RUNNING)
         self._watching.changed(trial_id)
         failed: TrialFailedError | None = None
@@ -255,6 +246,14 @@ class Driver:
             run.is_cancelled = True
         except TrialFailedError as error:
             failed = error
+        except AsynctuneError as error:  # of the experiment, which ends: the trial has not failed
+            self._end(error)
+            run.is_over = True
+            await self._late.over(trial_id)
+            run.has_ended = True
+            with contextlib.suppress(AsynctuneError):
+                store.set_status(trial_id, TrialStatus.PENDING)
+            raise
         run.is_over = True
         if not await self._late.over(trial_id):
             run.is_cancelled = True
@@ -270,6 +269,19 @@ class Driver:
             await self._failed(trial_id, run, failed)
         else:
             await self._ended(trial_id, run)
+
+    def _rewind(self, trial: Trial, run: _Run) -> None:
+        """Have a paused trial go on from the checkpoint that it has."""
+        if self._store.rewind(trial.trial_id) and not trial.checkpoints and not self._told_of_loss:
+            self._told_of_loss = True
+            logger.warning(
+                "trial %s was paused and has no checkpoint, so it starts over; one that can be paused has to "
+                "report checkpoints",
+                trial.trial_id,
+            )
+        if run.decided is not None:
+            self._store.update_trial(trial.trial_id, metadata={DECIDED: None})
+            run.decided = None
 
     async def _on_report(self, trial_id: str, run: _Run, report: TrialReport) -> Decision:
         """Take a report; what the trial did wrong is raised to it, everything else ends the experiment."""

@@ -1,0 +1,303 @@
+"""Whole experiments on agents: what survives a node, where checkpoints go, and what an experiment says of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from asynctune import (
+    CheckpointConfig,
+    ConfigError,
+    ExperimentStore,
+    FailureConfig,
+    RunConfig,
+    SyncConfig,
+    TrialStatus,
+    TuneConfig,
+    Tuner,
+)
+from asynctune.checkpoints import homecoming
+from asynctune.runners.remote import RemoteRunner
+from tests.runners.local_engine import LocalEngine
+from tests.storage.moto import moto_server
+from tests.tuning import trainables
+
+NODES = ("node-a", "node-b")
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """Makes a Tuner with two agents on machines of their own."""
+    (tmp_path / "exp").mkdir()
+
+    def make(trainable, *, samples=1, engine=None, run=None, failures=0, tune=None, space=None):
+        engine = LocalEngine(nodes=NODES) if engine is None else engine
+        runner = RemoteRunner(engine, lost_after_s=20, worker_dir=str(tmp_path / "node"))
+        return Tuner(
+            trainable,
+            param_space={"iterations": 4, **(space or {})},
+            tune_config=TuneConfig(num_samples=samples, max_concurrent_trials=2, **(tune or {})),
+            run_config=RunConfig(
+                name="e",
+                local_dir=str(tmp_path / "exp"),
+                failure_config=FailureConfig(max_failures=failures),
+                verbose=0,
+                **(run or {}),
+            ),
+            runner=runner,
+        )
+
+    return make
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often each operation of a checkpoint that comes home was asked for."""
+    seen: Counter[str] = Counter()
+    real = homecoming.TreeReceiver.handle
+
+    async def handle(self, op, arguments):
+        seen[op] += 1
+        return await real(self, op, arguments)
+
+    monkeypatch.setattr(homecoming.TreeReceiver, "handle", handle)
+    return seen
+
+
+def rows(path):
+    return [json.loads(line) for line in Path(path, "result.json").read_text("utf-8").splitlines()]
+
+
+def checkpoints_in(path):
+    return sorted(each.name for each in Path(path).glob("checkpoint_*"))
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["apart", "together"])
+async def test_all_is_at_home_at_the_end(experiment, apart, calls):
+    results = await experiment(
+        trainables.with_directory, samples=3, engine=LocalEngine(apart=apart, nodes=NODES)
+    ).fit()
+    assert results.num_errors == 0
+    for result in results:
+        assert [row["training_iteration"] for row in rows(result.path)] == [1, 2, 3, 4]
+        state = json.loads(await asyncio.to_thread(Path(result.checkpoint, "state.json").read_text, "ascii"))
+        assert state == {"iteration": 4}
+        assert not list(Path(result.path).glob(".staged-*"))
+    assert (calls["home.chunks"] > 0) is apart
+
+
+class KillAgents(LocalEngine):
+    """Its first agents are killed when their trial has two checkpoints."""
+
+    def __init__(self, exp, **options):
+        super().__init__(nodes=NODES, **options)
+        self.exp = exp
+        self.killing: asyncio.Task | None = None
+
+    async def launch(self, order):
+        placement = await super().launch(order)
+        if self.killing is None:
+            self.killing = asyncio.create_task(self._kill(placement))
+        return placement
+
+    async def _kill(self, placement):
+        while not await asyncio.to_thread(lambda: list(self.exp.glob("e/*/checkpoint_000002"))):  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.01)
+        placement.process.kill()
+
+    async def aclose(self):
+        if self.killing is not None:
+            await self.killing
+        await super().aclose()
+
+
+async def test_a_trial_goes_on_elsewhere_from_its_last_checkpoint(experiment, tmp_path):
+    """Nothing twice, nothing left out; the failure names the node."""
+    engine = KillAgents(tmp_path / "exp")
+    errors = []
+
+    class Listen:
+        def on_trial_error(self, trial):
+            errors.append(trial.error)
+
+    results = await experiment(
+        trainables.with_directory,
+        engine=engine,
+        failures=3,
+        run={"callbacks": [Listen()]},
+        space={"iterations": 8, "pause": 0.1},
+    ).fit()
+    [result] = results
+    assert [row["training_iteration"] for row in rows(result.path)] == list(range(1, 9))
+    assert len(errors) == 1
+    assert "lost with its node: the agent on node-a" in errors[0]
+    assert [each.node for each in engine.placements] == ["node-a", "node-b"]
+    assert not list(Path(result.path).glob(".staged-*"))
+
+
+class PauseOnce:
+    """Pauses each trial at its second result, and lets each go on where it may."""
+
+    def __init__(self):
+        self.paused = set()
+
+    def on_trial_result(self, trial_id, result):
+        if result["training_iteration"] == 2 and trial_id not in self.paused:
+            self.paused.add(trial_id)
+            return "PAUSE"
+        return "CONTINUE"
+
+    def choose_trial_to_run(self, trial_ids):
+        return trial_ids[0]
+
+    def get_state(self):
+        return sorted(self.paused)
+
+    def set_state(self, state):
+        self.paused = set(state)
+
+
+async def test_a_paused_trial_goes_on_from_its_checkpoint(experiment):
+    results = await experiment(trainables.with_directory, samples=3, tune={"scheduler": PauseOnce()}).fit()
+    assert results.num_errors == 0
+    for result in results:
+        assert [row["training_iteration"] for row in rows(result.path)] == [1, 2, 3, 4]
+
+
+async def test_what_is_not_shared_ends_the_experiment_in_order(experiment, tmp_path):
+    tuner = experiment(trainables.with_directory, samples=2, run={"sync_config": SyncConfig(syncer=None)})
+    with pytest.raises(ConfigError, match=r"node-[ab] .* does not see .*mount the same.*leave syncer out"):
+        await tuner.fit()
+    async with ExperimentStore.open(tmp_path / "exp" / "e", "read") as store:
+        assert {trial.status for trial in store.trials} == {TrialStatus.PENDING}
+    restored = await Tuner.restore(
+        tmp_path / "exp" / "e",
+        trainables.with_directory,
+        runner=RemoteRunner(LocalEngine(apart=False), worker_dir=str(tmp_path / "node")),
+        run_config=RunConfig(verbose=0),
+    )
+    results = await restored.fit()
+    assert [len(rows(each.path)) for each in results] == [4, 4]
+
+
+@pytest.mark.parametrize("keep", [None, 1, 2], ids=["all", "one", "two"])
+async def test_late_checkpoints_come_in_rounds_and_at_the_end(experiment, keep, calls):
+    """Those that retention would drop at once are not sent."""
+    results = await experiment(
+        trainables.with_directory,
+        run={
+            "sync_config": SyncConfig(sync_on_checkpoint=False, sync_period=0.9),
+            "checkpoint_config": CheckpointConfig(num_to_keep=keep),
+        },
+        space={"iterations": 12, "pause": 0.15},
+    ).fit()
+    [result] = results
+    assert result.error is None
+    assert [row["training_iteration"] for row in rows(result.path)] == list(range(1, 13))
+    there = checkpoints_in(result.path)
+    assert there[-1] == "checkpoint_000012"
+    assert len(there) == (keep or 12)
+    if keep is not None:
+        assert keep < calls["home.finish"] < 10
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    pytest.importorskip("moto")
+    pytest.importorskip("aiobotocore")
+    with moto_server() as url:
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/tunes", method="PUT")):
+            pass
+        yield url
+
+
+SECRET = "so-very-secret-a-key"
+
+
+@pytest.mark.parametrize("sync_on_checkpoint", [True, False], ids=["at-once", "late"])
+async def test_checkpoints_go_straight_to_the_bucket(
+    experiment, endpoint, tmp_path, calls, monkeypatch, caplog, sync_on_checkpoint
+):
+    """And a trial that starts again elsewhere has its checkpoint; an empty machine restores all of it."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr("asynctune.store.reconcile.QUIET_S", 0.05)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    options = {"endpoint_url": endpoint, "key": "its-key", "secret": SECRET, "region": "us-east-1"}
+    prefix = f"s3://tunes/{tmp_path.name}"
+    sync = SyncConfig(
+        upload_dir=prefix,
+        storage_options=options,
+        sync_on_checkpoint=sync_on_checkpoint,
+        sync_period=300 if sync_on_checkpoint else 0.6,
+    )
+    engine = LocalEngine(nodes=NODES)
+    tuner = experiment(
+        trainables.with_directory,
+        engine=engine,
+        failures=1,
+        run={"sync_config": sync},
+        space={"die_at": 3, "signal": "SIGKILL", "pause": 0.1},
+    )
+    running = asyncio.create_task(tuner.fit())
+    seen = []
+    while not running.done():
+        await asyncio.sleep(0.1)
+        seen += await asyncio.to_thread(_of_processes, engine)
+    results = await running
+    [result] = results
+    assert result.error is None
+    assert [row["training_iteration"] for row in rows(result.path)] == [1, 2, 3, 4]
+    assert calls == {}
+    assert checkpoints_in(result.path) == []
+    assert seen
+    assert SECRET not in "".join(seen)
+    assert SECRET not in caplog.text
+    assert SECRET not in repr(tuner)
+    await asyncio.to_thread(_not_in_files, tmp_path, SECRET)
+
+    restored = await Tuner.restore(
+        f"{prefix}/e",
+        trainables.with_directory,
+        local_dir=tmp_path / "elsewhere",
+        storage_options=options,
+        run_config=RunConfig(verbose=0),
+    )
+    [result] = await restored.fit()
+    assert (
+        [each.step for each in result.checkpoints] == [1, 2, 3, 4] if hasattr(result, "checkpoints") else True
+    )
+    async with ExperimentStore.open(f"{prefix}/e", "read", storage_options=options) as store:
+        [trial] = store.trials
+        path = await store.fetch(store.checkpoints(trial.trial_id)[-1], to=tmp_path / "fetched")
+    assert json.loads(await asyncio.to_thread(Path(path, "state.json").read_text, "ascii")) == {
+        "iteration": 4
+    }
+
+
+def _of_processes(engine):
+    """Environments and command lines of agents and their workers; an agent's own is made by the test's engine."""
+    texts = []
+    for placement in engine.placements:
+        pid = placement.process.pid
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
+            for each in (str(pid), *children):
+                texts.append(Path(f"/proc/{each}/environ").read_bytes().decode("utf-8", "replace"))
+                texts.append(Path(f"/proc/{each}/cmdline").read_bytes().decode("utf-8", "replace"))
+        except OSError:
+            continue  # it has ended
+    return texts
+
+
+def _not_in_files(root, text):
+    for path, _, names in os.walk(root):
+        for name in names:
+            assert text.encode() not in Path(path, name).read_bytes(), Path(path, name)
