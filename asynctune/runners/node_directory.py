@@ -98,7 +98,10 @@ def _locked(path: str) -> int:
 
 
 def _sweep(path: str, lock: int) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path + _LOCK)
-    os.close(lock)
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+        if not os.path.lexists(path):  # else another agent finds it by its lock
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path + _LOCK)
+    finally:
+        os.close(lock)
