@@ -78,6 +78,7 @@ def experiment(
     sync: SyncConfig | None = None,
     local_dir: Path | None = None,
     scheduler: Any = None,
+    callbacks: Any = (),
     **config: Any,
 ) -> Tuner:
     """A Tuner for trials with this config."""
@@ -91,6 +92,7 @@ def experiment(
             checkpoint_config=CheckpointConfig(num_to_keep=num_to_keep, checkpoint_frequency=frequency),
             failure_config=FailureConfig(max_failures=max_failures),
             sync_config=sync or SyncConfig(),
+            callbacks=callbacks,
             verbose=0,
         ),
         runner=runner_for(place) if runner is None else runner,

@@ -119,6 +119,21 @@ def train_slowly(config: dict[str, Any]) -> None:
             session.report(_row(config, iteration, digest(directory)), Checkpoint.from_directory(directory))
 
 
+def train_once_failing(config: dict[str, Any]) -> None:
+    """The first trial that comes so far, fails at an iteration; the file `flag` says that one has."""
+    for iteration in range(_start() + 1, config["n"] + 1):
+        if iteration == config["fails_at"]:
+            try:
+                os.close(os.open(config["flag"], os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                pass
+            else:
+                raise RuntimeError("as it was told")
+        with tempfile.TemporaryDirectory() as directory:
+            _write(directory, iteration)
+            session.report(_row(config, iteration, digest(directory)), Checkpoint.from_directory(directory))
+
+
 async def train_async(config: dict[str, Any]) -> None:
     """A coroutine."""
     for iteration in range(_start() + 1, config["n"] + 1):
@@ -187,7 +202,7 @@ def lines(log: Path) -> list[dict[str, Any]]:
 
 
 def acknowledged(log: Path) -> dict[str, dict[int, str]]:
-    """What trials were told is safe: iteration and digest of its checkpoint, by trial. The latter-most counts."""
+    """What trials were told is safe: digests of their checkpoints by iteration."""
     found: dict[str, dict[int, str]] = {}
     for line in lines(log):
         if line["event"] == "reported":
@@ -196,12 +211,18 @@ def acknowledged(log: Path) -> dict[str, dict[int, str]]:
 
 
 def beginnings(log: Path) -> dict[str, list[tuple[str, int]]]:
-    """Which process began each trial at which iteration; asserts that no two ever took turns in one."""
+    """Which process began each trial at which iteration.
+
+    Asserts that no two ever took turns in one, and that none began before what was acknowledged.
+    """
     begun: dict[str, list[tuple[str, int]]] = {}
+    safe: dict[str, int] = {}
     for line in lines(log):
         starts = begun.setdefault(line["trial"], [])
         if line["event"] == "begun":
+            assert line["iteration"] >= safe.get(line["trial"], 0), f"{line} although more was safe"
             starts.append((line["pid"], line["iteration"]))
         else:
             assert starts[-1][0] == line["pid"], f"{line} although {starts[-1]} goes on with it"
+            safe[line["trial"]] = line["iteration"]
     return begun

@@ -1,0 +1,94 @@
+"""A driver that is killed while its trials run on Ray, and the one that goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+
+import pytest
+
+from asynctune import ResultGrid, RunConfig, Tuner
+from tests.killing import ROOT
+from tests.runners.ray_checking import Place, actors, checked, eventually, inspected, left_on, runner_for, workers
+from tests.runners.ray_driver import DriverSettings
+from tests.runners.ray_trials import acknowledged, beginnings, lines, train
+
+pytestmark = pytest.mark.timeout(120)
+
+NODES = ("node_b", "node_c")
+N = 8
+
+
+def start_driver(place, **settings):
+    settings = DriverSettings(
+        address=place.cluster.address,
+        local_dir=str(place.local_dir),
+        name=place.name,
+        config=place.config(n=N, s=0.2),
+        runner={"worker_dir": place.work},
+        **settings,
+    )
+    return subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+async def killed_after(place, count):
+    """A driver that is dead when so many reports were acknowledged; the processes that ran for it on the nodes."""
+    with start_driver(place) as driver:
+        try:
+            await eventually(lambda: sum(line["event"] == "reported" for line in lines(place.log)) >= count)
+            there = [process for node in NODES for process in (*workers(place.cluster, node), *actors(place.cluster, node))]
+            assert len(there) >= 8
+        finally:
+            driver.kill()
+    return there
+
+
+async def goes_on(place):
+    tuner = await Tuner.restore(
+        place.directory, train, runner=runner_for(place), run_config=RunConfig(verbose=0)
+    )
+    return await tuner.fit()
+
+
+async def holds(place, results):
+    rows = await checked(results, N)
+    sha256 = {
+        result.trial_id: {row["training_iteration"]: row["sha256"] for row in each}
+        for result, each in zip(results, rows, strict=True)
+    }
+    for trial_id, safe in acknowledged(place.log).items():
+        assert safe.items() <= sha256[trial_id].items()
+    beginnings(place.log)
+    for node in NODES:
+        assert left_on(place, node) == []
+    await inspected(place.directory, "verify")
+
+
+async def test_nothing_of_a_killed_driver_runs_on_beside_the_next(cluster):
+    place = Place(cluster, "head-killed")
+    there = await killed_after(place, 10)
+    dead_at = time.monotonic()
+
+    async def gone():
+        await eventually(lambda: not any(process.is_running() for process in there))
+        return time.monotonic() - dead_at
+
+    going = asyncio.create_task(gone())
+    results = await goes_on(place)
+    assert await going < 15
+    await holds(place, results)
+
+
+async def test_it_goes_on_without_the_nodes_it_had(cluster):
+    place = Place(cluster, "head-and-nodes-killed")
+    await killed_after(place, 10)
+    for node in NODES:
+        await asyncio.to_thread(cluster.kill_node, node)
+    loaded = await ResultGrid.load(place.directory)
+    known = {result.trial_id: result.metrics["training_iteration"] for result in loaded}
+    for trial_id, safe in acknowledged(place.log).items():
+        assert known[trial_id] >= max(safe)
+    await asyncio.to_thread(cluster.ensure, NODES)
+    await holds(place, await goes_on(place))

@@ -1,0 +1,135 @@
+"""Where checkpoints of trials on Ray go: straight to a bucket, in place on a shared filesystem, or nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+
+from asynctune import ConfigError, RunConfig, SyncConfig, Tuner
+from tests.runners.ray_checking import Place, checked, experiment, inspected, left_on, rows_of, runner_for
+from tests.runners.ray_trials import LARGE_BYTES, train, train_once_failing
+from tests.storage.juicefs import juicefs_mounts
+from tests.storage.moto import moto_server
+
+pytestmark = pytest.mark.timeout(120)
+
+NODES = ("node_b", "node_c")
+BUCKET = "of-a-cluster"
+
+
+def make_bucket(endpoint):
+    request = urllib.request.Request(f"{endpoint}/{BUCKET}", method="PUT")
+    urllib.request.urlopen(request, timeout=20).close()
+
+
+async def test_checkpoints_go_straight_to_a_bucket(cluster, tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    place = Place(cluster, "bucket")
+    with moto_server() as endpoint:
+        await asyncio.to_thread(make_bucket, endpoint)
+        options = {"endpoint_url": endpoint, "key": "its-key", "secret": "its-secret", "region": "us-east-1"}
+        sync = SyncConfig(upload_dir=f"s3://{BUCKET}/some", storage_options=options)
+        broken = cluster.root / "broken-once"
+        first = await experiment(
+            place, train_once_failing, trials=4, sync=sync, n=4, flag=str(broken), fails_at=3
+        ).fit()
+        assert first.num_errors == 1
+        assert not list(place.directory.glob("*/checkpoint_*"))
+        sizes = [path.stat().st_size for path in place.directory.rglob("*") if path.is_file()]
+        assert max(sizes) < LARGE_BYTES
+        for node in NODES:
+            assert left_on(place, node) == []
+
+        elsewhere = cluster.apart / "elsewhere"
+        uri = f"s3://{BUCKET}/some/{place.name}"
+        tuner = await Tuner.restore(
+            uri,
+            train_once_failing,
+            resume_errored=True,
+            local_dir=elsewhere,
+            storage_options=options,
+            run_config=RunConfig(verbose=0),
+            runner=runner_for(place),
+        )
+        results = await tuner.fit()
+        assert results.num_errors == 0
+        rows = await checked(results, 4, fetched=tmp_path / "fetched")
+        assert len([each for each in rows if len({row["me"] for row in each}) > 1]) >= 1
+        assert not list(elsewhere.rglob("checkpoint_*"))
+        env_options = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+        await inspected(uri, "verify", env={**_path(), **env_options, "AWS_DEFAULT_REGION": "us-east-1"})
+
+
+def _path():
+    import os  # noqa: PLC0415
+
+    return {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/root")}
+
+
+@contextmanager
+def mounted(cluster):
+    """A network filesystem that both nodes see as the head does; node_b as another host would, by a mount of its own."""
+    try:
+        with juicefs_mounts() as (here, there):
+            for node in NODES:
+                cluster.kill_node(node)
+            cluster.ensure(NODES)  # with what is mounted now
+            cluster.run_in("node_b", ["mount", "--bind", str(there), str(here)])
+            try:
+                yield here
+            finally:
+                for node in NODES:
+                    cluster.kill_node(node)
+    finally:
+        cluster.ensure(())
+
+
+async def test_a_shared_filesystem_is_written_in_place(cluster):
+    with mounted(cluster) as here:
+        place = Place(cluster, "shared")
+        tuner = experiment(
+            place,
+            train,
+            trials=6,
+            sync=SyncConfig(syncer=None),
+            local_dir=here / "results",
+            runner=runner_for(place, resources_per_trial={"cpu": 2}),  # one on each node
+            n=3,
+            s=0.2,
+        )
+        results = await tuner.fit()
+        rows = await checked(results, 3)
+        assert {row["where"] for each in rows for row in each} == set(NODES)
+        for node in NODES:
+            assert left_on(place, node) == []
+        directory = here / "results" / place.name
+        assert not list(directory.rglob(".staged-*"))
+        await inspected(directory, "verify")
+
+
+async def test_a_filesystem_that_is_not_shared_is_refused_at_the_first_trial(cluster):
+    place = Place(cluster, "not-shared")
+    tuner = experiment(
+        place,
+        train,
+        trials=3,
+        sync=SyncConfig(syncer=None),
+        runner=runner_for(place, resources_per_trial={"node_c": 1}),
+        n=3,
+    )
+    with pytest.raises(ConfigError) as refused:
+        await tuner.fit()
+    text = str(refused.value)
+    assert cluster.nodes["node_c"].ip in text
+    assert "mount the same filesystem there, or leave syncer out" in text
+    assert str(place.directory) in text
+    assert not place.log.exists()
+    assert len(await rows_of_any(tuner)) == 0
+
+
+async def rows_of_any(tuner):
+    return [row for result in tuner.get_results() for row in await rows_of(result, 0)]
