@@ -15,6 +15,8 @@ import pytest
 from asynctune import ConfigError, SyncConfig, TrialFailedError, TrialTask, session
 from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.runners import agents
+from asynctune.runners.agent import Order
+from asynctune.runners.meeting import Listener
 from asynctune.runners.node_directory import NodeDirectory
 from asynctune.runners.remote import RemoteRunner
 from asynctune.testing import TrialRunnerTests
@@ -61,21 +63,21 @@ async def begin(monkeypatch, tmp_path):
     """Starts a `RemoteRunner` for a trainable; its engine is `runner.engine`."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     monkeypatch.setattr(agents, "_REASON_S", 0.5)
-    runners = []
+    runners: list[tuple[RemoteRunner, LocalEngine]] = []
 
     async def make(trainable, *, engine=None, stop_grace_s=60.0, options=None, **more):
         engine = LocalEngine() if engine is None else engine
         node = str(tmp_path / "node")
         runner = RemoteRunner(engine, stop_grace_s=stop_grace_s, worker_dir=node, **more)
         runner.engine = engine  # type: ignore[attr-defined]
-        runners.append(runner)
+        runners.append((runner, engine))
         await runner.start(trainable, options or {})
         return runner
 
     yield make
-    for runner in runners:
+    for runner, engine in runners:
         await runner.aclose()
-        for placement in runner.engine.placements:
+        for placement in engine.placements:
             assert placement.process.returncode is not None
     assert await asyncio.to_thread(left_on_nodes, tmp_path) == []
 
@@ -292,6 +294,8 @@ from tests.runners.local_engine import LocalEngine
 from tests.runners.test_remote import waits
 from tests.runners.world import task
 from asynctune.runners import agents
+from asynctune.runners.agent import Order
+from asynctune.runners.meeting import Listener
 from asynctune.runners.node_directory import NodeDirectory
 from asynctune.runners.remote import RemoteRunner
 from pathlib import Path
@@ -398,23 +402,21 @@ class Network:
 @pytest.fixture
 async def network(monkeypatch):
     """All agents call through it."""
-    from asynctune.runners import remote  # noqa: PLC0415 - for this fixture alone
-
     made = Network()
-    real = remote.Order
+    real = Order
 
     def order(**values):
         values["port"] = made.port
         return real(**values)
 
-    monkeypatch.setattr(remote, "Order", order)
-    start = remote.Listener.start
+    monkeypatch.setattr("asynctune.runners.remote.Order", order)
+    start = Listener.start
 
     async def starts(self, host, port=0):
         await start(self, host, port)
         made.port = await made.start(self.port)
 
-    monkeypatch.setattr(remote.Listener, "start", starts)
+    monkeypatch.setattr(Listener, "start", starts)
     yield made
     await made.aclose()
 
