@@ -9,10 +9,10 @@ import pytest
 
 from asynctune import ConfigError, TrialFailedError
 from asynctune.checkpoints.staging import STAGED_PREFIX
-from asynctune.runners import agent as agent_module
 from asynctune.runners.agent import Order, _Agent
 from asynctune.runners.bringing import Settings
 from asynctune.runners.meeting import Listener, new_secret
+from asynctune.runners.node_directory import NodeDirectory
 from asynctune.runners.orders import hello_for, packed_task
 from asynctune.runners.peer import Peer, PeerLostError
 from asynctune.runners.remote import RemoteRunner
@@ -89,7 +89,7 @@ async def test_an_agent_that_failed_itself_says_why(begin, tmp_path, monkeypatch
     def broken(self):
         raise RuntimeError("no disk here")
 
-    monkeypatch.setattr(agent_module.NodeDirectory, "make", broken)
+    monkeypatch.setattr(NodeDirectory, "make", broken)
     with pytest.raises(TrialFailedError, match=r"could not start: .*no disk here"):
         await runner.run_trial(task(tmp_path, x=1), Reports())
 
@@ -168,8 +168,8 @@ async def test_abort_is_nothing_where_nothing_runs(driver):
 
 async def test_one_trial_at_a_time(driver):
     driver.answers["placed"] = TrialFailedError("wait")
-    first, second = await asyncio.gather(driver.run(x=1), driver.run(x=1), return_exceptions=True)
-    assert {type(first), type(second)} == {ConfigError, TrialFailedError}
+    both = await asyncio.gather(driver.run(x=1), driver.run(x=1), return_exceptions=True)
+    assert {type(each) for each in both} == {ConfigError, TrialFailedError}
 
 
 async def test_an_error_of_the_driver_fails_the_start_and_not_the_agent(driver):

@@ -6,6 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -139,7 +140,7 @@ async def test_how_a_start_may_end(here, tmp_path, answer, error, text):
 
 
 async def test_reports_of_another_start_are_refused(here, tmp_path):
-    told = {"run": "a1.1", "metrics": {}, "checkpoint": None}
+    told: dict[str, Any] = {"run": "a1.1", "metrics": {}, "checkpoint": None}
     with pytest.raises(ConfigError, match="has ended, and takes no more reports"):
         await here.agent.call("report", told)
 

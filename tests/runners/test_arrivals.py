@@ -125,7 +125,7 @@ async def test_one_whose_commit_was_cancelled_is_taken_back(node, told):
     arrivals = Arrivals(node, "t1")
     arriving = arrivals.promised(told(1))
     node.may_go.clear()
-    bringing = asyncio.create_task(arriving.bring(place()))
+    bringing = asyncio.ensure_future(arriving.bring(place()))
     await asyncio.sleep(0.01)
     node.may_go.set()
     bringing.cancel()
@@ -155,7 +155,7 @@ async def test_late_ones_go_together_when_their_round_comes(node, told):
 async def test_they_go_at_once_when_the_run_has_ended(node, told):
     arrivals = Arrivals(node, "t1", period_s=1000)
     made = [arrivals.promised(told(number)) for number in (1, 2)]
-    first = asyncio.create_task(made[0].bring(place(1)))
+    first = asyncio.ensure_future(made[0].bring(place(1)))
     await asyncio.sleep(0.01)
     assert node.asked == []
     settling = asyncio.create_task(arrivals.settled())

@@ -9,7 +9,7 @@ import pytest
 
 from asynctune import ConfigError, TrialFailedError, TrialReport
 from asynctune.runners.starts import Start
-from tests.runners.world import task
+from tests.runners.world import Reports, task
 
 
 class Arrivals:
@@ -35,7 +35,7 @@ def item(checkpoint=None, told=None):
 
 def test_its_marker_is_there_until_it_is_removed(tmp_path):
     start = start_with(tmp_path, "CONTINUE")
-    other = Start("a.2", start.task, lambda _: None)
+    other = Start("a.2", start.task, Reports())
     start.prepare()
     other.prepare()
     assert Path(start.marker).parent == tmp_path / "t1"
@@ -48,7 +48,7 @@ def test_its_marker_is_there_until_it_is_removed(tmp_path):
 def test_the_directory_is_known_by_its_own_name(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "t1").symlink_to(tmp_path / "real")
-    start = Start("a.1", task(tmp_path), lambda _: None)
+    start = Start("a.1", task(tmp_path), Reports())
     start.prepare()
     assert start.real_dir == str(tmp_path / "real")
     start.remove_marker()
