@@ -114,7 +114,10 @@ class AgentHandle:
         Raises:
             PeerLostError: It is gone.
         """
-        about = await self.peer.call("open", {"hello": hello, "settings": dict(settings)})
+        # Credentials go to who needs them, with each trial.
+        about = await self.peer.call(
+            "open", {"hello": hello, "settings": {**settings, "storage_options": None}}
+        )
         names = [str(about.get(name) or "") for name in ("node", "host")]
         self.node = " ".join(dict.fromkeys(name for name in names if name)) or "an unknown node"
         self.peer.name = f"the agent on {self.node} (process {about.get('pid')})"
@@ -155,7 +158,7 @@ class AgentHandle:
                 self._source = TreeSource(task.checkpoint.path, threads=self._threads)
                 ends.push_async_callback(self._source.aclose)
             try:
-                await self._run_to_its_end(run, arrivals)
+                await self._run_to_its_end(run, arrivals, settings)
                 await arrivals.settled()
             except PeerLostError as error:
                 raise await self._lost(task, error) from error
@@ -174,7 +177,7 @@ class AgentHandle:
         self.is_usable = False
         return TrialFailedError(f"trial {task.trial_id} was lost with its node: {await self.why(error)}")
 
-    async def _run_to_its_end(self, run: Start, arrivals: Arrivals) -> None:
+    async def _run_to_its_end(self, run: Start, arrivals: Arrivals, settings: Mapping[str, Any]) -> None:
         try:
             await asyncio.to_thread(run.prepare)
         except OSError as error:
@@ -185,6 +188,7 @@ class AgentHandle:
             "task": packed_task(run.task),
             "marker": run.marker,
             "copy": run.task.copy,
+            "storage_options": None if run.task.copy is None else settings["storage_options"],
         }
         running = asyncio.ensure_future(self.peer.call("run", told))
         running.add_done_callback(lambda _: run.inbox.put_nowait(None))

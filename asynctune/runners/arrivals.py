@@ -101,7 +101,7 @@ class Arrivals:
         self._forget(number)
         try:
             await self._until(due)
-            if self._keep is not None and len(self._promised) >= self._keep:
+            if self._keep is not None and self._wait_too() >= self._keep:
                 await self._drop(number)  # newer ones wait, which leave no place for it
                 return None
             try:
@@ -118,6 +118,9 @@ class Arrivals:
         finally:
             self._under_way -= 1
             self._changed.set()
+
+    def _wait_too(self) -> int:
+        return sum(bring() is not None for bring in self._promised.values())
 
     async def _brought(
         self, number: int, place: ArrivalPlace, manifest: Manifest | None

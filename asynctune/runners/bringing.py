@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
 from asynctune.checkpoints.borrowing import fetch_tree
@@ -299,8 +299,8 @@ async def bringing_of(
 
     Args:
         call: Asks the driver.
-        arguments: Of the call `run`: `task`, `copy`, and `marker`, a file that the driver has made in the trial's
-            directory.
+        arguments: Of the call `run`: `task`, `copy` and the `storage_options` for it, and `marker`, a file that the
+            driver has made in the trial's directory.
         settings: See there.
         agent_dir: The agent's directory on this node.
     """
@@ -311,6 +311,7 @@ async def bringing_of(
         await asyncio.sleep(_LOOK_AGAIN_S)
         patience_s -= _LOOK_AGAIN_S
     home = None if is_shared else os.path.join(agent_dir, f"run-{secrets.token_hex(4)}")
+    settings = replace(settings, storage_options=arguments.get("storage_options"))
     return Bringing(call, arguments["task"], settings, copy=arguments["copy"], home=home)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from asynctune.storage.budget import ByteBudget
 from tests.runners.wires import ends_of_a_wire
 from tests.runners.world import Reports, task
 
-SETTINGS = Settings().to_value()
+SETTINGS = Settings(storage_options={"secret": "hunter2"}).to_value()
 
 
 class Placement:
@@ -49,6 +50,8 @@ async def here(monkeypatch):
 
     async def handle(op, arguments):
         made.asked.append(op)
+        if op == "open":
+            made.opened = arguments
         answer = made.answers.get(op)
         if isinstance(answer, Exception):
             raise answer
@@ -88,6 +91,35 @@ def left(tmp_path):
 async def until_aborted(here):
     await here.over.wait()
     return {"kind": "aborted"}
+
+
+@pytest.mark.parametrize("copy", [None, "s3://bucket/e"], ids=["home", "bucket"])
+async def test_credentials_go_to_who_needs_them(here, tmp_path, copy):
+    """A node that sends home needs none."""
+    told = []
+
+    async def run(arguments):
+        told.append(arguments["storage_options"])
+        return {"kind": "ended"}
+
+    here.answers["run"] = run
+    await here.handle.run(replace(task(tmp_path), copy=copy), Reports(), SETTINGS)
+    assert here.opened["settings"]["storage_options"] is None
+    assert told == [None if copy is None else {"secret": "hunter2"}]
+
+
+async def test_credentials_that_cannot_travel_are_not_shown(here, tmp_path):
+    class Key:
+        def __repr__(self):
+            return "hunter2"
+
+    with pytest.raises(TrialFailedError) as failed:
+        await here.handle.run(
+            replace(task(tmp_path), copy="s3://b/e"),
+            Reports(),
+            {**SETTINGS, "storage_options": {"key": Key()}},
+        )
+    assert "hunter2" not in str(failed.value)
 
 
 async def test_it_is_named_after_its_node(here):
