@@ -45,6 +45,11 @@ class _Connection:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether a sign of life is worth sending: what is under way is one."""
+        return not self.writer.is_closing() and not self.writer.transport.get_write_buffer_size()
+
 
 @dataclass(slots=True)
 class _Call:
@@ -186,7 +191,8 @@ class Peer:
 
     async def _send(self, data: bytes) -> None:
         """Over the connection there is; where there is none, the next one brings it."""
-        if (connection := self._connection) is None:
+        connection = self._connection
+        if connection is None or connection.writer.is_closing():
             return
         with contextlib.suppress(ConnectionError):
             connection.writer.write(data)
@@ -335,7 +341,7 @@ class Peer:
         while self._closed is None:
             await asyncio.sleep(self._look_s)
             connection = self._connection
-            if connection is not None and not connection.writer.transport.get_write_buffer_size():
+            if connection is not None and connection.is_idle:
                 connection.writer.write(frame({"beat": 1, "has": self._has()}))
             is_quiet = heard == self._heard and self._reads and not self._waits
             quiet_s = quiet_s + self._look_s if is_quiet else 0.0

@@ -86,7 +86,7 @@ def test_each_call_is_answered_once_whatever_breaks(cuts, to_right, to_left):
     asyncio.run(ask())
 
 
-async def test_many_breaks_while_calls_go_on(rng):
+async def test_many_breaks_while_calls_go_on(rng, caplog):
     """Callers that wait for their answers before they ask again, over wires of any length, for a while."""
     right = Echo()
     async with Pair(right=right) as pair:
@@ -101,6 +101,7 @@ async def test_many_breaks_while_calls_go_on(rng):
         pair.keep_connecting([(rng.randrange(400_000), rng.randrange(400_000)) for _ in range(60)])
         await asyncio.gather(*(ask(name) for name in "abcd"))
     assert right.seen == asked
+    assert "socket.send() raised" not in caplog.text
 
 
 async def test_a_new_connection_replaces_one_that_says_nothing():
