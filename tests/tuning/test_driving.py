@@ -9,11 +9,13 @@ import pytest
 
 from asynctune import (
     CheckpointConfig,
+    ConfigError,
     ExperimentStore,
     FailureConfig,
     InlineRunner,
     RunConfig,
     TrialFailedError,
+    TrialStatus,
     TuneConfig,
     Tuner,
     UserCodeError,
@@ -414,3 +416,22 @@ async def test_a_signal_before_the_first_trial_is_obeyed(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="nothing was begun"):
         await tuner.fit()
     assert not await asyncio.to_thread((tmp_path / "exp").exists)
+
+
+async def test_what_ends_the_experiment_leaves_its_trials_to_go_on(tmp_path):
+    """A runner that cannot run here has not failed its trials."""
+
+    class Refuses(InlineRunner):
+        async def run_trial(self, task, report):
+            if task.config["x"]:
+                raise ConfigError("not on this machine")
+            await asyncio.Event().wait()
+
+    run = RunConfig(name="exp", local_dir=tmp_path, verbose=0)
+    tuner = Tuner(
+        trainables.coroutine, param_space={"x": grid_search([0, 1])}, run_config=run, runner=Refuses(2)
+    )
+    with pytest.raises(ConfigError, match="not on this machine"):
+        await tuner.fit()
+    async with ExperimentStore.open(tmp_path / "exp", mode="read") as store:
+        assert [(each.status, each.num_failures) for each in store.trials] == [(TrialStatus.PENDING, 0)] * 2
