@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import math
 import os
+import socket
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -22,6 +24,9 @@ __all__ = ["RayRunner"]
 logger = logging.getLogger("asynctune")
 
 _BETWEEN_S: Final = 1.0
+_ANSWERS_WITHIN_S: Final = 10.0
+_PARTS: Final = 10_000
+"""Ray counts resources in ten-thousandths."""
 _REASON_CHARACTERS: Final = 600
 
 
@@ -61,6 +66,8 @@ class RayRunner(RemoteRunner):
             address, _checked({"cpu": 1} if resources_per_trial is None else resources_per_trial)
         )
         if runtime_env is not None:
+            if not isinstance(runtime_env, Mapping):
+                raise ConfigError(f"runtime_env must be a mapping, as Ray takes it, not {runtime_env!r:.80}")
             engine.actor_options["runtime_env"] = dict(runtime_env)
         if scheduling_strategy is not None:
             engine.actor_options["scheduling_strategy"] = scheduling_strategy
@@ -84,13 +91,11 @@ class _RayEngine:
     """Ray as an `Engine`."""
 
     def __init__(self, address: str | None, resources: Mapping[str, float]) -> None:
-        if address is not None and address.startswith("ray://"):
-            raise ConfigError(
-                f"{address} is of Ray's client, whose nodes cannot call this process; run the driver on a machine of "
-                "the cluster, with the address of the cluster itself"
-            )
+        if address is not None:
+            _refuse_client(address)
         self._address = address
         self._resources = dict(resources)
+        self._connecting: asyncio.Future[str] | None = None
         self._connected = False
         self._capacity = 1
         self._actor: Any = None
@@ -113,7 +118,8 @@ class _RayEngine:
         """Connect to Ray, or start it."""
         if importlib.util.find_spec("ray") is None:
             raise MissingExtraError("ray", "ray", "RayRunner")
-        return await asyncio.to_thread(self._connect)
+        self._connecting = asyncio.ensure_future(asyncio.to_thread(self._connect))
+        return await asyncio.shield(self._connecting)
 
     def _connect(self) -> str:
         # Read when Ray is imported. Its own handler prints a trace at each SIGTERM, which a Tuner takes as a wish.
@@ -122,20 +128,20 @@ class _RayEngine:
 
         if not ray.is_initialized():
             logging.getLogger("ray._private.worker").addFilter(_is_for_users)
+            address = _found(self._address)
             settings: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+            if address is None:
+                logger.info("no Ray is running: one is started on this machine")
+                settings["include_dashboard"] = False
             try:
-                if self._address is not None:
-                    ray.init(address=self._address, **settings)
-                else:
-                    try:
-                        ray.init(address="auto", **settings)
-                    except ConnectionError:
-                        logger.info("no Ray is running: one is started on this machine")
-                        ray.init(address="local", include_dashboard=False, **settings)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise ConfigError(
-                    f"cannot reach Ray at {self._address or 'this machine'}: {error}"
-                ) from error
+                ray.init(address=address or "local", **settings)
+            except (
+                ConnectionError,
+                RuntimeError,
+                ValueError,
+                SystemExit,
+            ) as error:  # the latter if no Ray answers
+                raise ConfigError(f"cannot reach Ray at {address or 'this machine'}: {error}") from error
             self._connected = True
         self._actor = ray.remote(_Agent)
         self._capacity = self._room(ray.nodes())
@@ -149,7 +155,7 @@ class _RayEngine:
         for node in nodes:
             if node.get("Alive"):
                 has = node["Resources"]
-                fits = [int(has.get(name, 0) // amount) for name, amount in asked.items()]
+                fits = [_parts(has.get(name, 0)) // max(1, _parts(amount)) for name, amount in asked.items()]
                 room += min(fits, default=int(has.get("CPU", 1)))
         if not room:
             logger.warning("no node of the Ray cluster has %s: trials wait for one that has", asked)
@@ -170,6 +176,11 @@ class _RayEngine:
 
     async def aclose(self) -> None:
         """Leave the cluster, if this has joined it; what this has started ends."""
+        if self._connecting is not None:  # who was cancelled meanwhile leaves it under way
+            await asyncio.wait([self._connecting])
+            if not self._connecting.cancelled() and self._connecting.exception() is not None:
+                logger.debug("Ray was not reached: %s", self._connecting.exception())
+            self._connecting = None
         connected, self._connected = self._connected, False
         self._actor = None
         if connected:
@@ -235,6 +246,65 @@ def _disconnect() -> None:
     ray.shutdown()
 
 
+def _found(address: str | None) -> str | None:
+    """The address of a Ray that runs; `None`: there is none. Blocking.
+
+    Raises:
+        ConfigError: Nobody answers at the one that was asked for.
+    """
+    if address not in (None, "auto"):
+        _await_answer(address)
+        return address
+    from_environment = os.environ.get("RAY_ADDRESS") or None
+    if from_environment not in (None, "auto", "local"):
+        _refuse_client(from_environment)
+        _await_answer(from_environment)
+        return from_environment
+    if from_environment == "local":
+        return None
+    from ray._private.services import canonicalize_bootstrap_address  # noqa: PLC0415 - few have it
+
+    try:
+        found = canonicalize_bootstrap_address("auto")
+        if found is not None:
+            _await_answer(found)
+            return str(found)
+    except (ConnectionError, ConfigError) as error:  # the note of one that was killed stays
+        logger.debug("no Ray of this machine answers: %s", error)
+    if address == "auto":
+        raise ConfigError(
+            "cannot reach Ray at this machine: none is running; start one, or leave out the address"
+        )
+    return None
+
+
+def _await_answer(address: str) -> None:
+    """Ray itself takes two minutes, and ends the process.
+
+    Raises:
+        ConfigError: Nobody answers there.
+    """
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit():
+        return  # not one that is known here
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_WITHIN_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"cannot reach Ray at {address}: {error}; is a cluster running there?") from error
+
+
+def _refuse_client(address: str) -> None:
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"{address} is of Ray's client, whose nodes cannot call this process; run the driver on a machine of "
+            "the cluster, with the address of the cluster itself"
+        )
+
+
+def _parts(amount: float) -> int:
+    return round(amount * _PARTS)
+
+
 def _first_of(text: str) -> str:
     """The lines that say why, without the trace."""
     told = " ".join(line.strip() for line in text.splitlines() if line.strip())
@@ -249,7 +319,7 @@ def _checked(resources: Mapping[str, float]) -> Mapping[str, float]:
             not isinstance(name, str)
             or not isinstance(amount, int | float)
             or isinstance(amount, bool)
-            or amount < 0
+            or not 0 <= amount < math.inf
         ):
             raise ConfigError(f"resources_per_trial has {name!r}: {amount!r:.80}; amounts are numbers from 0")
     return resources

@@ -159,7 +159,7 @@ def workers(cluster: Cluster, name: str, what: str = "asynctune.runners.worker")
         try:
             if any(what in part for part in process.cmdline()):
                 found.append(process)
-        except Exception:  # noqa: BLE001, S112 - it has just ended
+        except Exception:  # noqa: BLE001 - it has just ended
             continue
     return found
 

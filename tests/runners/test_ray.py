@@ -13,7 +13,6 @@ from tests.runners.ray_checking import (
     Place,
     actors,
     checked,
-    eventually,
     experiment,
     inspected,
     left_on,
@@ -43,7 +42,8 @@ async def test_twelve_trials_on_two_nodes_come_home_whole(cluster, kind):
     assert [len(result.best_checkpoints) for result in results] == [2] * TRIALS
     for node in ("node_b", "node_c"):
         assert left_on(place, node) == []
-        await eventually(lambda node=node: workers(cluster, node) + actors(cluster, node) == [])
+        assert workers(cluster, node) == []
+        assert actors(cluster, node) == []
     if kind == "class":
         objects = {row["object"] for each in rows for row in each}
         assert len(objects) <= 4

@@ -151,7 +151,7 @@ class Pauses:
 
     def choose_trial_to_run(self, trial_ids):
         others = [trial_id for trial_id in trial_ids if trial_id != self.paused]
-        return others[0] if others else self.released and self.paused or None
+        return others[0] if others else (self.released and self.paused) or None
 
     released = False
 
@@ -172,14 +172,17 @@ async def test_a_paused_trial_goes_on_on_another_node(cluster):
         place, train, trials=2, runner=runner, scheduler=pauses, callbacks=[failures], n=12, s=0.25
     )
     async with fitting(tuner) as running:
-        await eventually(lambda: pauses.paused)
-        await eventually(lambda: tuner._run._store.get_trial(pauses.paused).status is TrialStatus.PAUSED)
-        was_on = tuner._run._store.get_trial(pauses.paused).last_result["where"]
+        paused = await eventually(lambda: pauses.paused)
+        assert tuner._run is not None
+        store = tuner._run._store
+        assert store is not None
+        await eventually(lambda: store.get_trial(paused).status is TrialStatus.PAUSED)
+        was_on = store.get_trial(paused).last_result["where"]
         await asyncio.to_thread(cluster.kill_node, was_on)
         results = await running
     rows = await checked(results, 12)
     by_trial = dict(zip([result.trial_id for result in results], rows, strict=True))
-    wheres = [row["where"] for row in by_trial[pauses.paused]]
+    wheres = [row["where"] for row in by_trial[paused]]
     assert wheres[:2] == [was_on] * 2
     assert set(wheres[2:]) == {"node_b", "node_c"} - {was_on}
     assert failures.told == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import time
 
@@ -11,7 +10,16 @@ import pytest
 
 from asynctune import ResultGrid, RunConfig, Tuner
 from tests.killing import ROOT
-from tests.runners.ray_checking import Place, actors, checked, eventually, inspected, left_on, runner_for, workers
+from tests.runners.ray_checking import (
+    Place,
+    actors,
+    checked,
+    eventually,
+    inspected,
+    left_on,
+    runner_for,
+    workers,
+)
 from tests.runners.ray_driver import DriverSettings
 from tests.runners.ray_trials import acknowledged, beginnings, lines, train
 
@@ -22,7 +30,7 @@ N = 8
 
 
 def start_driver(place, **settings):
-    settings = DriverSettings(
+    made = DriverSettings(
         address=place.cluster.address,
         local_dir=str(place.local_dir),
         name=place.name,
@@ -30,7 +38,7 @@ def start_driver(place, **settings):
         runner={"worker_dir": place.work},
         **settings,
     )
-    return subprocess.Popen(settings.command(), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(made.command(), cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 async def killed_after(place, count):
@@ -38,7 +46,11 @@ async def killed_after(place, count):
     with start_driver(place) as driver:
         try:
             await eventually(lambda: sum(line["event"] == "reported" for line in lines(place.log)) >= count)
-            there = [process for node in NODES for process in (*workers(place.cluster, node), *actors(place.cluster, node))]
+            there = [
+                process
+                for node in NODES
+                for process in (*workers(place.cluster, node), *actors(place.cluster, node))
+            ]
             assert len(there) >= 8
         finally:
             driver.kill()

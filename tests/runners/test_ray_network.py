@@ -76,7 +76,9 @@ def reported(place):
 
 async def test_a_network_that_comes_back_costs_nothing_but_time(far_cluster):
     place = Place(far_cluster, "cut-10s")
-    with driving(place, trials=2, config=place.config(n=24, s=0.25), runner={"worker_dir": place.work}) as driver:
+    with driving(
+        place, trials=2, config=place.config(n=24, s=0.25), runner={"worker_dir": place.work}
+    ) as driver:
         await eventually(lambda: reported(place) >= 6)
         far_cluster.cut("node_b")
         await asyncio.sleep(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -16,13 +15,19 @@ import time
 import psutil
 import pytest
 
-from asynctune import ConfigError, MissingExtraError, RayRunner, RunConfig, SyncConfig, Tuner
+from asynctune import ConfigError, MissingExtraError, RayRunner, SyncConfig
 from asynctune.runners.agent import Order
 from tests.killing import ROOT
 from tests.runners.cluster import why_no_cluster
-from tests.runners.ray_checking import Place, actors, eventually, experiment, fitting, left_on, runner_for, workers
+from tests.runners.ray_checking import (
+    Place,
+    actors,
+    eventually,
+    experiment,
+    runner_for,
+)
 from tests.runners.ray_driver import DriverSettings
-from tests.runners.ray_trials import Fresh, lines, train
+from tests.runners.ray_trials import Fresh, train
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -81,7 +86,11 @@ async def test_runtime_env_and_resources_reach_the_trial(cluster):
         runtime_env={"env_vars": {"GIVEN": "to-the-trial"}},
         resources_per_trial={"cpu": 1, "gpu": 0, "node_c": 1},
     )
-    assert (around["GIVEN"], around["CUDA_VISIBLE_DEVICES"], around["where"]) == ("to-the-trial", "", "node_c")
+    assert (around["GIVEN"], around["CUDA_VISIBLE_DEVICES"], around["where"]) == (
+        "to-the-trial",
+        "",
+        "node_c",
+    )
 
 
 async def test_trials_are_spread_when_that_is_asked_for(cluster):
@@ -99,6 +108,7 @@ async def test_capacity_is_what_fits(cluster):
         3: {"node_b": 0.6},
         4: None,
         8: {"cpu": 0.5},
+        40: {"cpu": 0.1},  # 2 // 0.1 is 19
     }
     found = {}
     for expected, resources in asked.items():
@@ -138,18 +148,19 @@ async def test_it_leaves_the_cluster_that_it_joined(cluster):
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     place = Place(cluster, "left")
-    for _ in range(2):
+    figures = []
+    for _ in range(3):
         runner = runner_for(place)
         await runner.start(train, {})
         assert ray.is_initialized()
-        threads, files = threading.active_count(), psutil.Process().num_fds()
         await runner.aclose()
         assert not ray.is_initialized()
         await runner.aclose()
-    assert threading.active_count() <= threads
-    assert psutil.Process().num_fds() <= files
+        figures.append((threading.active_count(), psutil.Process().num_fds()))
+    assert figures[2][0] <= figures[0][0]
+    assert figures[2][1] <= figures[0][1] + 2, figures
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert "ray" in cluster.log("node_b").lower()
+    assert len([node for node in cluster.nodes if cluster.processes(node)]) == 3
 
 
 async def test_nothing_in_an_order_or_on_a_node_is_a_credential(cluster, monkeypatch):
@@ -162,17 +173,19 @@ async def test_nothing_in_an_order_or_on_a_node_is_a_credential(cluster, monkeyp
         return orders[-1]
 
     monkeypatch.setattr(Order, "pack", keeps)
-    runner = runner_for(place)
+    runner = runner_for(place, resources_per_trial={"node_b": 1})
     options = {"endpoint_url": "http://127.0.0.1:9", "key": "its-key-7f3a", "secret": "its-secret-9b2c"}
     sync = SyncConfig(upload_dir="s3://bucket/some", storage_options=options)
     await runner.start(train, {"sync_config": sync, "storage_options": options})
     try:
-        agent = await runner._made(_task(place))
-        found = cluster.run_in(
-            "node_b", ["sh", "-c", f"grep -rlE 'its-(key|secret)' {place.work} {cluster.root} || true"]
-        )
-        assert found == ""
-        assert "its-" not in cluster.run_in("node_b", ["sh", "-c", "cat /proc/*/cmdline /proc/*/environ | tr '\\0' ' '"])
+        agent = await runner._borrow(_task(place))
+        (actor,) = actors(cluster, "node_b")
+        files = cluster.run_in("node_b", ["sh", "-c", f"grep -rlE 'its-(key|secret)' {cluster.root} || true"])
+        assert files == ""
+        known = cluster.run_in("node_b", ["sh", "-c", "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ"])
+        assert "ray::_Agent" in known
+        assert "its-" not in known
+        assert actor.is_running()
         await runner._end(agent)
     finally:
         await runner.aclose()
@@ -243,7 +256,7 @@ async def test_ray_that_it_starts_ends_with_it(tmp_path):
     token = f"token-{os.urandom(8).hex()}"
     # in namespaces of its own: another Ray of this machine would be found, and joined
     command = ["unshare", "--mount", "--pid", "--net", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]
-    inner = f"mount -t tmpfs none /tmp && ip link set lo up; exec {sys.executable} -c \"$0\" {tmp_path}"
+    inner = f'mount -t tmpfs none /tmp && ip link set lo up; exec {sys.executable} -c "$0" {tmp_path}'
     results = tmp_path / "results"
     results.mkdir()
     inner = f'ip link set lo up; "{sys.executable}" -c "$0" "{results}"; echo left: $(pgrep -c -f "raylet|gcs_server")'
