@@ -141,7 +141,9 @@ class _RayEngine:
                 ValueError,
                 SystemExit,
             ) as error:  # the latter if no Ray answers
-                raise ConfigError(f"cannot reach Ray at {address or 'this machine'}: {error}") from error
+                raise ConfigError(
+                    f"cannot reach Ray at {address or 'this machine'}: {error}{_cause(error)}"
+                ) from error
             self._connected = True
         self._actor = ray.remote(_Agent)
         self._capacity = self._room(ray.nodes())
@@ -291,6 +293,12 @@ def _await_answer(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_WITHIN_S).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(f"cannot reach Ray at {address}: {error}; is a cluster running there?") from error
+
+
+def _cause(error: BaseException) -> str:
+    """What Ray hides under its error, such as a wrong token: the end of a trace."""
+    told = str(error.__cause__ or "").strip().rpartition("\n")[2]
+    return f" ({_first_of(told)})" if told else ""
 
 
 def _refuse_client(address: str) -> None:

@@ -72,7 +72,7 @@ def _path():
 
 @contextmanager
 def mounted(cluster):
-    """A network filesystem that both nodes see as the head does; node_b as another host would, by a mount of its own."""
+    """A network filesystem that both nodes see as the head does; node_b by a mount of its own."""
     try:
         with juicefs_mounts() as (here, there):
             for node in NODES:

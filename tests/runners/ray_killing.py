@@ -1,0 +1,173 @@
+"""Whatever may die under trials on Ray is killed at random moments: worker, actor, node, driver, several in a row.
+
+What must hold: the experiment ends with every row once, what was acknowledged is there, no two processes ever took
+turns in a trial, and nothing that ran for a dead driver runs on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import subprocess
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from typing import Any, Final
+
+import psutil
+
+from asynctune import ResultGrid
+from tests.killing import ROOT
+from tests.runners.cluster import Cluster
+from tests.runners.ray_checking import Place, actors, checked, eventually, inspected, left_on, workers
+from tests.runners.ray_driver import DriverSettings
+from tests.runners.ray_trials import acknowledged, beginnings
+
+__all__ = ["NODES", "kill_once_more", "kill_round"]
+
+NODES: Final = ("node_b", "node_c")
+WITHIN_S: Final = 90.0
+VICTIMS: Final = ("worker", "actor", "node", "driver")
+
+_TRIALS: Final = 4
+_ITERATIONS: Final = 10
+
+
+class _Driver:
+    """A process that runs an experiment, and what it says."""
+
+    def __init__(self, place: Place, *, restore: bool) -> None:
+        self.process = subprocess.Popen(
+            _settings(place, restore=restore).command(),
+            cwd=ROOT,
+            env=os.environ | place.cluster.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.said: list[dict[str, Any]] = []
+        self.complained = ""
+        self._threads = [threading.Thread(target=self._listen), threading.Thread(target=self._hear)]
+        for thread in self._threads:
+            thread.start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with suppress(ValueError):  # half a line, or Ray's
+                self.said.append(json.loads(line))
+
+    def _hear(self) -> None:
+        assert self.process.stderr is not None
+        self.complained = self.process.stderr.read()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for thread in self._threads:
+            thread.join()
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+async def kill_round(cluster: Cluster, rng: random.Random, name: str, kills: int) -> Counter[str]:
+    """One experiment, during which so many are killed; what died, and `failures`: how many starts of trials that cost.
+
+    Args:
+        cluster: With `NODES`; as many run at the end.
+        name: Of the experiment, which is new.
+    """
+    place = Place(cluster, name)
+    outcomes: Counter[str] = Counter()
+    driver = _Driver(place, restore=False)
+    failures: list[str] = []
+    try:
+        if rng.random() < 0.9:  # else it is killed while it starts
+            await eventually(place.log.exists)
+        for _ in range(kills):
+            await asyncio.sleep(rng.uniform(0.0, 2.5))
+            if driver.process.poll() is not None:
+                break
+            victim = rng.choice(VICTIMS)
+            outcome = await kill_once_more(place, rng, victim, driver.process)
+            outcomes[outcome] += 1
+            if outcome == "driver":
+                failures += _failures(driver)
+                driver.close()
+                driver = _Driver(place, restore=True)
+        ends = time.monotonic() + WITHIN_S
+        while driver.process.poll() is None:
+            assert time.monotonic() < ends, f"{name} did not end: {driver.said}"
+            await asyncio.sleep(0.1)
+    finally:
+        driver.close()
+        for node in set(NODES) - set(cluster.nodes):
+            await asyncio.to_thread(cluster.add_node, node)
+    assert driver.process.returncode == 0, driver.complained
+    outcomes["failures"] = len(failures + _failures(driver))
+    await _holds(place)
+    return outcomes
+
+
+def _settings(place: Place, *, restore: bool) -> DriverSettings:
+    return DriverSettings(
+        address=place.cluster.address,
+        local_dir=str(place.local_dir),
+        name=place.name,
+        restore=restore,
+        config=place.config(n=_ITERATIONS, s=0.1),
+        trials=_TRIALS,
+        max_failures=20,
+        tells=True,
+        runner={"worker_dir": place.work, "lost_after_s": 20.0},
+    )
+
+
+def _failures(driver: _Driver) -> list[str]:
+    return [said["error"] for said in driver.said if "error" in said]
+
+
+async def kill_once_more(place: Place, rng: random.Random, victim: str, driver: subprocess.Popen[str]) -> str:
+    """Kill one of this kind; what became of it."""
+    cluster = place.cluster
+    if victim == "driver":
+        if not place.log.exists():
+            return "driver spared: no trial had begun"
+        there = [each for node in NODES for each in (*workers(cluster, node), *actors(cluster, node))]
+        driver.kill()
+        driver.wait()
+        await eventually(lambda: not any(process.is_running() for process in there))
+        return "driver"
+    node = rng.choice(NODES)
+    if victim == "node":
+        await asyncio.to_thread(cluster.kill_node, node)
+        await asyncio.sleep(rng.choice([0.0, 2.0]))
+        await asyncio.to_thread(cluster.add_node, node)
+        cluster.run_in(node, ["sh", "-c", f"echo {node} > {place.me}"])
+        return "node"
+    processes = (workers if victim == "worker" else actors)(cluster, node)
+    if not processes:
+        return f"{victim} spared: none ran"
+    with suppress(psutil.NoSuchProcess):
+        rng.choice(processes).kill()
+    return victim
+
+
+async def _holds(place: Place) -> None:
+    results = await ResultGrid.load(place.directory)
+    assert results.num_terminated == len(results) == _TRIALS
+    rows = await checked(results, _ITERATIONS)
+    sha256 = {
+        result.trial_id: {row["training_iteration"]: row["sha256"] for row in each}
+        for result, each in zip(results, rows, strict=True)
+    }
+    for trial_id, safe in acknowledged(place.log).items():
+        assert safe.items() <= sha256[trial_id].items()
+    beginnings(place.log)
+    await inspected(place.directory, "verify")
+    for node in NODES:
+        assert left_on(place, node) == []
