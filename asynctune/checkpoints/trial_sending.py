@@ -96,7 +96,7 @@ class FileSender:
     """Sends the own files of a trial, which runs on this node, to the head.
 
     Args:
-        trial_dir: Absolute path of the trial's directory here.
+        trial_dir: Absolute path of the trial's directory here. What is in its logs, this start has printed.
         files: The operating system.
         threads: Where blocking calls go.
         clock: Tells whether a file has changed just now.
@@ -273,6 +273,10 @@ class FileSender:
     def _of_file(
         self, each: _Changed, fd: int, size: int, stamp: _Stamp | None
     ) -> Generator[_Parcel, None, None]:
+        if each.path in LOG_FILES and each.path not in self._sent and each.found is not None:
+            # An earlier start has printed what is there, however like the beginning of this one it is.
+            self._sent[each.path] = _Sent(*each.found) if each.found[0] > 0 else _Sent()
+            each = replace(each, sent=self._sent[each.path])
         sent = _known(each, fd, size)
         if sent is None:
             sent, op = _Sent(), "files.whole"

@@ -18,8 +18,10 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Self
 
+from asynctune.checkpoints.travelling import Call
 from asynctune.errors import ConfigError, TrialFailedError
 from asynctune.packing import pack, unpack
 from asynctune.protocols import CONTINUE, Decision
@@ -186,15 +188,16 @@ class _Agent:
         """Run one start of a trial; how it ended."""
         if self._bringing is not None:
             await self._bringing.aclose()
-        bringing = await bringing_of(self._peer.call, arguments, self._settings, self._directory.path)
-        await self._peer.call("placed", {"run": arguments["run"], "shared": bringing.is_shared})
+        call = partial(self._call, arguments["run"])
+        bringing = await bringing_of(call, arguments, self._settings, self._directory.path)
+        await call("placed", {"shared": bringing.is_shared})
         if not bringing.is_allowed:
             return {"kind": "not shared"}
         self._bringing = bringing
         try:
             task = await bringing.task()
             worker = await self._ready_worker()
-            await self._serve(worker, task, arguments["run"], bringing)
+            await self._serve(worker, task, call, bringing)
         except WorkerLostError as error:
             await self._end_worker()
             return {"kind": "failed", "error": f"the worker process of trial {bringing.trial_id} {error}"}
@@ -211,7 +214,13 @@ class _Agent:
             await bringing.finish()
         return {"kind": "ended"}
 
-    async def _serve(self, worker: Connection, task: Mapping[str, Any], run: str, bringing: Bringing) -> None:
+    async def _call(self, run: str, op: str, arguments: Mapping[str, Any]) -> Any:
+        """Ask the driver for this start of a trial, and for no later one."""
+        return await self._peer.call(op, {**arguments, "run": run})
+
+    async def _serve(
+        self, worker: Connection, task: Mapping[str, Any], call: Call, bringing: Bringing
+    ) -> None:
         await worker.send(
             frame({"kind": "run", "task": dict(task)}, f"the config of trial {bringing.trial_id}")
         )
@@ -219,7 +228,7 @@ class _Agent:
             message = await worker.receive()
             match message.get("kind"):
                 case "report":
-                    await worker.send(await self._report(message, run, bringing))
+                    await worker.send(await self._report(message, call, bringing))
                 case "ended":
                     return
                 case "failed":
@@ -227,13 +236,12 @@ class _Agent:
                 case unknown:
                     raise TrialFailedError(f"the worker of trial {bringing.trial_id} said {unknown!r:.80}")
 
-    async def _report(self, message: Mapping[str, Any], run: str, bringing: Bringing) -> dict[str, Any]:
+    async def _report(self, message: Mapping[str, Any], call: Call, bringing: Bringing) -> dict[str, Any]:
         """What the worker is told."""
         checkpoint = message["checkpoint"]
         try:
             brought = None if checkpoint is None else await bringing.offer(checkpoint)
-            said = {"run": run, "metrics": message["metrics"], "checkpoint": brought}
-            answer = await self._peer.call("report", said)
+            answer = await call("report", {"metrics": message["metrics"], "checkpoint": brought})
         except ConfigError as error:  # the trial's own mistake, which is raised where it was made
             if checkpoint is not None:
                 bringing.refused(checkpoint)

@@ -265,7 +265,7 @@ class AgentHandle:
 
     async def _handle(self, op: str, arguments: Mapping[str, Any]) -> Any:
         run = self._run
-        if run is None or arguments.get("run", run.number) != run.number:
+        if run is None or arguments.get("run") != run.number:
             raise ConfigError("this start of the trial has ended, and takes no more reports")
         room, _, _ = op.partition(".")
         match room:

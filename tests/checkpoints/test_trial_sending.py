@@ -142,9 +142,9 @@ async def test_what_another_run_printed_stays(ends):
 
 
 async def test_a_sender_that_knows_nothing_sends_nothing_again(ends):
-    write_tree(ends.node, {"stdout": b"1" * 10_000, "model": b"3" * 10_000, "d/none": b""})
+    write_tree(ends.node, {"table.csv": b"1" * 10_000, "model": b"3" * 10_000, "d/none": b""})
     await ends.send()
-    ends.append("stdout", b"!")
+    ends.append("table.csv", b"!")
     ends.sender = ends.another_sender()
     assert await ends.send() == 1
     assert read_tree(ends.head) == read_tree(ends.node)
@@ -292,6 +292,16 @@ async def test_a_disk_that_fails_is_gone_on_from(ends):
             await ends.send()
         assert read_tree(ends.head) == read_tree(ends.node) | read_tree(ends.head / "nothing")
     assert number > 15
+
+
+async def test_a_start_that_prints_the_same_as_the_one_before_is_there_too(ends):
+    write_tree(ends.head, {"stdout": b"hello\n", "stderr": b""})
+    write_tree(ends.node, {"stdout": b"hello\n", "stderr": b"hello\n"})
+    await ends.send()
+    assert read_tree(ends.head) == {"stdout": b"hello\nhello\n", "stderr": b"hello\n"}
+    ends.append("stdout", b"more\n")
+    await ends.send()
+    assert (ends.head / "stdout").read_bytes() == b"hello\nhello\nmore\n"
 
 
 async def test_names_that_no_other_system_has_stay_here(ends, caplog):
