@@ -7,6 +7,7 @@ what the calls are.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import google_crc32c
 
-from asynctune.checkpoints.disk import DiskThreads
+from asynctune.checkpoints.disk import DiskThreads, to_the_end
 from asynctune.checkpoints.manifest import Manifest, ManifestFile
 from asynctune.checkpoints.offering import Offer
 from asynctune.checkpoints.staging import StagedCheckpoint
@@ -157,13 +158,21 @@ async def _send(
         if progress is not None:
             progress(size)
 
+    def read() -> asyncio.Future[list[Piece]]:
+        nothing: list[Piece] = []
+        return asyncio.ensure_future(threads.run(next, batches, nothing))
+
     try:
         async with CallWindow(call, window_bytes, answered) as window:
-            nothing: list[Piece] = []
-            while pieces := await threads.run(next, batches, nothing):
-                size = sum(len(piece[-1]) for piece in pieces)
-                window_size = size + _PIECE_OVERHEAD * len(pieces)
-                await window.start("home.chunks", {"id": name, "pieces": pieces}, window_size, size)
+            reading = read()
+            try:
+                while pieces := await reading:
+                    reading = read()  # while these are packed and sent
+                    size = sum(len(piece[-1]) for piece in pieces)
+                    window_size = size + _PIECE_OVERHEAD * len(pieces)
+                    await window.start("home.chunks", {"id": name, "pieces": pieces}, window_size, size)
+            finally:
+                await to_the_end(asyncio.gather(reading, return_exceptions=True))
             await window.drain()
     finally:
         await threads.run(batches.close)

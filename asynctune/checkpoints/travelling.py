@@ -42,7 +42,7 @@ PIECE_BYTES: Final = 1 << 20
 PIECES_AT_ONCE: Final = 128
 """The most pieces in one call."""
 
-WINDOW_BYTES: Final = 8 << 20
+WINDOW_BYTES: Final = 16 << 20
 """How many bytes may be in calls that are not answered yet."""
 
 
