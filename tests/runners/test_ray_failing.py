@@ -56,7 +56,7 @@ async def test_a_killed_node_costs_no_more_than_what_was_not_committed(cluster):
         noticed_s = time.monotonic() - killed_at
         results = await running
     rows = await checked(results, 10)
-    assert noticed_s < 10
+    assert noticed_s < 20
     moved = [each for each in rows if {row["where"] for row in each} == {"node_b", "node_c"}]
     assert 1 <= len(moved) <= 2
     for error in failures.told:

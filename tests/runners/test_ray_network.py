@@ -8,7 +8,7 @@ import os
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
@@ -36,7 +36,8 @@ class Driver:
 
     def _read(self):
         for line in self.process.stdout:
-            self.said.append((time.monotonic(), json.loads(line)))
+            with suppress(ValueError):  # Ray says something of its own
+                self.said.append((time.monotonic(), json.loads(line)))
 
     @property
     def errors(self):
@@ -77,7 +78,7 @@ def reported(place):
 async def test_a_network_that_comes_back_costs_nothing_but_time(far_cluster):
     place = Place(far_cluster, "cut-10s")
     with driving(
-        place, trials=2, config=place.config(n=24, s=0.25), runner={"worker_dir": place.work}
+        place, trials=2, config=place.config(n=14, s=0.25), runner={"worker_dir": place.work}
     ) as driver:
         await eventually(lambda: reported(place) >= 6)
         far_cluster.cut("node_b")
@@ -86,11 +87,13 @@ async def test_a_network_that_comes_back_costs_nothing_but_time(far_cluster):
         await asyncio.sleep(9)
         assert reported(place) == before
         far_cluster.heal("node_b")
+        healed_at = time.monotonic()
         await eventually(lambda: reported(place) > before)
+        print(f"went on after {time.monotonic() - healed_at:.1f} s")
         await eventually(lambda: driver.ended, 60)
     assert driver.errors == []
     assert driver.ended == [{"ended": 2, "errors": 0}]
-    await checked(await ResultGrid.load(place.directory), 24)
+    await checked(await ResultGrid.load(place.directory), 14)
     assert [len(starts) for starts in beginnings(place.log).values()] == [1, 1]
 
 
@@ -99,7 +102,7 @@ async def test_a_network_that_stays_away_loses_the_trial_to_another_node(far_clu
     place = Place(far_cluster, "cut")
     options = {"worker_dir": place.work, "lost_after_s": LOST_S, "resources_per_trial": {"cpu": 2}}
     with driving(
-        place, trials=2, max_failures=1, config=place.config(n=20, s=0.25), runner=options
+        place, trials=2, max_failures=1, config=place.config(n=12, s=0.25), runner=options
     ) as driver:
         await eventually(lambda: reported(place) >= 6)
         (worker,) = workers(far_cluster, "node_b")
@@ -109,11 +112,13 @@ async def test_a_network_that_stays_away_loses_the_trial_to_another_node(far_clu
         ((at, error),) = driver.errors
         assert "was lost with its node" in error
         assert far_cluster.nodes["node_b"].ip in error
-        assert at - cut_at < LOST_S + 10
+        assert at - cut_at < LOST_S + 15
         await eventually(lambda: not worker.is_running())
         assert left_on(place, "node_b") == []
         await eventually(lambda: driver.ended, 90)
     assert driver.ended == [{"ended": 2, "errors": 0}]
-    rows = await checked(await ResultGrid.load(place.directory), 20)
-    assert {rows_of[-1]["where"] for rows_of in rows} == {"node_c"} or len(driver.errors) == 1
+    far_cluster.kill_node("node_b")  # Ray may give it up at any moment
+    rows = await checked(await ResultGrid.load(place.directory), 12)
+    (moved,) = [each for each in rows if {row["where"] for row in each} == {"node_b", "node_c"}]
+    assert moved[-1]["where"] == "node_c"
     beginnings(place.log)

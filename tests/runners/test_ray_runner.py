@@ -127,15 +127,14 @@ async def test_more_trials_than_room_wait_for_those_that_have_it(cluster, caplog
     assert len({result.metrics["me"] for result in results}) <= 4
 
 
-@pytest.mark.parametrize("kind", ["class", "function"])
-async def test_ray_of_this_process_is_left_running(cluster, kind):
+async def test_ray_of_this_process_is_left_running(cluster):
     import ray  # noqa: PLC0415
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     await asyncio.to_thread(ray.init, cluster.address, log_to_driver=False, configure_logging=False)
     try:
         runner = RayRunner(worker_dir=Place(cluster, "joined").work)
-        await runner.start(train if kind == "function" else Fresh, {})
+        await runner.start(train, {})
         await runner.aclose()
         assert ray.is_initialized()
     finally:
