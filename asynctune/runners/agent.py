@@ -101,6 +101,7 @@ class _Agent:
         self._directory = NodeDirectory(order.worker_dir, order.agent_id)
         self._hello = b""
         self._settings = Settings()
+        self._where: dict[str, Any] = {"hostname": socket.gethostname()}
         self._worker: Connection | None = None
         self._bringing: Bringing | None = None
         self._running: asyncio.Task[dict[str, Any]] | None = None
@@ -136,6 +137,7 @@ class _Agent:
             except OSError:  # TimeoutError included
                 await asyncio.sleep(_AGAIN_S)
             else:
+                self._where["node_ip"] = str(writer.get_extra_info("sockname")[0])
                 self._peer.attach(reader, writer)
 
     # -- what the driver asks ------------------------------------------------------------------------------
@@ -241,7 +243,10 @@ class _Agent:
         checkpoint = message["checkpoint"]
         try:
             brought = None if checkpoint is None else await bringing.offer(checkpoint)
-            answer = await call("report", {"metrics": message["metrics"], "checkpoint": brought})
+            metrics = message["metrics"]
+            if metrics is not None:  # rows say where a trial ran; otherwise they would name the driver
+                metrics = {**self._where, **metrics}
+            answer = await call("report", {"metrics": metrics, "checkpoint": brought})
         except ConfigError as error:  # the trial's own mistake, which is raised where it was made
             if checkpoint is not None:
                 bringing.refused(checkpoint)
@@ -265,6 +270,7 @@ class _Agent:
             raise TrialFailedError(f"a worker process {error}, before it was ready") from error
         if answer.get("kind") != "ready":
             raise TrialFailedError(f"a worker could not load the trainable:\n{answer.get('error')}")
+        self._where["pid"] = worker.pid
         return worker
 
     async def _end_worker(self, *, politely: bool = False) -> None:

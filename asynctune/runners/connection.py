@@ -74,6 +74,11 @@ class Connection(asyncio.Protocol):
         return made
 
     @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    @property
     def is_alive(self) -> bool:
         """Whether the process has not been seen to end."""
         return not self._ended and not has_exited(self._process)

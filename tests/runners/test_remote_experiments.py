@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import socket
 import urllib.request
 from collections import Counter
 from pathlib import Path
@@ -116,6 +117,14 @@ class KillAgents(LocalEngine):
         if self.killing is not None:
             await self.killing
         await super().aclose()
+
+
+async def test_rows_say_where_a_trial_ran(experiment):
+    [result] = await experiment(trainables.with_directory).fit()
+    where = {(row["hostname"], row["node_ip"], row["pid"]) for row in rows(result.path)}
+    [(hostname, node_ip, pid)] = where
+    assert (hostname, node_ip) == (socket.gethostname(), "127.0.0.1")
+    assert pid != os.getpid()
 
 
 async def test_a_trial_goes_on_elsewhere_from_its_last_checkpoint(experiment, tmp_path):
