@@ -127,7 +127,8 @@ async def checked(results: ResultGrid, n: int, *, fetched: Path | None = None) -
 async def rows_of(result: Result, n: int) -> list[dict[str, Any]]:
     """Of a trial, which has `n`, each once."""
     rows = await result.history()
-    assert [row["training_iteration"] for row in rows] == list(range(1, n + 1)), result.trial_id
+    told = [(row["training_iteration"], row["me"], row["where"]) for row in rows]
+    assert [iteration for iteration, *_ in told] == list(range(1, n + 1)), f"{result.trial_id}: {told}"
     return rows
 
 

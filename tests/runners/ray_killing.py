@@ -22,7 +22,7 @@ import psutil
 from asynctune import ResultGrid
 from tests.killing import ROOT
 from tests.runners.cluster import Cluster
-from tests.runners.ray_checking import Place, actors, checked, eventually, inspected, left_on, workers
+from tests.runners.ray_checking import Place, actors, checked, eventually, inspected, workers
 from tests.runners.ray_driver import DriverSettings
 from tests.runners.ray_trials import acknowledged, beginnings
 
@@ -169,5 +169,3 @@ async def _holds(place: Place) -> None:
         assert safe.items() <= sha256[trial_id].items()
     beginnings(place.log)
     await inspected(place.directory, "verify")
-    for node in NODES:
-        assert left_on(place, node) == []
