@@ -109,13 +109,15 @@ class _Watch:
 class _Memory:
     """Resident bytes of this process, and of the agent with its worker, by how much they grow at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, node: psutil.Process) -> None:
         self.extra_bytes: dict[str, int] = {}
-        everywhere = [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"]]
+        [agent] = [
+            each for each in node.children(recursive=True) if each.cmdline()[0].startswith("ray::_Agent")
+        ]
         self._processes = {
             "head": [psutil.Process()],
-            "agent": [each for each in everywhere if each.info["cmdline"][0].startswith("ray::_Agent")],
-            "worker": [each for each in everywhere if "asynctune.runners.worker" in each.info["cmdline"]],
+            "agent": [agent],
+            "worker": agent.children(recursive=True),
         }
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._look)
@@ -142,8 +144,11 @@ class _Memory:
 class Asynctune:
     """A trial on the node that saves the tree once."""
 
-    async def prepare(self, directory: str, address: str, node: str, worker_dir: str) -> dict[str, Any]:
+    async def prepare(
+        self, directory: str, address: str, node: str, worker_dir: str, process: int
+    ) -> dict[str, Any]:
         self._directory, self._node, self._worker_dir = directory, node, worker_dir
+        self._process = psutil.Process(process)
         self._count = 0
         self._watch = _Watch()
         vars(agents)["TreeReceiver"] = self._receiver()
@@ -180,7 +185,7 @@ class Asynctune:
             fit = tasks.create_task(tuner.fit())
             fit.add_done_callback(watch.end)  # also if the tree never comes
             await watch.steady.wait()
-            with _Memory() as memory:
+            with _Memory(self._process) as memory:
                 await watch.coming.wait()
                 lags = await probed(_wait(watch.done))
         result = fit.result()[0]

@@ -75,15 +75,15 @@ async def measure(settings: Options) -> Report:
     if why := why_no_cluster():
         raise SystemExit(f"there can be no cluster here: {why}")
     found: Runs = defaultdict(list)
-    async with scratch(settings) as directory, _cluster(directory / "apart") as address:
-        await _measure_trials(settings, directory, address, found)
-        await _measure_trees(settings, directory, address, found)
+    async with scratch(settings) as directory, _cluster(directory / "apart") as made:
+        await _measure_trials(settings, directory, made.address, found)
+        await _measure_trees(settings, directory, made, found)
     return _report(settings, found)
 
 
 @asynccontextmanager
-async def _cluster(apart: Path) -> AsyncIterator[str]:
-    """A head, and a node that has `apart` for itself; the address for children, which inherit what else it takes."""
+async def _cluster(apart: Path) -> AsyncIterator[Cluster]:
+    """A head, and a node that has `apart` for itself; children inherit what it takes to join them."""
     paths = [ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     made = Cluster(objects_bytes=_OBJECTS_BYTES)
@@ -91,7 +91,7 @@ async def _cluster(apart: Path) -> AsyncIterator[str]:
         os.environ.update(made.environment)
         await asyncio.to_thread(made.start)
         await asyncio.to_thread(made.add_node, _NODE, [apart])
-        yield made.address
+        yield made
     finally:
         await asyncio.to_thread(made.stop)
 
@@ -124,18 +124,20 @@ def _trials_of(settings: Options, name: str) -> int:
     return max(1, round(_SHARES[name] * settings.trials[0]))
 
 
-async def _measure_trees(settings: Options, directory: Path, address: str, found: Runs) -> None:
+async def _measure_trees(settings: Options, directory: Path, made: Cluster, found: Runs) -> None:
     warm_up = {f"{number}.bin": _MIB for number in range(20)}
-    trees = {"warm-up": warm_up, **workloads(settings.quick), _LARGE: _large(settings.quick)}
+    # The largest comes while the driver's process is small.
+    trees = {"warm-up": warm_up, _LARGE: _large(settings.quick), **workloads(settings.quick)}
     apart = directory / "apart"
-    there = {"address": address, "node": _NODE}
+    there = {"address": made.address, "node": _NODE}
     progress("making files on the node")
     async with child("_cluster_trees:Maker") as maker:
         await maker.prepare(**there)
         for number, sizes in enumerate(trees.values()):
             await maker.measure(path=str(apart / f"tree-{number}"), sizes=sizes)
     async with child("_cluster_trees:Asynctune") as ours, child("_cluster_trees:PlainCopy") as plain:
-        await ours.prepare(directory=str(apart), worker_dir=str(apart / "node"), **there)
+        own = {"worker_dir": str(apart / "node"), "process": made.nodes[_NODE].pid}
+        await ours.prepare(directory=str(apart), **own, **there)
         await plain.prepare(directory=str(apart), **there)
         for turn in range(settings.rounds):
             for number, (work, sizes) in enumerate(trees.items()):
