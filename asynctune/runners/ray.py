@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from asynctune.errors import ConfigError, MissingExtraError, TrialFailedError
@@ -25,6 +25,8 @@ logger = logging.getLogger("asynctune")
 
 _BETWEEN_S: Final = 1.0
 _ANSWERS_WITHIN_S: Final = 10.0
+_MORE_PLACES: Final = 3
+_NEVER_RAN: Final = "The actor never ran"
 _PARTS: Final = 10_000
 """Ray counts resources in ten-thousandths."""
 _REASON_CHARACTERS: Final = 600
@@ -173,8 +175,13 @@ class _RayEngine:
             raise TrialFailedError(f"Ray cannot make an actor: {type(error).__name__}: {error}") from error
 
     def _launch(self, order: bytes) -> _Placement:
-        actor = self._actor.options(**self.actor_options).remote()
-        return _Placement(actor, actor.run.remote(order))
+        made = self._actor.options(**self.actor_options)
+
+        def start() -> tuple[Any, Any]:
+            actor = made.remote()
+            return actor, actor.run.remote(order)
+
+        return _Placement(start)
 
     async def aclose(self) -> None:
         """Leave the cluster, if this has joined it; what this has started ends."""
@@ -190,11 +197,16 @@ class _RayEngine:
 
 
 class _Placement:
-    """One actor."""
+    """One actor; another one, if Ray has placed it on a node that was dead already. Made in a thread.
 
-    def __init__(self, actor: Any, running: Any) -> None:
-        self._actor = actor
-        self._running = running
+    Args:
+        start: Makes an actor, and has it run; both. Blocking.
+    """
+
+    def __init__(self, start: Callable[[], tuple[Any, Any]]) -> None:
+        self._start = start
+        self._again = _MORE_PLACES
+        self._actor, self._running = start()
 
     async def ended(self) -> str:
         """Why its process is gone; see `Placement`."""
@@ -209,6 +221,12 @@ class _Placement:
                 await asyncio.sleep(_BETWEEN_S)
                 asked = await asyncio.to_thread(self._actor.is_there.remote)
             except RayActorError as error:
+                if self._again > 0 and _NEVER_RAN in str(error):
+                    self._again -= 1
+                    logger.info("an agent was not started, and is started elsewhere: %s", error)
+                    self._actor, self._running = await asyncio.to_thread(self._start)
+                    asked = self._running
+                    continue
                 return f"is gone: {_first_of(str(error))}"
             except Exception as error:  # noqa: BLE001 - of the agent itself, as Ray tells it
                 return f"has failed: {_first_of(str(error))}"
@@ -217,6 +235,7 @@ class _Placement:
 
     async def kill(self) -> None:
         """End the actor."""
+        self._again = 0
         await asyncio.to_thread(_kill, self._actor)
 
 
