@@ -112,7 +112,9 @@ class _Memory:
     def __init__(self, node: psutil.Process) -> None:
         self.extra_bytes: dict[str, int] = {}
         [agent] = [
-            each for each in node.children(recursive=True) if each.cmdline()[0].startswith("ray::_Agent")
+            each
+            for each in node.children(recursive=True)
+            if "".join(each.cmdline()).startswith("ray::_Agent")
         ]
         self._processes = {
             "head": [psutil.Process()],
