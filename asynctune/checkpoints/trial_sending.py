@@ -12,8 +12,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -31,7 +30,8 @@ from asynctune.checkpoints.travelling import (
     listed,
     travel_errors,
 )
-from asynctune.checkpoints.trial_paths import LOG_FILES, belongs_to_trial, check_trial_path
+from asynctune.checkpoints.trial_paths import LOG_FILES
+from asynctune.checkpoints.trial_walking import walk_own
 from asynctune.clock import Clock, SystemClock
 from asynctune.errors import ConfigError, StorageError
 from asynctune.files import LocalFiles
@@ -202,7 +202,7 @@ class FileSender:
     def _scan(self) -> list[_Changed]:
         changed = []
         there = set()
-        for path, info in self._walk():
+        for path, info in walk_own(self._trial_dir, self._cannot_travel):
             breathe()
             there.add(path)
             stamp = (info.st_size, info.st_mtime_ns, info.st_ino)
@@ -213,31 +213,10 @@ class FileSender:
             del self._sent[path]
         return sorted(changed, key=lambda each: each.path)
 
-    def _walk(self) -> Iterator[tuple[str, os.stat_result]]:
-        """The regular files that are the trial's own. No link is followed, and none is sent."""
-        pending = [""]
-        while pending:
-            below = pending.pop()
-            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._place(below)) as entries:
-                for entry in entries:
-                    path = f"{below}/{entry.name}" if below else entry.name
-                    if not belongs_to_trial(path):
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(path)
-                    elif entry.is_file(follow_symlinks=False) and self._can_travel(path):
-                        with suppress(FileNotFoundError):
-                            yield path, entry.stat(follow_symlinks=False)
-
-    def _can_travel(self, path: str) -> bool:
-        try:
-            check_trial_path(path)
-        except ConfigError as error:
-            if path not in self._told:
-                self._told.add(path)
-                logger.warning("%a stays on this node: %s", self._place(path), error)
-            return False
-        return True
+    def _cannot_travel(self, path: str, why: ConfigError) -> None:
+        if path not in self._told:
+            self._told.add(path)
+            logger.warning("%a stays on this node: %s", self._place(path), why)
 
     def _batches(self, changed: Iterable[_Changed]) -> Generator[list[_Parcel], None, None]:
         """Parcels of one operation, as many at a time as fit into one call."""

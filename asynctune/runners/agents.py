@@ -18,6 +18,7 @@ from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.homecoming import TreeReceiver
 from asynctune.checkpoints.lending import TreeSource
 from asynctune.checkpoints.trial_receiving import FileReceiver
+from asynctune.checkpoints.trial_walking import own_files
 from asynctune.errors import AsynctuneError, ConfigError, TrialFailedError
 from asynctune.protocols import CONTINUE, TrialReport, TrialTask
 from asynctune.runners.arrivals import Arrivals
@@ -83,6 +84,7 @@ class AgentHandle:
         self._arrivals: Arrivals | None = None
         self._receiver: TreeReceiver | None = None
         self._source: TreeSource | None = None
+        self._own: TreeSource | None = None
         self._files: FileReceiver | None = None
 
     @property
@@ -147,12 +149,15 @@ class AgentHandle:
                 task.trial_id,
                 period_s=None if settings["sync_on_checkpoint"] else settings["sync_period_s"],
                 keep=keep,
+                claimed=run.claimed,
                 unasked_s=settings["sync_timeout_s"],
             )
             self._receiver = TreeReceiver(task.trial_dir, threads=self._threads)
-            ends.push_async_callback(self._receiver.aclose)
+            ends.push_async_callback(self._receiver.aclose, claimed=run.claimed)
             self._files = FileReceiver(task.trial_dir, threads=self._threads)
             ends.push_async_callback(self._files.aclose)
+            self._own = TreeSource(task.trial_dir, threads=self._threads, look=own_files)
+            ends.push_async_callback(self._own.aclose)
             self._source = None
             if task.checkpoint is not None and task.checkpoint.path is not None:
                 self._source = TreeSource(task.checkpoint.path, threads=self._threads)
@@ -185,6 +190,7 @@ class AgentHandle:
             raise TrialFailedError(f"cannot write to {run.task.trial_dir}: {error}") from error
         told = {
             "run": run.number,
+            "own": run.has_files,
             "task": packed_task(run.task),
             "marker": run.marker,
             "copy": run.task.copy,
@@ -280,6 +286,8 @@ class AgentHandle:
                 return await self._receiver.handle(op, arguments)
             case "away" if self._source is not None:
                 return await self._source.handle(op, arguments)
+            case "own" if self._own is not None:
+                return await self._own.handle(op.replace("own.", "away."), arguments)
             case "files" if self._files is not None:
                 return await self._files.handle(op, arguments)
         raise ConfigError(f"no driver knows {op!r} now; driver and nodes need the same asynctune")

@@ -36,6 +36,7 @@ class Arrivals:
         period_s: With what comes late: seconds between two rounds. `None`: nothing comes late.
         keep: With what comes late: how many of the newest are wanted; `None`: all.
         unasked_s: How long after the run's end a commit may take to ask.
+        claimed: Gets the path of each that has come home.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class Arrivals:
         period_s: float | None = None,
         keep: int | None = None,
         unasked_s: float = 1800.0,
+        claimed: set[str] | None = None,
     ) -> None:
         self._peer = peer
         self._trial_id = trial_id
         self._period_s = period_s
         self._keep = keep
         self._unasked_s = unasked_s
+        self._claimed = set() if claimed is None else claimed
         self._round = asyncio.get_running_loop().time()
         self._promised: dict[int, weakref.ref[Any]] = {}
         self._under_way = 0
@@ -127,7 +130,9 @@ class Arrivals:
     ) -> StagedCheckpoint | InBucket:
         if manifest is None:
             value = await self._peer.call("bring", {"waits": number})
-            return await asyncio.to_thread(StagedCheckpoint.from_value, value)
+            staged = await asyncio.to_thread(StagedCheckpoint.from_value, value)
+            self._claimed.add(staged.path)
+            return staged
         encoded = await asyncio.to_thread(_named, manifest, place)
         told = {"waits": number, "directory": place.directory, "manifest": encoded}
         await self._peer.call("upload", told)

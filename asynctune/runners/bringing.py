@@ -79,16 +79,25 @@ class Bringing:
         settings: See there.
         copy: URI of the experiment's copy, where checkpoints go straight to; `None`: they go home.
         home: Directory of the agent; `None`: the node sees the driver's own.
+        has_files: Earlier starts have left files of their own in the trial's directory, which this one goes on with.
     """
 
     def __init__(
-        self, call: Call, task: Mapping[str, Any], settings: Settings, *, copy: str | None, home: str | None
+        self,
+        call: Call,
+        task: Mapping[str, Any],
+        settings: Settings,
+        *,
+        copy: str | None,
+        home: str | None,
+        has_files: bool = False,
     ) -> None:
         self._call = call
         self._task = task
         self._copy = copy
         self._settings = settings
         self._home = home
+        self._has_files = has_files
         self._numbers = 0
         self._waiting: dict[int, Mapping[str, Any]] = {}
         self._moving: dict[int, asyncio.Task[Any]] = {}
@@ -132,8 +141,10 @@ class Bringing:
         self._threads = DiskThreads(2)
         if task["checkpoint"] is not None:
             to = os.path.join(self._home, f"restored-{secrets.token_hex(4)}")
-            await self._fetched(to)
+            await self._fetched(self._call, to)
             task["checkpoint"] = to
+        if self._has_files:
+            await self._fetched(self._call_for_own, task["trial_dir"])
         self._files = FileSender(task["trial_dir"], threads=self._threads)
         self._sending_files = asyncio.create_task(self._send_files_now_and_then())
         if self._copy is not None:
@@ -142,11 +153,15 @@ class Bringing:
             )
         return task
 
-    async def _fetched(self, to: str) -> None:
+    async def _call_for_own(self, op: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Ask for the trial's own files, instead of the checkpoint that it goes on from."""
+        return await self._call(op.replace("away.", "own."), arguments)
+
+    async def _fetched(self, call: Call, to: str) -> None:
         failures = 0
         while True:
             try:
-                await fetch_tree(self._call, to, threads=self._threads)
+                await fetch_tree(call, to, threads=self._threads)
             except StorageError as error:
                 failures += 1
                 if not error.retryable or failures > _ATTEMPTS:
@@ -312,7 +327,14 @@ async def bringing_of(
         patience_s -= _LOOK_AGAIN_S
     home = None if is_shared else os.path.join(agent_dir, f"run-{secrets.token_hex(4)}")
     settings = replace(settings, storage_options=arguments.get("storage_options"))
-    return Bringing(call, arguments["task"], settings, copy=arguments["copy"], home=home)
+    return Bringing(
+        call,
+        arguments["task"],
+        settings,
+        copy=arguments["copy"],
+        home=home,
+        has_files=arguments.get("own", False),
+    )
 
 
 def _make_empty(path: str) -> None:

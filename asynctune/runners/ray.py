@@ -10,13 +10,12 @@ import asyncio
 import importlib.util
 import logging
 import math
-import os
-import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from asynctune.errors import ConfigError, MissingExtraError, TrialFailedError
 from asynctune.runners.agent import run_agent
+from asynctune.runners.ray_connection import RayConnection, first_of, join, refuse_client
 from asynctune.runners.remote import RemoteRunner
 
 __all__ = ["RayRunner"]
@@ -94,11 +93,11 @@ class _RayEngine:
 
     def __init__(self, address: str | None, resources: Mapping[str, float]) -> None:
         if address is not None:
-            _refuse_client(address)
+            refuse_client(address)
         self._address = address
         self._resources = dict(resources)
         self._connecting: asyncio.Future[str] | None = None
-        self._connected = False
+        self._ray: RayConnection | None = None
         self._capacity = 1
         self._actor: Any = None
         named = {"cpu": "num_cpus", "gpu": "num_gpus", "memory": "memory"}
@@ -124,29 +123,9 @@ class _RayEngine:
         return await asyncio.shield(self._connecting)
 
     def _connect(self) -> str:
-        # Read when Ray is imported. Its own handler prints a trace at each SIGTERM, which a Tuner takes as a wish.
-        os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+        self._ray = join(self._address)
         import ray  # noqa: PLC0415 - few have it
 
-        if not ray.is_initialized():
-            logging.getLogger("ray._private.worker").addFilter(_is_for_users)
-            address = _found(self._address)
-            settings: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-            if address is None:
-                logger.info("no Ray is running: one is started on this machine")
-                settings["include_dashboard"] = False
-            try:
-                ray.init(address=address or "local", **settings)
-            except (
-                ConnectionError,
-                RuntimeError,
-                ValueError,
-                SystemExit,
-            ) as error:  # the latter if no Ray answers
-                raise ConfigError(
-                    f"cannot reach Ray at {address or 'this machine'}: {error}{_cause(error)}"
-                ) from error
-            self._connected = True
         self._actor = ray.remote(_Agent)
         self._capacity = self._room(ray.nodes())
         return str(ray.util.get_node_ip_address())
@@ -175,13 +154,16 @@ class _RayEngine:
             raise TrialFailedError(f"Ray cannot make an actor: {type(error).__name__}: {error}") from error
 
     def _launch(self, order: bytes) -> _Placement:
+        connection = self._ray
+        assert connection is not None
         made = self._actor.options(**self.actor_options)
 
         def start() -> tuple[Any, Any]:
+            connection.check()
             actor = made.remote()
             return actor, actor.run.remote(order)
 
-        return _Placement(start)
+        return _Placement(start, connection)
 
     async def aclose(self) -> None:
         """Leave the cluster, if this has joined it; what this has started ends."""
@@ -190,10 +172,10 @@ class _RayEngine:
             if not self._connecting.cancelled() and self._connecting.exception() is not None:
                 logger.debug("Ray was not reached: %s", self._connecting.exception())
             self._connecting = None
-        connected, self._connected = self._connected, False
+        connection, self._ray = self._ray, None
         self._actor = None
-        if connected:
-            await asyncio.to_thread(_disconnect)
+        if connection is not None:
+            await asyncio.to_thread(connection.leave)
 
 
 class _Placement:
@@ -201,10 +183,12 @@ class _Placement:
 
     Args:
         start: Makes an actor, and has it run; both. Blocking.
+        connection: By which Ray was reached.
     """
 
-    def __init__(self, start: Callable[[], tuple[Any, Any]]) -> None:
+    def __init__(self, start: Callable[[], tuple[Any, Any]], connection: RayConnection) -> None:
         self._start = start
+        self._connection = connection
         self._again = _MORE_PLACES
         self._actor, self._running = start()
 
@@ -219,7 +203,10 @@ class _Placement:
             except ActorUnavailableError:
                 # The network may be cut, or the node is dead and Ray does not know it yet.
                 await asyncio.sleep(_BETWEEN_S)
-                asked = await asyncio.to_thread(self._actor.is_there.remote)
+                try:
+                    asked = await asyncio.to_thread(self._asked)
+                except TrialFailedError as error:
+                    return f"is out of reach: {error}"
             except RayActorError as error:
                 if self._again > 0 and _NEVER_RAN in str(error):
                     self._again -= 1
@@ -227,16 +214,34 @@ class _Placement:
                     self._actor, self._running = await asyncio.to_thread(self._start)
                     asked = self._running
                     continue
-                return f"is gone: {_first_of(str(error))}"
+                return f"is gone: {first_of(str(error))}"
             except Exception as error:  # noqa: BLE001 - of the agent itself, as Ray tells it
-                return f"has failed: {_first_of(str(error))}"
+                return f"has failed: {_reason(error)}"
             else:
                 return f"has ended: {answer or 'its actor was told to'}"
+
+    def _asked(self) -> Any:
+        self._connection.check()
+        return self._actor.is_there.remote()
 
     async def kill(self) -> None:
         """End the actor."""
         self._again = 0
-        await asyncio.to_thread(_kill, self._actor)
+        await asyncio.to_thread(self._kill)
+
+    def _kill(self) -> None:
+        import ray  # noqa: PLC0415 - few have it
+
+        try:
+            self._connection.check()
+            ray.kill(self._actor, no_restart=True)
+        except (
+            TrialFailedError,
+            ValueError,
+            RuntimeError,
+            ConnectionError,
+        ) as error:  # it is gone, or Ray is
+            logger.debug("an actor could not be killed: %s", error)
 
 
 async def _answer(asked: Any) -> Any:
@@ -246,96 +251,14 @@ async def _answer(asked: Any) -> Any:
     return await asyncio.shield(answer)
 
 
-def _kill(actor: Any) -> None:
-    import ray  # noqa: PLC0415 - few have it
-
-    if ray.is_initialized():
-        try:
-            ray.kill(actor, no_restart=True)
-        except (ValueError, RuntimeError, ConnectionError) as error:  # it is gone, or Ray is
-            logger.debug("an actor could not be killed: %s", error)
-
-
-def _is_for_users(record: logging.LogRecord) -> bool:
-    """Ray warns that it has not taken SIGTERM over: it is the Tuner that has."""
-    return not str(record.msg).startswith("SIGTERM handler is not set")
-
-
-def _disconnect() -> None:
-    import ray  # noqa: PLC0415 - few have it
-
-    ray.shutdown()
-
-
-def _found(address: str | None) -> str | None:
-    """The address of a Ray that runs; `None`: there is none. Blocking.
-
-    Raises:
-        ConfigError: Nobody answers at the one that was asked for.
-    """
-    if address not in (None, "auto"):
-        _await_answer(address)
-        return address
-    from_environment = os.environ.get("RAY_ADDRESS") or None
-    if from_environment not in (None, "auto", "local"):
-        _refuse_client(from_environment)
-        _await_answer(from_environment)
-        return from_environment
-    if from_environment == "local":
-        return None
-    from ray._private.services import canonicalize_bootstrap_address  # noqa: PLC0415 - few have it
-
-    try:
-        found = canonicalize_bootstrap_address("auto")
-        if found is not None:
-            _await_answer(found)
-            return str(found)
-    except (ConnectionError, ConfigError) as error:  # the note of one that was killed stays
-        logger.debug("no Ray of this machine answers: %s", error)
-    if address == "auto":
-        raise ConfigError(
-            "cannot reach Ray at this machine: none is running; start one, or leave out the address"
-        )
-    return None
-
-
-def _await_answer(address: str) -> None:
-    """Ray itself takes two minutes, and ends the process.
-
-    Raises:
-        ConfigError: Nobody answers there.
-    """
-    host, separator, port = address.rpartition(":")
-    if not separator or not port.isdigit():
-        return  # not one that is known here
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_WITHIN_S).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"cannot reach Ray at {address}: {error}; is a cluster running there?") from error
-
-
-def _cause(error: BaseException) -> str:
-    """What Ray hides under its error, such as a wrong token: the end of a trace."""
-    told = str(error.__cause__ or "").strip().rpartition("\n")[2]
-    return f" ({_first_of(told)})" if told else ""
-
-
-def _refuse_client(address: str) -> None:
-    if address.startswith("ray://"):
-        raise ConfigError(
-            f"{address} is of Ray's client, whose nodes cannot call this process; run the driver on a machine of "
-            "the cluster, with the address of the cluster itself"
-        )
-
-
 def _parts(amount: float) -> int:
     return round(amount * _PARTS)
 
 
-def _first_of(text: str) -> str:
-    """The lines that say why, without the trace."""
-    told = " ".join(line.strip() for line in text.splitlines() if line.strip())
-    return told if len(told) <= _REASON_CHARACTERS else f"{told[:_REASON_CHARACTERS]}..."
+def _reason(error: BaseException) -> str:
+    """What an exception in the actor's process says, without Ray's trace of it."""
+    cause = getattr(error, "cause", None) or error
+    return first_of(f"{type(cause).__name__}: {cause}")
 
 
 def _checked(resources: Mapping[str, float]) -> Mapping[str, float]:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from asynctune.checkpoints.staging import STAGED_PREFIX
+from asynctune.checkpoints.trial_walking import has_own_files
 from asynctune.errors import ConfigError
 from asynctune.protocols import CONTINUE, Decision, TrialReport, TrialTask
 from asynctune.runners.arrivals import Arrivals
@@ -40,6 +41,8 @@ class Start:
         decision: What the trial was told last to do.
         has_ended: The agent has said that it does not run any more.
         real_dir: The trial's directory without links; known once `prepare` was called.
+        has_files: Earlier starts have left files of their own there; known likewise.
+        claimed: Directories beside the trial of which the driver was told; others that came are nobody's.
     """
 
     def __init__(self, number: str, task: TrialTask, report: Report) -> None:
@@ -50,11 +53,14 @@ class Start:
         self.decision: Decision = CONTINUE
         self.has_ended = False
         self.real_dir = task.trial_dir
+        self.has_files = False
+        self.claimed: set[str] = set()
         self._report = report
 
     def prepare(self) -> None:
         """Make the marker. Blocking."""
         self.real_dir = os.path.realpath(self.task.trial_dir)
+        self.has_files = has_own_files(self.real_dir)
         os.close(os.open(self.marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
     def remove_marker(self) -> None:
@@ -71,6 +77,8 @@ class Start:
     async def answer(self, item: _Item, arrivals: Arrivals) -> None:
         """Hand a report on, and answer it; what the trial did wrong is raised where it was done."""
         report, told, answer = item
+        if isinstance(report.checkpoint, Mapping):
+            self.claimed.add(report.checkpoint["path"])
         try:
             decision = await self._report(report)
         except BaseException as error:

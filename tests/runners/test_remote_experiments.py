@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from asynctune import (
+    Checkpoint,
     CheckpointConfig,
     ConfigError,
     ExperimentStore,
@@ -23,6 +24,7 @@ from asynctune import (
     TrialStatus,
     TuneConfig,
     Tuner,
+    session,
 )
 from asynctune.checkpoints import homecoming
 from asynctune.runners.remote import RemoteRunner
@@ -310,3 +312,56 @@ def _not_in_files(root, text):
     for path, _, names in os.walk(root):
         for name in names:
             assert text.encode() not in Path(path, name).read_bytes(), Path(path, name)
+
+
+def keeps_a_diary(config):
+    directory = Path(session.get_trial_dir())
+    (directory / "deep").mkdir(exist_ok=True)
+    checkpoint = session.get_checkpoint()
+    start = 0 if checkpoint is None else checkpoint.to_dict()["step"]
+    for step in range(start + 1, 7):
+        with (directory / "deep" / "diary.txt").open("a", encoding="ascii") as diary:
+            diary.write(f"{step}\n")
+        print(step, flush=True)
+        session.report({"step": step}, Checkpoint.from_dict({"step": step}))
+        if step == 3 and start == 0:
+            raise RuntimeError("once")
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["apart", "together"])
+async def test_what_a_trial_writes_itself_is_gone_on_with_elsewhere(experiment, apart):
+    engine = LocalEngine(apart=apart, nodes=NODES)
+    [result] = await experiment(keeps_a_diary, engine=engine, failures=1, run={"log_to_file": True}).fit()
+    assert result.error is None
+    lines = [f"{step}\n" for step in range(1, 7)]
+    assert await asyncio.to_thread(Path(result.path, "deep/diary.txt").read_text) == "".join(lines)
+    assert await asyncio.to_thread(Path(result.path, "stdout").read_text) == "".join(lines)
+
+
+class DiesUntold(LocalEngine):
+    """Its agent is killed when its second checkpoint has come, before the driver is told of it."""
+
+    async def launch(self, order):
+        placement = await super().launch(order)
+        if len(self.placements) == 1:
+            self.first = placement
+        return placement
+
+
+async def test_what_came_and_was_not_told_is_removed(experiment, monkeypatch, tmp_path):
+    engine = DiesUntold(nodes=NODES)
+    real, finished = homecoming.TreeReceiver.handle, []
+
+    async def handle(self, op, arguments):
+        answer = await real(self, op, arguments)
+        if op == "home.finish":
+            finished.append(answer["path"])
+            if len(finished) == 2:
+                engine.first.process.kill()
+        return answer
+
+    monkeypatch.setattr(homecoming.TreeReceiver, "handle", handle)
+    [result] = await experiment(trainables.with_directory, engine=engine, failures=1).fit()
+    assert result.error is None
+    assert len(finished) >= 5
+    assert not [each.name for each in Path(result.path).iterdir() if each.name.startswith(".staged-")]

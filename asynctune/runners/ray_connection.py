@@ -1,0 +1,201 @@
+"""Owns this process's connection to Ray, which all its runners share: who is the first makes it, the last ends it.
+
+One that the user has made is used, and left as it is. Blocking, for a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from typing import Any, Final
+
+from asynctune.errors import ConfigError, TrialFailedError
+
+__all__ = ["RayConnection", "first_of", "join", "refuse_client"]
+
+logger = logging.getLogger("asynctune")
+
+_ANSWERS_WITHIN_S: Final = 5.0
+_REASON_CHARACTERS: Final = 600
+
+_lock: Final = threading.Lock()
+_ours: list[RayConnection] = []
+"""Those who use the connection that one of them has made."""
+
+
+class RayConnection:
+    """One runner's part in the connection. Made by `join`.
+
+    Args:
+        address: Of the cluster.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address: Final = address
+
+    def check(self) -> None:
+        """Nothing may be asked of Ray when the connection is gone: it would connect by itself, to whatever there is.
+
+        Raises:
+            TrialFailedError: It is gone, or leads elsewhere.
+        """
+        import ray  # noqa: PLC0415 - few have it
+
+        if not ray.is_initialized() or _address() != self.address:
+            raise TrialFailedError("this process was disconnected from Ray, by somebody else")
+
+    def leave(self) -> None:
+        """The last one that uses a connection of the runners' ends it. Again: does nothing."""
+        import ray  # noqa: PLC0415 - few have it
+
+        with _lock:
+            if self in _ours:
+                _ours.remove(self)
+                if not _ours and ray.is_initialized() and _address() == self.address:
+                    ray.shutdown()
+
+
+def join(address: str | None) -> RayConnection:
+    """Use the connection there is, or make one.
+
+    Args:
+        address: Of a cluster; `None`: the one that this process or machine is part of, else one that is started.
+
+    Raises:
+        ConfigError: Nobody answers there, or this process is connected to another cluster.
+    """
+    # Read when Ray is imported. Its own handler prints a trace at each SIGTERM, which a Tuner takes as a wish.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+    import ray  # noqa: PLC0415 - few have it
+
+    with _lock:
+        if not ray.is_initialized():
+            _ours.clear()  # somebody has shut down what they used
+            _init(address)
+            _ours.append(made := RayConnection(_address()))
+            return made
+        connection = RayConnection(_address())
+        if not _is_same(address, connection.address):
+            raise ConfigError(
+                f"this process is connected to Ray at {connection.address} already, and can be to one cluster only: "
+                f"call ray.shutdown() before, or leave out the address {address}"
+            )
+        if _ours:
+            _ours.append(connection)
+        return connection
+
+
+def _init(address: str | None) -> None:
+    import ray  # noqa: PLC0415 - few have it
+
+    logging.getLogger("ray._private.worker").addFilter(_is_for_users)
+    found = _found(address)
+    settings: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if found is None:
+        logger.info("no Ray is running: one is started on this machine")
+        settings["include_dashboard"] = False
+    try:
+        ray.init(address=found or "local", **settings)
+    except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:  # the latter if no Ray answers
+        raise ConfigError(f"cannot reach Ray at {found or 'this machine'}: {error}{_cause(error)}") from error
+
+
+def _address() -> str:
+    """Of the cluster that this process is connected to."""
+    import ray  # noqa: PLC0415 - few have it
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def _is_same(asked: str | None, there: str) -> bool:
+    if asked in (None, "auto", "local", there):
+        return True
+    host, _, port = asked.rpartition(":")
+    if port != there.rpartition(":")[2]:
+        return False
+    try:  # Ray puts the machine's own address for that of its loopback
+        addresses = {each[4][0] for each in socket.getaddrinfo(host.strip("[]"), None)}
+    except OSError:
+        return False
+    return there.rpartition(":")[0] in addresses or any(each in ("127.0.0.1", "::1") for each in addresses)
+
+
+def _is_for_users(record: logging.LogRecord) -> bool:
+    """Ray warns that it has not taken SIGTERM over: it is the Tuner that has."""
+    return not str(record.msg).startswith("SIGTERM handler is not set")
+
+
+def _found(address: str | None) -> str | None:
+    """The address of a Ray that runs; `None`: there is none. Blocking.
+
+    Raises:
+        ConfigError: Nobody answers at the one that was asked for.
+    """
+    if address not in (None, "auto"):
+        _await_answer(address)
+        return address
+    from_environment = os.environ.get("RAY_ADDRESS") or None
+    if from_environment not in (None, "auto", "local"):
+        refuse_client(from_environment)
+        _await_answer(from_environment)
+        return from_environment
+    if from_environment == "local":
+        return None
+    from ray._private.services import canonicalize_bootstrap_address  # noqa: PLC0415 - few have it
+
+    try:
+        found = canonicalize_bootstrap_address("auto")
+        if found is not None:
+            _await_answer(found)
+            return str(found)
+    except (ConnectionError, ConfigError) as error:  # the note of one that was killed stays
+        logger.debug("no Ray of this machine answers: %s", error)
+    if address == "auto":
+        raise ConfigError(
+            "cannot reach Ray at this machine: none is running; start one, or leave out the address"
+        )
+    return None
+
+
+def _await_answer(address: str) -> None:
+    """Ray itself takes two minutes, and ends the process.
+
+    Raises:
+        ConfigError: Nobody answers there.
+    """
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit():
+        return  # not one that is known here
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_WITHIN_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"cannot reach Ray at {address}: {error}; is a cluster running there?") from error
+
+
+def _cause(error: BaseException) -> str:
+    """What Ray hides under its error, such as a wrong token: the end of a trace."""
+    told = str(error.__cause__ or "").strip().rpartition("\n")[2]
+    return f" ({first_of(told)})" if told else ""
+
+
+def refuse_client(address: str) -> None:
+    """Refuse an address that cannot be.
+
+    Raises:
+        ConfigError: It is of Ray's client, or none at all.
+    """
+    if not address:
+        raise ConfigError("address must be that of a Ray cluster, or None, and not empty")
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"{address} is of Ray's client, whose nodes cannot call this process; run the driver on a machine of "
+            "the cluster, with the address of the cluster itself"
+        )
+
+
+def first_of(text: str) -> str:
+    """The lines that say why, without the trace."""
+    told = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return told if len(told) <= _REASON_CHARACTERS else f"{told[:_REASON_CHARACTERS]}..."
