@@ -29,7 +29,9 @@ def blocks(document: Path) -> list[str]:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(("name", "least"), [("guide", 9), ("tuner", 15), ("syncers", 4), ("many-machines", 2)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("guide", 9), ("tuner", 15), ("syncers", 4), ("many-machines", 2)]
+)
 async def test_a_guide_runs_from_top_to_bottom(name, least, tmp_path, monkeypatch, blockbuster):
     blockbuster.deactivate()  # a guide's own file handling is not the package's
     monkeypatch.chdir(tmp_path)
