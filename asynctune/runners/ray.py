@@ -23,6 +23,14 @@ __all__ = ["RayRunner"]
 logger = logging.getLogger("asynctune")
 
 _BETWEEN_S: Final = 1.0
+_MEANT: Final = {
+    "cpu": "cpu",
+    "cpus": "cpu",
+    "num_cpus": "cpu",
+    "gpu": "gpu",
+    "gpus": "gpu",
+    "num_gpus": "gpu",
+}
 _ANSWERS_WITHIN_S: Final = 10.0
 _MORE_PLACES: Final = 3
 _NEVER_RAN: Final = "The actor never ran"
@@ -265,6 +273,8 @@ def _checked(resources: Mapping[str, float]) -> Mapping[str, float]:
     if not isinstance(resources, Mapping):
         raise ConfigError(f"resources_per_trial must be a mapping of names to amounts, not {resources!r:.80}")
     for name, amount in resources.items():
+        if isinstance(name, str) and (known := _MEANT.get(name.lower(), name)) != name:
+            raise ConfigError(f"resources_per_trial has {name!r}; it is called {known!r} here")
         if (
             not isinstance(name, str)
             or not isinstance(amount, int | float)
