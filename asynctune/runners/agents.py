@@ -184,7 +184,7 @@ class AgentHandle:
 
     async def _run_to_its_end(self, run: Start, arrivals: Arrivals, settings: Mapping[str, Any]) -> None:
         try:
-            await asyncio.to_thread(run.prepare)
+            await self._threads.run(run.prepare)  # a cancellation waits for it: it makes the marker
         except OSError as error:
             run.has_ended = True  # it never began
             raise TrialFailedError(f"cannot write to {run.task.trial_dir}: {error}") from error
