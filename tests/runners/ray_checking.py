@@ -128,7 +128,10 @@ async def rows_of(result: Result, n: int) -> list[dict[str, Any]]:
     """Of a trial, which has `n`, each once."""
     rows = await result.history()
     told = [(row["training_iteration"], row["me"], row["where"]) for row in rows]
-    assert [iteration for iteration, *_ in told] == list(range(1, n + 1)), f"{result.trial_id}: {told}"
+    about = (
+        f"{result.trial_id}, {result.status}, last {result.metrics.get('training_iteration')}, {result.error}"
+    )
+    assert [iteration for iteration, *_ in told] == list(range(1, n + 1)), f"{about}: {told}"
     return rows
 
 

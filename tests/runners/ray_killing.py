@@ -10,11 +10,14 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import psutil
@@ -109,7 +112,14 @@ async def kill_round(cluster: Cluster, rng: random.Random, name: str, kills: int
             await asyncio.to_thread(cluster.add_node, node)
     assert driver.process.returncode == 0, driver.complained
     outcomes["failures"] = len(failures + _failures(driver))
-    await _holds(place)
+    try:
+        await _holds(place)
+    except AssertionError as error:
+        kept = tempfile.mkdtemp(prefix="asynctune-kept-")
+        shutil.copytree(place.directory, kept, dirs_exist_ok=True)
+        shutil.copy(place.log, Path(kept, "log-of-the-trials"))
+        error.add_note(f"killed: {dict(outcomes)}; failures: {failures + _failures(driver)}; kept in {kept}")
+        raise
     return outcomes
 
 
