@@ -234,8 +234,14 @@ class AgentHandle:
 
     def _judge(self, run: Start, ended: Mapping[str, Any]) -> None:
         match ended.get("kind"):
-            case "ended" | "aborted":
+            case "ended":
                 return
+            case "aborted" if run.decision != CONTINUE:  # it did not stop as it was told
+                return
+            case "aborted":  # an agent that is on its way out has ended it: that is no end of its own
+                raise TrialFailedError(
+                    f"on {self.node}: the agent ended trial {run.task.trial_id}, which nobody asked for"
+                )
             case "failed":
                 raise TrialFailedError(f"on {self.node}: {ended.get('error')}")
             case "not shared":

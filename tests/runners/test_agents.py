@@ -157,8 +157,9 @@ async def test_a_trial_that_ends(here, tmp_path):
         ({}, TrialFailedError, "said None of trial t1"),
         (ConfigError("a trial runs here already"), TrialFailedError, "runs here already"),
         (RuntimeError("odd"), TrialFailedError, "RuntimeError: odd"),
+        ({"kind": "aborted"}, TrialFailedError, "which nobody asked for"),
     ],
-    ids=["failed", "not-shared", "unknown", "empty", "config", "other"],
+    ids=["failed", "not-shared", "unknown", "empty", "config", "other", "given-up"],
 )
 async def test_how_a_start_may_end(here, tmp_path, answer, error, text):
     here.answers["run"] = answer
