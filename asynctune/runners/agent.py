@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, Final, Self
 
 from asynctune.checkpoints.travelling import Call
-from asynctune.errors import ConfigError, TrialFailedError
+from asynctune.errors import AsynctuneError, ConfigError, MissingExtraError, TrialFailedError
 from asynctune.packing import pack, unpack
 from asynctune.protocols import CONTINUE, Decision
 from asynctune.runners.bringing import Bringing, Settings, bringing_of
@@ -101,13 +101,18 @@ class _Agent:
         self._directory = NodeDirectory(order.worker_dir, order.agent_id)
         self._hello = b""
         self._settings = Settings()
+        self._unfit: AsynctuneError | None = None
+        """Why no trial can run here, which the driver is told when it asks."""
         self._where: dict[str, Any] = {"hostname": socket.gethostname()}
         self._worker: Connection | None = None
         self._bringing: Bringing | None = None
         self._running: asyncio.Task[dict[str, Any]] | None = None
 
     async def run(self) -> str:
-        await asyncio.to_thread(self._directory.make)
+        try:
+            await asyncio.to_thread(self._directory.make)
+        except AsynctuneError as error:
+            self._unfit = error
         try:
             async with asyncio.TaskGroup() as tasks:
                 dialing = tasks.create_task(self._dial())
@@ -145,6 +150,10 @@ class _Agent:
     async def _handle(self, op: str, arguments: Mapping[str, Any]) -> Any:
         match op:
             case "open":
+                if self._unfit is not None:
+                    raise type(self._unfit)(
+                        f"on {self._node or 'a node'} ({socket.gethostname()}): {self._unfit}"
+                    )
                 self._hello = arguments["hello"]
                 self._settings = Settings.of(arguments["settings"])
                 return {"host": socket.gethostname(), "pid": os.getpid(), "node": self._node}
@@ -197,7 +206,10 @@ class _Agent:
             return {"kind": "not shared"}
         self._bringing = bringing
         try:
-            task = await bringing.task()
+            try:
+                task = await bringing.task()
+            except (ConfigError, MissingExtraError) as error:  # of the node, such as no client for the bucket
+                return {"kind": "unfit", "error": str(error)}
             worker = await self._ready_worker()
             await self._serve(worker, task, call, bringing)
         except WorkerLostError as error:

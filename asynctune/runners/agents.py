@@ -115,6 +115,8 @@ class AgentHandle:
 
         Raises:
             PeerLostError: It is gone.
+            ConfigError: No trial can ever run on its node, as it is set up.
+            TrialFailedError: None can now.
         """
         # Credentials go to who needs them, with each trial.
         about = await self.peer.call(
@@ -139,7 +141,7 @@ class AgentHandle:
 
         Raises:
             TrialFailedError: The trial raised, its worker died or hung, or the node was lost.
-            ConfigError: The node does not see the driver's directory, and has to.
+            ConfigError: The node does not see the driver's directory, and has to; or no trial can run there.
         """
         run = self._run = Start(f"{self.agent_id}.{next(self._numbers)}", task, report)
         async with AsyncExitStack() as ends:
@@ -244,6 +246,8 @@ class AgentHandle:
                 )
             case "failed":
                 raise TrialFailedError(f"on {self.node}: {ended.get('error')}")
+            case "unfit":
+                raise ConfigError(f"on {self.node}: {ended.get('error')}")
             case "not shared":
                 raise ConfigError(
                     f"{self.node} does not see {run.task.trial_dir}, and syncer=None says that all machines share it: "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,6 +25,7 @@ from asynctune.runners.agents import AgentHandle, Placement
 from asynctune.runners.bringing import Settings
 from asynctune.runners.inline import in_use
 from asynctune.runners.meeting import Listener, new_secret
+from asynctune.runners.node_directory import checked_worker_dir
 from asynctune.runners.orders import hello_for
 from asynctune.runners.peer import PeerLostError
 from asynctune.storage.budget import ByteBudget
@@ -89,7 +91,7 @@ class RemoteRunner:
             for temporary files.
 
     Raises:
-        ConfigError: A number that makes no sense.
+        ConfigError: A value that makes no sense.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class RemoteRunner:
         lost_after_s: float = 60.0,
         listen_host: str | None = None,
         listen_port: int = 0,
-        worker_dir: str | None = None,
+        worker_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         if max_concurrent is not None and (
             not isinstance(max_concurrent, int) or isinstance(max_concurrent, bool) or max_concurrent < 1
@@ -121,7 +123,7 @@ class RemoteRunner:
         self._lost_after_s = lost_after_s
         self._listen_host = listen_host
         self._listen_port = listen_port
-        self._worker_dir = worker_dir
+        self._worker_dir = checked_worker_dir(worker_dir)
         self._host = ""
         self._secret = b""
         self._hello = b""
@@ -195,7 +197,8 @@ class RemoteRunner:
 
         Raises:
             TrialFailedError: The trial raised, its worker died or hung, or its node was lost.
-            ConfigError: Its node does not see this machine's directory, and `syncer=None` says that it does.
+            ConfigError: Its node does not see this machine's directory, and `syncer=None` says that it does; or a
+                setting is wrong, so that no trial can run on that node.
         """
         if task.copy is not None and not (self._goes_straight and task.copy.startswith(_DIRECT)):
             task = replace(task, copy=None)
@@ -317,8 +320,8 @@ class RemoteRunner:
             await self._give_back(agent)
 
     def _not_started(self, error: Exception) -> None:
-        """Tell a trial that waits, unless there are enough other agents on their way."""
-        if self._coming < len(self._waiting):
+        """Tell a trial that waits, unless there are enough other agents on their way; of a wrong setting at once."""
+        if self._waiting and (isinstance(error, ConfigError) or self._coming < len(self._waiting)):
             self._waiting.popleft().set_exception(error)
         else:
             logger.warning("an agent could not be started, and is not missed: %s", error)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from asynctune import ConfigError, TrialFailedError
+from asynctune import ConfigError, MissingExtraError, SyncConfig, TrialFailedError
 from asynctune.checkpoints.staging import STAGED_PREFIX
 from asynctune.runners.agent import Order, _Agent
 from asynctune.runners.bringing import Settings
+from asynctune.runners.bucket_bringing import BucketSending
 from asynctune.runners.meeting import Listener, new_secret
 from asynctune.runners.node_directory import NodeDirectory
 from asynctune.runners.orders import hello_for, packed_task
@@ -92,6 +94,35 @@ async def test_an_agent_that_failed_itself_says_why(begin, tmp_path, monkeypatch
     monkeypatch.setattr(NodeDirectory, "make", broken)
     with pytest.raises(TrialFailedError, match=r"could not start: .*no disk here"):
         await runner.run_trial(task(tmp_path, x=1), Reports())
+
+
+@pytest.mark.parametrize("kind", [ConfigError, TrialFailedError])
+async def test_a_node_where_nothing_can_be_written_is_named(begin, tmp_path, monkeypatch, kind):
+    """What is wrong for good stays an error of the settings, which no retry mends; what may pass is the trial's."""
+    runner, engine = await begin(trainables.function)
+    make = NodeDirectory.make
+
+    def broken(self):
+        raise kind("nothing can be written to /scratch")
+
+    monkeypatch.setattr(NodeDirectory, "make", broken)
+    with pytest.raises(kind, match=r"on inside \(.+\): nothing can be written to /scratch") as failed:
+        await runner.run_trial(task(tmp_path, x=1), Reports())
+    assert type(failed.value) is kind
+    monkeypatch.setattr(NodeDirectory, "make", make)
+    await runner.run_trial(task(tmp_path, x=1), Reports())
+    assert len(engine.placements) == 2
+
+
+async def test_a_node_without_the_buckets_client_is_named(begin, tmp_path, monkeypatch):
+    async def missing(*args):
+        raise MissingExtraError("s3", "aiobotocore", "s3://")
+
+    runner, _ = await begin(trainables.function, options={"sync_config": SyncConfig(upload_dir="s3://b/x")})
+    monkeypatch.setattr(BucketSending, "open", missing)
+    copied = replace(task(tmp_path, x=1), copy="s3://b/x/exp")
+    with pytest.raises(ConfigError, match=r"on inside .*: .*asynctune\[s3\]"):
+        await runner.run_trial(copied, Reports())
 
 
 # -- what it answers -----------------------------------------------------------------------------------------------

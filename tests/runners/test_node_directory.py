@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from asynctune.errors import ConfigError
-from asynctune.runners.node_directory import NodeDirectory
+from asynctune.errors import ConfigError, TrialFailedError
+from asynctune.runners.node_directory import NodeDirectory, checked_worker_dir
 
 
 def names(parent):
@@ -110,7 +111,84 @@ def test_what_belongs_to_somebody_else_is_not_used(tmp_path, monkeypatch):
         directory.make()
 
 
-def test_where_nothing_can_be_made(tmp_path):
+@pytest.mark.parametrize(
+    "below",
+    [
+        pytest.param("file/deeper", id="below-a-file"),
+        pytest.param("n" * 300, id="too-long"),
+        pytest.param("loop/x", id="loop"),
+    ],
+)
+def test_a_place_that_can_never_be_is_a_wrong_setting(tmp_path, below):
     Path(tmp_path, "file").write_text("x", "ascii")
-    with pytest.raises(ConfigError, match="worker_dir"):
-        NodeDirectory(str(tmp_path / "file"), "one").make()
+    Path(tmp_path, "loop").symlink_to("loop")
+    with pytest.raises(ConfigError, match="give worker_dir a place where") as refused:
+        NodeDirectory(str(tmp_path / below), "one").make()
+    assert str(tmp_path) in str(refused.value)
+
+
+def test_a_home_that_nobody_has_is_a_wrong_setting():
+    with pytest.raises(ConfigError, match="~nobody-of-that-name/x is of nobody here"):
+        NodeDirectory("~nobody-of-that-name/x", "one").make()
+
+
+@pytest.mark.parametrize("call", ["makedirs", "mkdir", "listdir"])
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        pytest.param(errno.ENOSPC, TrialFailedError, id="full"),
+        pytest.param(errno.EDQUOT, TrialFailedError, id="quota"),
+        pytest.param(errno.EIO, TrialFailedError, id="broken"),
+        pytest.param(errno.EROFS, TrialFailedError, id="made-read-only"),
+        pytest.param(errno.EMFILE, TrialFailedError, id="too-many-open"),
+        pytest.param(errno.EACCES, ConfigError, id="not-allowed"),
+        pytest.param(errno.EPERM, ConfigError, id="not-permitted"),
+    ],
+)
+def test_what_the_machine_is_in_the_way_of_is_no_wrong_setting(tmp_path, monkeypatch, call, number, kind):
+    directory = NodeDirectory(str(tmp_path), "one")
+
+    def fails(path, *args, **options):
+        raise OSError(number, os.strerror(number), path)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, call, fails)
+        with pytest.raises(kind, match=os.strerror(number)) as refused:
+            directory.make()
+    assert type(refused.value) is kind
+    assert names(tmp_path) == []
+    directory.make()
+    directory.remove()
+
+
+def test_no_place_for_temporary_files_is_no_wrong_setting(monkeypatch):
+    """They are tried by writing: all of them may be full."""
+
+    def none():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    with pytest.raises(TrialFailedError, match="No usable temporary directory"):
+        NodeDirectory(None, "one").make()
+
+
+def test_what_goes_to_the_nodes():
+    assert checked_worker_dir(None) is None
+    assert checked_worker_dir("~/work") == "~/work"
+    assert checked_worker_dir(Path("/scratch/x")) == "/scratch/x"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("work", id="relative"),
+        pytest.param(Path("work"), id="relative-path"),
+        pytest.param(b"/work", id="bytes"),
+        pytest.param(3, id="number"),
+        pytest.param("/work\0", id="nul"),
+    ],
+)
+def test_what_is_no_directory_anywhere_is_refused(wrong):
+    with pytest.raises(ConfigError, match="worker_dir must be an absolute path"):
+        checked_worker_dir(wrong)

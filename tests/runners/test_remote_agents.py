@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from asynctune import RunConfig, TuneConfig, Tuner, session
+from asynctune import FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner, session
 from asynctune.errors import ConfigError, TrialFailedError
 from asynctune.protocols import CONTINUE, TrialTask
 from asynctune.runners.remote import RemoteRunner
@@ -103,6 +103,44 @@ async def test_a_start_that_fails_is_no_trials_fault_while_another_comes(tmp_pat
     await runner.run_trial(task_of(tmp_path / "t3", "t3"), ignore)
     assert len(engine.placements) == 1
     await runner.aclose()
+
+
+async def test_a_wrong_setting_is_told_at_once_although_another_agent_comes(tmp_path):
+    engine = Starts(ConfigError("no machine has such a disk"), "never")
+    runner = RemoteRunner(engine)
+    await runner.start(reports_once, {})
+    tasks = [task_of(tmp_path / f"t{number}", f"t{number}") for number in (1, 2)]
+    running = [asyncio.create_task(runner.run_trial(task, ignore)) for task in tasks]
+    with pytest.raises(ConfigError, match="no machine has such a disk"):
+        await running[0]
+    await runner.aclose()
+    with pytest.raises(ConfigError, match="the runner was closed"):
+        await running[1]
+
+
+async def test_a_directory_that_cannot_be_made_on_the_nodes_ends_the_experiment(tmp_path):
+    """No trial has failed, and no retry was spent."""
+    (tmp_path / "file").touch()
+    engine = LocalEngine()
+    tuner = Tuner(
+        reports_once,
+        tune_config=TuneConfig(num_samples=4),
+        run_config=RunConfig(
+            name="exp", local_dir=tmp_path, failure_config=FailureConfig(max_failures=3), verbose=0
+        ),
+        runner=RemoteRunner(engine, worker_dir=tmp_path / "file"),
+    )
+    with pytest.raises(ConfigError, match=r"on node-a \(.+\): cannot make .*give worker_dir") as refused:
+        await tuner.fit()
+    assert str(tmp_path / "file") in str(refused.value)
+    results = await ResultGrid.load(tmp_path / "exp")
+    assert results.num_errors == 0
+    assert all(result.error is None for result in results)
+    assert len(engine.placements) <= 2
+
+    tuner = await Tuner.restore(tmp_path / "exp", reports_once, runner=RemoteRunner(LocalEngine()))
+    results = await tuner.fit()
+    assert (len(results), results.num_terminated) == (4, 4)
 
 
 async def test_a_trial_that_waits_is_told_that_the_runner_was_closed(tmp_path):
