@@ -63,10 +63,12 @@ class Backlog:
         found: dict[str, PackedOperations] = {}
         for trial_id in trial_ids:
             breathe()
-            found[trial_id] = [
-                (data, opening) for opening, trials in self._sorted for data in trials.get(trial_id, ())
-            ]
+            found[trial_id] = self.of_one(trial_id)
         return found
+
+    def of_one(self, trial_id: str) -> PackedOperations:
+        """The operations of this trial, in order."""
+        return [(data, opening) for opening, trials in self._sorted for data in trials.get(trial_id, ())]
 
     def done(self, trial_id: str) -> None:
         """The trial's operations are in the files, or can never be."""

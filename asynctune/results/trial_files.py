@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from asynctune.breathing import breathe
 from asynctune.results.event_files import EVENT_FILE, EventFiles, EventState
+from asynctune.results.lines import changes_of
 from asynctune.results.placing import Placer
 from asynctune.results.progress_file import ProgressFiles, ProgressState
-from asynctune.results.render import flatten, json_text, params_json, plain
-from asynctune.results.rows import Cut, OpeningInfo, ResultRow, RowOperation, TrialInfo, expand
+from asynctune.results.render import flatten, params_json
+from asynctune.results.rows import Cut, OpeningInfo, RowOperation, TrialInfo
 from asynctune.results.timeline import KnownLine, Plan, identity, plan
 
 __all__ = ["CUT_FILE", "PARAMS_FILE", "PROGRESS_FILE", "RESULT_FILE", "Notice", "TrialFiles"]
@@ -127,18 +127,7 @@ class TrialFiles:
         """
         packed = self._states.get(trial.trial_id)
         state = _State() if packed is None else _State.unpacked(packed)
-        config = plain(trial.config)
-        text = json_text(config)
-        changes: list[KnownLine | Cut] = []
-        is_announced = False
-        for each, opening in operations:
-            breathe()
-            if isinstance(each, ResultRow):
-                changes.append(_known_line(each, trial, opening, config, text))
-            elif isinstance(each, Cut):
-                changes.append(each)
-            else:
-                is_announced = True
+        changes, is_announced = changes_of(trial, operations)
         if is_announced and (state.in_line or not changes):  # else it is looked at with the other files
             self._write_params(trial)
         if not changes:
@@ -258,17 +247,6 @@ class TrialFiles:
 
     def _path(self, trial: TrialInfo, *name: str) -> str:
         return os.path.join(self._root, trial.trial_name, *name)
-
-
-def _known_line(
-    row: ResultRow, trial: TrialInfo, opening: OpeningInfo, config: Any, config_text: bytes
-) -> KnownLine:
-    full = expand(row, trial, opening)
-    del full["config"]  # which may be large, and is the same in every row
-    full = plain(full)
-    text = b'%s, "config": %s}' % (json_text(full)[:-1], config_text)
-    full["config"] = config
-    return KnownLine(row.ordinal, text, full)
 
 
 def _joined(lines: Sequence[bytes]) -> bytes:

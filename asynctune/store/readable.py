@@ -14,7 +14,9 @@ from asynctune.clock import Clock
 from asynctune.config import CheckpointConfig
 from asynctune.errors import CheckpointNotFoundError, CorruptStateError, StorageError
 from asynctune.files import LocalFiles
+from asynctune.results.backlog import Backlog
 from asynctune.results.history import read_history
+from asynctune.results.rows import TrialInfo
 from asynctune.store.best import best_trial_id
 from asynctune.store.engine import Engine
 from asynctune.store.events import EventStream, StoreEvent
@@ -215,16 +217,15 @@ class ReadableStore(Guarded):
         return self._table.summary(trial_id)
 
     async def history(self, trial_id: str) -> list[dict[str, Any]]:
-        """Every committed result row of a trial, oldest first; of another opening's, those that are in its files.
+        """Every committed result row of a trial, oldest first, those included that its file lacks.
 
-        A reader gets none after the last one that it knows of, though a writer may have added some to the files:
-        `refresh` for those.
+        A reader gets none after the last one that it knows of, though a writer has added some: `refresh` first.
 
         Raises:
             TrialNotFoundError: No such trial.
-            StorageError: They cannot be read.
+            CorruptStateError, StorageError: They cannot be read.
         """
-        name = self._table.given(trial_id)[0]
+        name, _, config, _ = self._table.given(trial_id)
         # those of a commit to come are in no file yet
         run = self._table.run(trial_id)  # as of now: the files have at least that
         has_rows = run.num_results > 0 and not self.stats().dirty_keys
@@ -232,13 +233,20 @@ class ReadableStore(Guarded):
             await self._engine.projections.written()
         try:
             if self._reader is not None:
-                rows = await self._reader.source.history(trial_id, self._table, has_rows=has_rows)
-                return known_rows(rows, run)
+                trial = TrialInfo(trial_id=trial_id, trial_name=name, config=config)
+                return known_rows(await self._reader.source.history(trial, has_rows=has_rows), run)
             return await read_history(os.path.join(self._path, name), has_rows=has_rows)
         except OSError as error:
             raise StorageError(
                 f"cannot read the results of trial {trial_id}: {error}", operation="read", key=error.filename
             ) from error
+
+    async def unwritten(self) -> Backlog:
+        """For asynctune's own tools: committed rows that the result files may lack, as a reader finds them.
+
+        Raises CorruptStateError, StorageError.
+        """
+        return Backlog() if self._reader is None else await self._reader.source.unwritten()
 
     def logged_events(self, start: int = 0) -> Iterator[tuple[int, Any]]:
         """Number and value of what `append_event` added, in order, from number `start` on."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -13,27 +15,34 @@ from asynctune.checkpoints.bucket import Bucket
 from asynctune.clock import Clock
 from asynctune.errors import CheckpointNotFoundError, ExperimentNotFoundError
 from asynctune.files import LocalFiles
+from asynctune.results.backlog import Backlog
 from asynctune.results.history import read_history
 from asynctune.results.rows import TrialInfo
+from asynctune.results.trial_files import RESULT_FILE
 from asynctune.state.epochs import Claim, is_alive
 from asynctune.state.mirror.current import same_owner
 from asynctune.state.mirror.named import Named
 from asynctune.state.mirror.reading import Mirrored, ObjectCache, read_mirror
 from asynctune.state.mirror.register import open_register
 from asynctune.state.recovered import Position
-from asynctune.state.recovery import follow
+from asynctune.state.recovery import follow, recover
 from asynctune.state.segments import Commit
 from asynctune.state.thread import WorkThread
 from asynctune.storage.base import ObjectStorage
 from asynctune.store.access import Access, open_access
-from asynctune.store.copied_history import read_copied_history
 from asynctune.store.finding import STATE_DIR, is_copy, storage_error
 from asynctune.store.lazy_copies import LazyCopies
-from asynctune.store.opening import OpenedForReading, describe, newest_claim, open_for_reading
+from asynctune.store.opening import (
+    OpenedForReading,
+    describe,
+    newest_claim,
+    open_for_reading,
+    projected_seq,
+)
 from asynctune.store.place import Place, Remote, copy_of
 from asynctune.store.records import Records, check_format
 from asynctune.store.remembering import noted, recall
-from asynctune.store.trials import TrialTable
+from asynctune.store.unwritten import are_all_written, unwritten_of
 
 __all__ = ["CopySource", "DirectorySource", "Look", "Source", "open_source"]
 
@@ -69,11 +78,19 @@ class Source(Protocol):
         """What came after `since`; `None`: everything has to be read anew."""
         ...
 
-    async def history(self, trial_id: str, table: TrialTable, *, has_rows: bool) -> list[dict[str, Any]]:
-        """Every result row of a trial, oldest first.
+    async def unwritten(self) -> Backlog:
+        """The committed rows that the result files may lack, with others that they have.
 
         Raises:
-            OSError, StorageError: They cannot be read.
+            CorruptStateError, StorageError: They cannot be read.
+        """
+        ...
+
+    async def history(self, trial: TrialInfo, *, has_rows: bool) -> list[dict[str, Any]]:
+        """Every result row of a trial, oldest first, those included that its file lacks.
+
+        Raises:
+            OSError, CorruptStateError, StorageError: They cannot be read.
         """
         ...
 
@@ -107,6 +124,7 @@ class DirectorySource:
         self.copy_uri: str | None = None
         self._place = place
         self._copies: LazyCopies | None = None
+        self._unwritten: Backlog | None = None
         self._clock = clock
         self._files = files
 
@@ -123,6 +141,7 @@ class DirectorySource:
 
     def _open(self) -> OpenedForReading:
         opened = open_for_reading(self.experiment_dir, self._files)
+        self._unwritten = Backlog() if are_all_written(opened) else None  # read when somebody asks
         with contextlib.suppress(OSError):  # what was read is worth more than where else it is
             self.copy_uri = noted(f"{self.experiment_dir}/{STATE_DIR}", self._files)
         return opened
@@ -153,13 +172,37 @@ class DirectorySource:
         found = follow(state_dir, self._files, since)
         if found is None:
             return None
+        if found[0]:
+            self._unwritten = None
         claim = newest_claim(state_dir, self._files)
         return Look(*found, claim, is_alive(claim) if claim is not None else False)
 
-    async def history(self, trial_id: str, table: TrialTable, *, has_rows: bool) -> list[dict[str, Any]]:
-        """Every result row of a trial, oldest first. Raises OSError where they cannot be read."""
-        name = table.given(trial_id)[0]
-        return await read_history(os.path.join(self.experiment_dir, name), has_rows=has_rows)
+    async def unwritten(self) -> Backlog:
+        """The committed rows that the result files may lack, with others that they have.
+
+        Raises:
+            CorruptStateError, StorageError: They cannot be read.
+        """
+        if self._unwritten is None:
+            self._unwritten = await _in_thread(self._read_unwritten)
+        return self._unwritten
+
+    def _read_unwritten(self) -> Backlog:
+        state_dir = f"{self.experiment_dir}/{STATE_DIR}"
+        try:
+            return unwritten_of(recover(state_dir, self._files, rows_after=projected_seq, live=True).rows)
+        except OSError as error:
+            raise storage_error("read", state_dir, error) from error
+
+    async def history(self, trial: TrialInfo, *, has_rows: bool) -> list[dict[str, Any]]:
+        """Every result row of a trial, oldest first, those included that its file lacks.
+
+        Raises:
+            OSError, CorruptStateError, StorageError: They cannot be read.
+        """
+        path = os.path.join(self.experiment_dir, trial.trial_name)
+        rows = (await self.unwritten()).of_one(trial.trial_id)
+        return await read_history(path, has_rows=has_rows, trial=trial, unwritten=rows)
 
     async def aclose(self) -> None:
         """Close the connection, if there is one; remove the directory of private copies, which are gone by now."""
@@ -187,7 +230,8 @@ class CopySource:
         self._named: Named | None = None
         self.bucket: Bucket | None = Bucket.for_reading(access.copies)
         self.mirrored: Mirrored | None = None
-        """As read last; its `recovered.rows` are those that the bucket's result files may lack."""
+        """As read last."""
+        self._unwritten = Backlog()
 
     async def open(self) -> OpenedForReading:
         """Read everything.
@@ -211,6 +255,8 @@ class CopySource:
 
     def _understand(self, mirrored: Mirrored) -> OpenedForReading:
         recovered, claim = mirrored.recovered, mirrored.current.claim
+        self._unwritten = unwritten_of(recovered.rows)
+        recovered.rows = []
         if recovered.seq == 0 or recovered.claim is None:
             raise ExperimentNotFoundError(
                 f"the experiment at {self._uri} was never begun: nothing of it reached the bucket"
@@ -246,22 +292,30 @@ class CopySource:
         alive = False if named.current.closed else await _in_thread(is_alive, claim)
         return Look([], since, claim, alive)
 
-    async def history(self, trial_id: str, table: TrialTable, *, has_rows: bool) -> list[dict[str, Any]]:
-        """Every result row of a trial, oldest first.
+    async def unwritten(self) -> Backlog:
+        """The committed rows that the result files in the copy may lack, with others that they have."""
+        return self._unwritten
+
+    async def history(self, trial: TrialInfo, *, has_rows: bool) -> list[dict[str, Any]]:
+        """Every result row of a trial, oldest first, those included that its file in the copy lacks.
 
         Raises:
             StorageError, OSError: They cannot be read.
         """
-        name, _, config, _ = table.given(trial_id)
-        return await read_copied_history(
-            TrialInfo(trial_id=trial_id, trial_name=name, config=config),
-            [] if self.mirrored is None else self.mirrored.recovered.rows,
-            has_rows=has_rows,
-            access=self._access,
-            scratch_dir=self.scratch_dir,
-            clock=self._clock,
-            files=self._files,
-        )
+        place = os.path.join(self.scratch_dir, f"history-{secrets.token_hex(4)}")
+        path = os.path.join(place, RESULT_FILE)
+        try:
+            await _in_thread(os.makedirs, place)
+            await self._access.fetch_file(f"{trial.trial_name}/{RESULT_FILE}", path)
+            rows = self._unwritten.of_one(trial.trial_id)
+            found = await read_history(path, trial=trial, unwritten=rows)
+        finally:
+            await _in_thread(shutil.rmtree, place, True)
+        if has_rows and not found:
+            raise FileNotFoundError(
+                errno.ENOENT, "it is not in the copy, and should be", f"{trial.trial_name}/{RESULT_FILE}"
+            )
+        return found
 
     async def aclose(self) -> None:
         """Close the connection, and remove the directory of private copies."""

@@ -14,10 +14,10 @@ from typing import Any, Final, Literal, Self, overload
 from asynctune.config import SyncConfig
 from asynctune.errors import CheckpointNotFoundError, ConfigError, MissingExtraError, StorageError
 from asynctune.metrics import find_number, number_names
-from asynctune.results.history import read_history
-from asynctune.store.pending import PendingStore
+from asynctune.results.rows import TrialInfo
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import Checkpoint, Trial, TrialStatus
+from asynctune.tuning.origins import Origin
 
 __all__ = ["Result", "ResultGrid"]
 
@@ -26,20 +26,6 @@ Scope = Literal["last", "all", "avg", "last-10-avg"]
 _NAMES_SHOWN: Final = 20
 _OF_EVERY_ROW: Final = frozenset({"config", "timestamp", "pid", "done"})
 """What every row has, and nobody tunes."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """Where an experiment is that results were read from, or its copy."""
-
-    location: str
-    options: Mapping[str, Any] | None = field(default=None, repr=False)
-    sync: SyncConfig | None = None
-
-    def open(self) -> PendingStore[ExperimentStore]:
-        return ExperimentStore.open(
-            self.location, mode="read", storage_options=self.options, sync_config=self.sync
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +53,7 @@ class Result:
     error: str | None
     path: Path | str
     summary: Mapping[str, float] = field(default_factory=dict, repr=False)
-    origin: _Origin | None = field(default=None, repr=False, compare=False)
+    origin: Origin | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -75,7 +61,7 @@ class Result:
         trial: Trial,
         path: Path | str,
         summary: Mapping[str, float],
-        origin: _Origin | None = None,
+        origin: Origin | None = None,
     ) -> Self:
         """The result of a trial whose directory is `path`; of an experiment that is opened as `origin` says."""
         checkpoints = trial.checkpoints
@@ -95,14 +81,15 @@ class Result:
     async def history(self) -> list[dict[str, Any]]:
         """Every result row of the trial, oldest first.
 
+        Those included that its driver, when it was killed, had committed and not written to its result files.
+
         Raises:
-            StorageError: They cannot be read, or are not where they were.
+            CorruptStateError, StorageError: They cannot be read, or are not where they were.
         """
-        if isinstance(self.path, str) and self.origin is not None:
-            async with self.origin.open() as store:
-                return await store.history(self.trial_id)
+        trial = TrialInfo(trial_id=self.trial_id, trial_name=os.path.basename(self.path), config=self.config)
+        origin = self.origin or Origin(os.path.dirname(self.path), isinstance(self.path, str))
         try:
-            return await read_history(self.path, has_rows=bool(self.metrics))
+            return await origin.history(trial, last=self.metrics.get("training_iteration"))
         except OSError as error:
             raise StorageError(
                 f"the results of trial {self.trial_id} cannot be read: {error}",
@@ -129,7 +116,7 @@ class Result:
         wanted = self.checkpoint if checkpoint is None else checkpoint
         if wanted is None:
             raise CheckpointNotFoundError(f"trial {self.trial_id} has no checkpoint")
-        async with (self.origin or _Origin(os.path.dirname(self.path))).open() as store:
+        async with (self.origin or Origin(os.path.dirname(self.path))).open() as store:
             return await store.fetch(wanted, to)
 
 
@@ -186,7 +173,7 @@ class ResultGrid(Sequence[Result]):
         """The results so far of an open experiment; the settings as it was opened with, to read more of it later."""
         results = []
         where = store.location
-        origin = _Origin(str(where), storage_options, sync_config)
+        origin = await Origin.of(store, storage_options, sync_config)
         async for trial in store.iterate():
             path = f"{where}/{trial.trial_name}" if isinstance(where, str) else where / trial.trial_name
             results.append(Result.of(trial, path, store.metric_summary(trial.trial_id), origin))

@@ -115,6 +115,26 @@ class ExperimentRun:
         assert self.results is not None
         return self.results
 
+    async def only_closed(self) -> ResultGrid:
+        """Of a finished experiment whose driver died before it had closed it: complete its files and its copy.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: After a signal.
+            Other errors as for `Tuner.fit`.
+        """
+        with stopping_on_signals(self._on_signal) as seen:
+            try:
+                async with await self._opening.open() as store:
+                    self._store = store
+                    self.results = await ResultGrid.of(store, **self._read_with())
+                    if seen.received is not None:
+                        await self._close_soon(store)
+                        raise Interrupted
+            except Interrupted:
+                self._leave(seen)
+        assert self.results is not None
+        return self.results
+
     @property
     def has_begun(self) -> bool:
         """Whether it came as far as an experiment."""

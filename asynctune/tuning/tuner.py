@@ -47,11 +47,20 @@ logger = logging.getLogger("asynctune")
 
 @dataclass(frozen=True)
 class _Resumed:
-    """What a restored experiment is, and how it goes on."""
+    """What a restored experiment is, and how it goes on.
+
+    Attributes:
+        requeue: As for `ExperimentStore.requeue`.
+        results: As it was read.
+        is_finished: Nothing is left to run.
+        is_left_open: Its last driver is gone, and had not closed it: files or its copy may lack something.
+        whence: Where it is.
+    """
 
     requeue: dict[str, bool]
     results: ResultGrid
     is_finished: bool
+    is_left_open: bool
     whence: Whence
 
 
@@ -123,7 +132,7 @@ class Tuner:
             UserCodeError: A searcher, scheduler or stop function failed.
             KeyboardInterrupt, SystemExit: After a signal.
         """
-        if self._resumed is not None and self._resumed.is_finished:
+        if self._resumed is not None and self._resumed.is_finished and not self._resumed.is_left_open:
             return self._resumed.results
         if self._run is not None:
             raise ConfigError(
@@ -136,6 +145,8 @@ class Tuner:
             else ExperimentRun(self._plan, self._path, resumed.requeue, resumed.whence)
         )
         try:
+            if resumed is not None and resumed.is_finished:
+                return await run.only_closed()
             return await run.to_its_end()
         finally:
             if not run.has_begun:
@@ -225,6 +236,7 @@ class Tuner:
                     "recorded; make it with Tuner(...) and the same name"
                 )
             results = await ResultGrid.of(store, **whence.read_with())
+            writer = store.writer_info
             finished = bool((store.metadata.get(PROGRESS_KEY) or {}).get("finished"))
             errored = results.num_errors > 0 and (resume_errored or restart_errored)
             nothing_to_run = finished and not errored and tune_config is None
@@ -258,6 +270,7 @@ class Tuner:
                 },
                 results=results,
                 is_finished=nothing_to_run,
+                is_left_open=writer is not None and writer["alive"] is not True,
                 whence=whence,
             ),
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 
 import pytest
 
 from asynctune.results.history import read_history
-from tests.results.world import project, row, trial_files
+from asynctune.results.rows import Cut, encode
+from tests.results.world import OPENING, lines, project, row, trial, trial_files
 
 
 @pytest.fixture
@@ -57,3 +59,47 @@ async def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
     (tmp_path / "result.json").mkdir()
     with pytest.raises(OSError, match=r"result\.json"):
         await read_history(tmp_path)
+
+
+def packed(*operations):
+    return [(encode(each), OPENING) for each in operations]
+
+
+@pytest.mark.parametrize("written", range(6), ids=str)
+async def test_rows_that_the_file_lacks_come_from_what_was_committed(tmp_path, written):
+    """Whatever a killed driver had brought into the file, and whatever of that is told again."""
+    operations = [
+        row(1),
+        row(2),
+        row(3),
+        Cut(trial_id="t1", keep=1),
+        row(2, {"loss": 7}, at=9),
+    ]
+    files, _ = trial_files(tmp_path)
+    if written:
+        await asyncio.to_thread(project, files, operations[:written])
+    before = lines(tmp_path / "name_t1" / "result.json") if written else None
+    rows = await read_history(
+        tmp_path / "name_t1", has_rows=True, trial=trial(), unwritten=packed(*operations)
+    )
+    assert [each["time_total_s"] for each in rows] == [1, 9]
+    assert rows[1]["loss"] == 7
+    assert rows[1]["config"] == {"lr": 0.1}
+    if written:
+        assert lines(tmp_path / "name_t1" / "result.json") == before, "a reader writes nothing"
+
+
+async def test_rows_before_those_that_are_known_are_the_files(directory):
+    rows = await read_history(directory, trial=trial(), unwritten=packed(row(3), row(4)))
+    assert [each["training_iteration"] for each in rows] == [1, 2, 3, 4]
+
+
+async def test_rows_that_nobody_has_any_more_are_told(directory, caplog):
+    (directory / "result.json").unlink()
+    unwritten = packed(row(3), row(4))
+    with pytest.raises(FileNotFoundError, match="moved or removed"):
+        await read_history(directory, has_rows=True, trial=trial(), unwritten=unwritten)
+    (directory / "result.json").touch()
+    rows = await read_history(directory, has_rows=True, trial=trial(), unwritten=unwritten)
+    assert [each["training_iteration"] for each in rows] == [3, 4]
+    assert "lacks its first 2 rows" in caplog.text
