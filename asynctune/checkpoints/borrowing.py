@@ -52,6 +52,7 @@ async def fetch_tree(
     window_bytes: int = WINDOW_BYTES,
     chunk_bytes: int = PIECE_BYTES,
     progress: Callable[[int], None] | None = None,
+    check: Callable[[str], None] | None = None,
 ) -> int:
     """Bring the files of a checkpoint here. They are checked, and not synced: the head has them.
 
@@ -63,6 +64,8 @@ async def fetch_tree(
         window_bytes: How many bytes may be under way.
         chunk_bytes: The most bytes in one call.
         progress: Called on the loop with the number of bytes that are here, each time there are more.
+        check: Refuses the path of a file that may not be here, with a `ConfigError`; `None`: the files are those of a
+            checkpoint, so no two differ in case only.
 
     Returns:
         How many bytes the files have.
@@ -78,7 +81,7 @@ async def fetch_tree(
     path = os.fspath(to)
     try:
         with travel_errors("fetch a checkpoint from the head", path):
-            copy = await threads.run(_Copy, path, LocalFiles() if files is None else files)
+            copy = await threads.run(_Copy, path, LocalFiles() if files is None else files, check)
             try:
                 await threads.run(copy.make)
                 await _list(call, threads, copy)
@@ -136,8 +139,9 @@ async def _clear(threads: DiskThreads, copy: _Copy, error: BaseException) -> Non
 class _Copy:
     """The directory here. Blocking, except `wishes`."""
 
-    def __init__(self, path: str, files: LocalFiles) -> None:
+    def __init__(self, path: str, files: LocalFiles, check: Callable[[str], None] | None) -> None:
         self.path = os.path.abspath(path)
+        self._check_path = check
         self.listed: list[_File] = []
         self._files = files
         self._landing = Landing(files)
@@ -173,13 +177,19 @@ class _Copy:
         """Check every path, and make the directories and the files that hold nothing."""
         parents = {file.path.rpartition("/")[0] for file in self.listed}
         parents |= {path.rpartition("/")[0] for path, _ in self._directories}
+        together = self.listed if self._check_path is None else []
         try:
             check_paths(
-                (file.path for file in self.listed),
+                (file.path for file in together),
                 [path for path, _ in self._directories if path not in parents],
             )
         except ManifestError as error:
             raise ConfigError(f"a checkpoint that the head sends cannot be taken: {error}") from error
+        if self._check_path is not None:
+            for count, file in enumerate(self.listed):
+                self._check_path(file.path)
+                if count % FILES_BETWEEN_BREATHS == 0:
+                    breathe()
         self._directories.sort()
         if missing := sorted(parents - {path for path, _ in self._directories} - {""}):
             raise ConfigError(f"a checkpoint that the head sends lacks the directory {missing[0]!r:.80}")

@@ -16,6 +16,7 @@ Pieces of a file are read in order; nothing that was not listed can be read.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -35,6 +36,7 @@ from asynctune.trial import MANIFEST_FILE
 __all__ = ["TreeSource"]
 
 _FILES_LISTED: Final = 2000  # in one answer
+_GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 class TreeSource:
@@ -82,10 +84,7 @@ class TreeSource:
                 if op == "away.list":
                     return await self._threads.run(self._list, argument(arguments, "from", int))
                 if op == "away.read":
-                    pieces = listed(arguments, "pieces", (int, int, int))
-                    if len(pieces) > PIECES_AT_ONCE or sum(size for _, _, size in pieces) > PIECE_BYTES:
-                        raise ConfigError(f"a node asks for more than {PIECE_BYTES:,} bytes at once")
-                    return {"pieces": await self._threads.run(self._read, pieces)}
+                    return {"pieces": await self._threads.run(self._read, _asked(arguments))}
         raise ConfigError(f"a node asks for {op!r:.80}, which nobody does here")
 
     async def aclose(self) -> None:
@@ -148,17 +147,18 @@ class TreeSource:
         path = os.path.join(self._path, file.path)
         if self._open is None or self._open[0] != index:
             self._let_go()
-            self._open = (index, self._files.open_read(path))
+            try:
+                self._open = (index, self._files.open_read(path))
+            except OSError as error:
+                if self._look is None or error.errno not in _GONE:
+                    raise
+                raise _changed(path) from error
         fd = self._open[1]
         data = os.pread(fd, size, offset)
-        if len(data) != size or os.fstat(fd).st_size != file.size:
-            raise StorageError(
-                f"{path} changed while it was sent to a node",
-                operation="read",
-                key=path,
-                retryable=True,
-                hint="nobody may write to a checkpoint that is being restored",
-            )
+        now = os.fstat(fd).st_size
+        # What was looked for is no checkpoint, and somebody may append to it: it goes as long as it was.
+        if len(data) != size or (now != file.size if self._look is None else now < file.size):
+            raise _changed(path)
         return data
 
     def _whole(self, index: int, offset: int, size: int, crc32c: int) -> int:
@@ -180,3 +180,25 @@ class TreeSource:
         if self._open is not None:
             (_, fd), self._open = self._open, None
             os.close(fd)
+
+
+def _asked(arguments: Mapping[str, Any]) -> list[list[int]]:
+    """The pieces that are asked for, no more than fit into one answer."""
+    pieces = listed(arguments, "pieces", (int, int, int))
+    total = sum(number(size, PIECE_BYTES + 1, "the size of a piece") for _, _, size in pieces)
+    if len(pieces) > PIECES_AT_ONCE or total > PIECE_BYTES:
+        raise ConfigError(
+            f"a node asks for {len(pieces):,} pieces of {total:,} bytes at once; {PIECES_AT_ONCE} pieces of "
+            f"{PIECE_BYTES:,} bytes are the most"
+        )
+    return pieces
+
+
+def _changed(path: str) -> StorageError:
+    return StorageError(
+        f"{path} changed while it was sent to a node",
+        operation="read",
+        key=path,
+        retryable=True,
+        hint="nobody may write to what a trial goes on from",
+    )

@@ -151,7 +151,7 @@ class FileReceiver:
             if last:
                 self._landing.end()
                 self._make_parents(path)
-                self._files.rename(fresh, place)
+                self._replace(fresh, place)
                 self._arriving = None
 
     def _begin(self, path: str) -> None:
@@ -166,6 +166,14 @@ class FileReceiver:
             with suppress(FileNotFoundError):
                 self._files.unlink(self._arriving[1])
         self._arriving = (path, os.path.join(self._stage, "arriving"), 0)
+
+    def _replace(self, fresh: str, place: str) -> None:
+        try:
+            self._files.rename(fresh, place)
+        except IsADirectoryError:  # on its node, too, what was there has been removed
+            self._directories.clear()
+            self._files.remove_tree(place)
+            self._files.rename(fresh, place)
 
     def _append(self, pieces: list[list[Any]]) -> list[str]:
         refused: list[str] = []
@@ -205,14 +213,18 @@ class FileReceiver:
         return os.path.join(self._trial_dir, path)
 
     def _make_parents(self, path: str) -> None:
-        """Make the directories that lead to a path; a link that leads elsewhere is refused."""
+        """Make the directories that lead to a path, in place of files; a link that leads elsewhere is refused."""
         parts = path.split("/")[:-1]
         for depth in range(len(parts) + 1):
             directory = os.path.join(self._trial_dir, *parts[:depth])
             if directory in self._directories:
                 continue
             ensure_directory(self._files, directory)
-            if depth and not stat.S_ISDIR(self._files.stat(directory).st_mode):
+            mode = self._files.stat(directory).st_mode
+            if depth and stat.S_ISREG(mode):  # on its node, it was removed
+                self._files.unlink(directory)
+                ensure_directory(self._files, directory)
+            elif depth and not stat.S_ISDIR(mode):
                 raise ConfigError(f"{path} cannot be taken from a node: {directory} is no directory here")
             self._directories.add(directory)
 

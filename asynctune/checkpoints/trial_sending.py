@@ -122,7 +122,14 @@ class FileSender:
         self._chunk_bytes = chunk_bytes
         self._turn = asyncio.Lock()
         self._sent: dict[str, _Sent] = {}
+        self._brought: dict[str, _Stamp] = {}
         self._told: set[str] = set()
+
+    async def take_stock(self) -> None:
+        """What is here now came from the head, which may go on with it: none of it is sent before it changes here."""
+        async with self._turn:
+            await asyncio.sleep(_TOO_FRESH_S)  # a change from now on shows in a file's time
+            self._brought = {each.path: each.stamp for each in await self._threads.run(self._scan)}
 
     async def send_changed(self, call: Call) -> int:
         """Send what has changed since the last time.
@@ -206,6 +213,9 @@ class FileSender:
             breathe()
             there.add(path)
             stamp = (info.st_size, info.st_mtime_ns, info.st_ino)
+            if self._brought.get(path) == stamp:
+                continue
+            self._brought.pop(path, None)
             sent = self._sent.get(path, _Sent())
             if sent.stamp != stamp or not sent.sure:
                 changed.append(_Changed(path, stamp, stat.S_IMODE(info.st_mode), sent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from asynctune.checkpoints.trial_paths import LOG_FILES, belongs_to_trial, check
 from asynctune.errors import ConfigError
 
 __all__ = ["has_own_files", "own_files", "walk_own"]
+
+logger = logging.getLogger("asynctune")
 
 
 def walk_own(
@@ -49,14 +52,20 @@ def walk_own(
 
 
 def has_own_files(root: str) -> bool:
-    """Whether earlier starts have left files there that a further one may go on with; what they printed is none."""
-    return any(path not in LOG_FILES for path, _ in walk_own(root))
+    """Whether earlier starts have left files there that a further one may go on with; what they printed is none.
+
+    Also where that cannot be seen: whoever needs them is told why.
+    """
+    try:
+        return any(path not in LOG_FILES for path, _ in walk_own(root))
+    except OSError:
+        return True
 
 
 def own_files(root: str) -> Tree:
     """Those files, as something that can be lent to a node (`lending.TreeSource`)."""
     tree = Tree(os.path.realpath(root), 0o700)
-    for path, info in walk_own(root):
+    for path, info in walk_own(root, _stays):
         breathe()
         if path not in LOG_FILES:
             source = os.path.join(tree.root, path)
@@ -71,3 +80,7 @@ def own_files(root: str) -> Tree:
             parents.add(parent)
     tree.directories = [(path, 0o755) for path in sorted(parents)]
     return tree
+
+
+def _stays(path: str, why: ConfigError) -> None:
+    logger.warning("%a is not brought to the node of its trial: %s", path, why)

@@ -23,6 +23,7 @@ from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.homeward import abandon_tree, send_tree
 from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.checkpoints.travelling import Call
+from asynctune.checkpoints.trial_paths import check_trial_path
 from asynctune.checkpoints.trial_sending import FileSender
 from asynctune.errors import AsynctuneError, ConfigError, StorageError
 from asynctune.runners.bucket_bringing import BucketSending
@@ -144,8 +145,10 @@ class Bringing:
             await self._fetched(self._call, to)
             task["checkpoint"] = to
         if self._has_files:
-            await self._fetched(self._call_for_own, task["trial_dir"])
+            await self._fetched(self._call_for_own, task["trial_dir"], check=check_trial_path)
         self._files = FileSender(task["trial_dir"], threads=self._threads)
+        if self._has_files:
+            await self._files.take_stock()
         self._sending_files = asyncio.create_task(self._send_files_now_and_then())
         if self._copy is not None:
             self._bucket = await BucketSending.open(
@@ -157,11 +160,11 @@ class Bringing:
         """Ask for the trial's own files, instead of the checkpoint that it goes on from."""
         return await self._call(op.replace("away.", "own."), arguments)
 
-    async def _fetched(self, call: Call, to: str) -> None:
+    async def _fetched(self, call: Call, to: str, *, check: Callable[[str], None] | None = None) -> None:
         failures = 0
         while True:
             try:
-                await fetch_tree(call, to, threads=self._threads)
+                await fetch_tree(call, to, threads=self._threads, check=check)
             except StorageError as error:
                 failures += 1
                 if not error.retryable or failures > _ATTEMPTS:

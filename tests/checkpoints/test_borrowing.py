@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from asynctune.checkpoints.borrowing import fetch_tree
 from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.lending import TreeSource
+from asynctune.checkpoints.trial_paths import check_trial_path
+from asynctune.checkpoints.trial_walking import own_files
 from asynctune.errors import ConfigError, StorageError
 from tests.checkpoints.fakes import CountingFiles, Room, read_tree, where
 from tests.checkpoints.travel import Wire, open_below, write_tree
@@ -282,3 +284,27 @@ async def test_pieces_say_what_they_hold(source):
     assert answer == {
         "pieces": [[google_crc32c.value(b"{"), b"{", -1], [google_crc32c.value(b"}"), b"}", whole]]
     }
+
+
+async def test_files_that_are_no_checkpoint_are_checked_one_by_one(tmp_path, threads):
+    """Names that differ in case only may be there; paths that lead elsewhere may not."""
+    lent = write_tree(tmp_path / "own", {"README": b"1", "readme": b"2", "A/x": b"3", "a/y": b"4"})
+    source = TreeSource(lent, threads=threads, look=own_files)
+    wire = Wire(source.handle)
+    with pytest.raises(ConfigError, match="differ only in case"):
+        await fetch_tree(wire.call, tmp_path / "checkpoint")
+    await fetch_tree(wire.call, tmp_path / "files", check=check_trial_path)
+    assert read_tree(tmp_path / "files") == read_tree(lent)
+    for path in ("../out", "result.json", ".hidden"):
+        answer = {"files": [[path, 1, 0o600, -1]], "next": -1, "directories": [], "mode": 0o700}
+        with pytest.raises(ConfigError, match="cannot be taken"):
+            await fetch_tree(_always(answer), tmp_path / "other", check=check_trial_path)
+        assert not (tmp_path / "other").exists()
+    await source.aclose()
+
+
+def _always(answer):
+    async def call(op, arguments):
+        return answer
+
+    return call

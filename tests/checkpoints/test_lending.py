@@ -4,6 +4,7 @@ import pytest
 
 from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.lending import TreeSource
+from asynctune.checkpoints.trial_walking import own_files
 from asynctune.errors import ConfigError, StorageError
 from tests.checkpoints.travel import open_below, write_tree
 
@@ -42,6 +43,18 @@ async def test_only_what_was_listed_is_read(source, op, arguments):
     with pytest.raises(ConfigError):
         await source.handle(op, arguments)
     assert (await source.handle("away.read", {"pieces": [[0, 0, 2]]}))["pieces"][0][1] == b"01"
+
+
+async def test_what_is_asked_for_is_bounded_whatever_the_sizes_sum_up_to(tmp_path):
+    threads = DiskThreads()
+    source = TreeSource(write_tree(tmp_path / "lent", {"big": bytes(3 << 20)}), threads=threads)
+    await source.handle("away.list", {"from": 0})
+    for sizes in ([2 << 20, -(2 << 20)], [(1 << 20) + 1], [1 << 20, 1]):
+        with pytest.raises(ConfigError):
+            await source.handle("away.read", {"pieces": [[0, 0, size] for size in sizes]})
+        assert not open_below(tmp_path), "none of it was read"
+    await source.aclose()
+    threads.close()
 
 
 async def test_a_file_that_changes_is_an_error(source, tmp_path):
@@ -86,3 +99,22 @@ async def test_a_closed_one_reads_nothing(source, tmp_path):
     assert not open_below(tmp_path)
     with pytest.raises(StorageError, match="not lent any more"):
         await source.handle("away.list", {"from": 0})
+
+
+async def test_a_trials_own_file_goes_as_long_as_it_was_and_one_that_is_gone_is_listed_again(tmp_path):
+    threads = DiskThreads()
+    lent = write_tree(tmp_path / "own", {"a": b"0123456789", "b": b"x", "c": b"y"})
+    source = TreeSource(lent, threads=threads, look=own_files)
+    await source.handle("away.list", {"from": 0})
+    (lent / "a").write_bytes(b"0123456789 and more")
+    (lent / "b").unlink()
+    (lent / "c").write_bytes(b"")
+    assert (await source.handle("away.read", {"pieces": [[0, 0, 10]]}))["pieces"][0][1] == b"0123456789"
+    for gone in (1, 2):
+        with pytest.raises(StorageError, match="changed while it was sent to a node") as caught:
+            await source.handle("away.read", {"pieces": [[gone, 0, 1]]})
+        assert caught.value.retryable
+    answer = await source.handle("away.list", {"from": 0})
+    assert [file[:2] for file in answer["files"]] == [["a", 19], ["c", 0]]
+    await source.aclose()
+    threads.close()

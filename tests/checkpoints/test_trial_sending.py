@@ -334,3 +334,52 @@ async def test_a_head_where_nothing_fits_is_an_error(ends):
     ends.wire.handle = nonsense
     with pytest.raises(ConfigError):
         await ends.another_sender().send_changed(ends.wire.call)
+
+
+async def test_what_came_from_the_head_is_not_sent_before_it_changes_here(ends):
+    """The driver's side may go on with a file there: an older copy here is none of its business."""
+    for root in (ends.node, ends.head):
+        write_tree(root, {"driver.csv": b"1\n", "diary": b"a" * (2 * CHUNK), "same": b"s"})
+    await ends.sender.take_stock()
+    write_tree(ends.head, {"driver.csv": b"1\n2\n"})
+    assert await ends.send() == 0
+    assert not ends.wire.calls
+    ends.append("diary", b"b")
+    assert await ends.send() == 1, "the tail, for the head has what is before"
+    write_tree(ends.node, {"new": b"n"})
+    assert await ends.send() == 1
+    assert read_tree(ends.head) == {
+        "driver.csv": b"1\n2\n",
+        "diary": b"a" * (2 * CHUNK) + b"b",
+        "same": b"s",
+        "new": b"n",
+    }
+
+
+async def test_a_file_that_is_as_it_came_again_is_sent_again(ends):
+    for root in (ends.node, ends.head):
+        write_tree(root, {"f": b"old"})
+    (ends.node / "f").rename(ends.node / ".kept")
+    (ends.node / ".kept").rename(ends.node / "f")
+    await ends.sender.take_stock()
+    (ends.node / "f").rename(ends.node / ".kept")
+    write_tree(ends.node, {"f": b"new"})
+    assert await ends.send() == 3
+    (ends.node / ".kept").replace(ends.node / "f")
+    assert await ends.send() == 3
+    assert read_tree(ends.head) == {"f": b"old"}
+
+
+async def test_a_file_may_become_a_directory_and_a_directory_a_file(ends):
+    write_tree(ends.node, {"a": b"1", "b/c/d": b"2", "b/e": b"3", "z": b"4"})
+    await ends.send()
+    (ends.node / "a").unlink()
+    shutil.rmtree(ends.node / "b")
+    now = {"a/x/y": b"5", "b": b"6", "z": b"77"}
+    write_tree(ends.node, now)
+    await ends.send()
+    assert read_tree(ends.head) == now
+    (ends.node / "b").unlink()
+    write_tree(ends.node, {"b/c/d": b"8"})
+    await ends.send()
+    assert read_tree(ends.head) == {"a/x/y": b"5", "b/c/d": b"8", "z": b"77"}

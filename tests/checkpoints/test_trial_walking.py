@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from asynctune.checkpoints.trial_walking import has_own_files, own_files, walk_own
 from tests.checkpoints.travel import write_tree
 
@@ -37,3 +39,22 @@ def test_names_that_cannot_travel_are_told(tmp_path):
 
 def test_a_directory_that_is_gone_holds_nothing(tmp_path):
     assert not has_own_files(str(tmp_path / "none"))
+
+
+def test_where_it_cannot_be_seen_there_may_be_files(tmp_path, monkeypatch):
+    """A trial whose machine shares the directory starts all the same."""
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert has_own_files(str(tmp_path))
+    with pytest.raises(PermissionError):
+        own_files(str(tmp_path))
+
+
+def test_what_cannot_go_to_a_node_is_said(tmp_path, caplog):
+    write_tree(tmp_path, {"fine": b""})
+    (tmp_path / os.fsdecode(b"no-\xff-text")).touch()
+    assert [file.path for file in own_files(str(tmp_path)).files] == ["fine"]
+    assert "is not brought to the node of its trial" in caplog.text

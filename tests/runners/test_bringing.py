@@ -13,6 +13,7 @@ from asynctune.checkpoints.homecoming import TreeReceiver
 from asynctune.checkpoints.lending import TreeSource
 from asynctune.checkpoints.staging import StagedCheckpoint, stage_for_adoption
 from asynctune.checkpoints.trial_receiving import FileReceiver
+from asynctune.checkpoints.trial_walking import own_files
 from asynctune.errors import ConfigError, StorageError
 from asynctune.runners import bringing as bringing_module
 from asynctune.runners.bringing import Bringing, Settings, bringing_of
@@ -30,6 +31,7 @@ class Head:
         self.receiver = TreeReceiver(trial_dir, threads=self.threads)
         self.files = FileReceiver(trial_dir, threads=self.threads)
         self.source = None if checkpoint is None else TreeSource(checkpoint, threads=self.threads)
+        self.own = TreeSource(trial_dir, threads=self.threads, look=own_files)
         self.asked: list[str] = []
         self.errors: dict[str, list[Exception]] = {}
         self.blocks: str | None = None
@@ -48,11 +50,14 @@ class Head:
             case "away":
                 assert self.source is not None
                 return await self.source.handle(op, arguments)
+            case "own":
+                return await self.own.handle(op.replace("own.", "away."), arguments)
         raise AssertionError(op)
 
     async def aclose(self):
         await self.receiver.aclose()
         await self.files.aclose()
+        await self.own.aclose()
         if self.source is not None:
             await self.source.aclose()
         self.threads.close()
@@ -64,7 +69,7 @@ async def make(tmp_path, monkeypatch):
     monkeypatch.setattr(bringing_module, "_BETWEEN_S", 0.01)
     made = []
 
-    async def make(*, checkpoint=None, copy=None, **settings):
+    async def make(*, checkpoint=None, copy=None, has_files=False, **settings):
         here = task(tmp_path)
         if checkpoint is not None:
             here = type(here)(
@@ -76,7 +81,12 @@ async def make(tmp_path, monkeypatch):
             )
         head = Head(here.trial_dir, checkpoint)
         bringing = Bringing(
-            head.call, packed_task(here), Settings(**settings), copy=copy, home=str(tmp_path / "node")
+            head.call,
+            packed_task(here),
+            Settings(**settings),
+            copy=copy,
+            home=str(tmp_path / "node"),
+            has_files=has_files,
         )
         made.append((head, bringing))
         return head, bringing, await bringing.task()
@@ -209,6 +219,22 @@ async def test_its_other_files_go_now_and_then_and_at_the_end(make, tmp_path, ca
     assert Path(tmp_path, "t1", "log.txt").read_text("ascii") == "one\ntwo\n"
     assert Path(tmp_path, "t1", "new.txt").read_text("ascii") == "new"
     assert "files of trial t1 could not be sent" in caplog.text
+
+
+async def test_files_of_earlier_starts_are_brought_and_sent_back_only_if_they_change(make, tmp_path):
+    """Also two that are one name where case is folded; the driver's side may go on with one meanwhile."""
+    (tmp_path / "t1").mkdir(exist_ok=True)
+    for name in ("README", "readme", "driver.csv", "stdout"):
+        Path(tmp_path, "t1", name).write_text(f"{name}\n", "ascii")
+    head, bringing, told = await make(has_files=True)
+    here = Path(told["trial_dir"])
+    assert sorted(path.name for path in here.iterdir()) == ["README", "driver.csv", "readme"]
+    Path(tmp_path, "t1", "driver.csv").write_text("driver.csv\nmore\n", "ascii")
+    Path(here, "readme").write_text("changed", "ascii")
+    await bringing.finish()
+    assert [op for op in head.asked if op.startswith("files.")] == ["files.look", "files.whole"]
+    assert Path(tmp_path, "t1", "driver.csv").read_text("ascii") == "driver.csv\nmore\n"
+    assert Path(tmp_path, "t1", "readme").read_text("ascii") == "changed"
 
 
 # -- which way -------------------------------------------------------------------------------------------------------
