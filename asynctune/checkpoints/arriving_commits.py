@@ -14,6 +14,7 @@ given again to this start of the trial: the name in the bucket may get something
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -29,7 +30,7 @@ from asynctune.checkpoints.disk import disk_errors, to_the_end
 from asynctune.checkpoints.manifest import Manifest, ManifestError, digest_of
 from asynctune.checkpoints.records import CheckpointRecord
 from asynctune.checkpoints.sizes import FileSizes
-from asynctune.checkpoints.staging import StagedCheckpoint, Staging
+from asynctune.checkpoints.staging import STAGED_PREFIX, StagedCheckpoint, Staging
 from asynctune.checkpoints.upload_plan import backoff_s
 from asynctune.errors import AsynctuneError, ConfigError, StorageError, StoreClosedError, UploadError
 from asynctune.trial import Checkpoint
@@ -181,15 +182,29 @@ class ArrivingCommits:
 
     async def _commit_home(self, wanted: Wanted, place: ArrivalPlace, staged: StagedCheckpoint) -> Checkpoint:
         doing = f"adopt checkpoint {place.step} of trial {place.trial_id}"
-        async with self._committer.slots:
+        threads = self._context.threads
+        try:
             with disk_errors(doing, staged.path):
-                stage = await self._staging.of_staged(staged)
-                try:
+                if not await threads.run(self._is_beside, wanted, staged.path):
+                    raise ConfigError(
+                        f"what came of checkpoint {place.step} of trial {place.trial_id} is {staged.path}, which is no "
+                        "staged directory beside the trial; it is left alone"
+                    )
+                async with self._committer.slots:
+                    stage = await self._staging.of_staged(staged)
                     return await self._committer.commit(wanted, place.step, stage)
-                except BaseException:
-                    # nobody has announced it, so nobody adopts it; once it is recorded it is not there any more
-                    self._deletions.remove_soon([staged.path])
-                    raise
+        except BaseException:
+            # Nobody has announced it, so nobody adopts it; once it is recorded it is not there any more. Only what is
+            # surely such a directory is removed: a node may have told the path.
+            if await threads.run(self._is_beside, wanted, staged.path):
+                self._deletions.remove_soon([staged.path])
+            raise
+
+    def _is_beside(self, wanted: Wanted, path: str) -> bool:
+        """In a thread: whether a staged directory of this trial has this path, if it is there."""
+        parent, name = os.path.split(path)
+        trial_dir = os.path.join(self._context.experiment_dir, wanted.trial_name)
+        return name.startswith(STAGED_PREFIX) and os.path.realpath(parent) == os.path.realpath(trial_dir)
 
     async def _commit_there(self, wanted: Wanted, place: ArrivalPlace, came: InBucket) -> Checkpoint:
         context, side = self._context, self._side

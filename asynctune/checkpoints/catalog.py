@@ -334,10 +334,8 @@ class TrialCheckpoints(ReadableCheckpoints):
     async def aclose(self, *, drain_timeout_s: float | None = None) -> tuple[UploadLeft, ...]:
         """Wait for what is under way, let `run` finish uploads and what is retired, and remove private copies.
 
-        Checkpoints that have not come from their workers are not waited for.
-
-        Call it while `run` still runs, the sink still takes records and the mirror still works; calls from now on are
-        a `StoreClosedError`.
+        Checkpoints that have not come from their workers are not waited for. Call it while `run` still runs, the sink
+        still takes records and the mirror still works; calls from now on are a `StoreClosedError`.
 
         Args:
             drain_timeout_s: Seconds that uploads and deletions in the bucket may take; `None`: as long as they need,
@@ -346,9 +344,7 @@ class TrialCheckpoints(ReadableCheckpoints):
         Returns:
             What is not in the bucket; also logged. The next opening goes on with it.
         """
-        self._closing = True
-        self.arrivals.end()
-        await self._quiet.wait()
+        await self._end()
         clock = self._context.clock
         ends = None if drain_timeout_s is None else clock.monotonic() + drain_timeout_s
         left = () if self._side is None else await self._side.uploads.close(drain_timeout_s)
@@ -364,12 +360,17 @@ class TrialCheckpoints(ReadableCheckpoints):
 
     async def abandon(self) -> None:
         """Wait until what is under way has failed or ended, for a store that cannot go on; nothing is deleted."""
-        self._closing = True
-        self.arrivals.end()
-        await self._quiet.wait()
+        await self._end()
         self._threads.close()
 
     # -- inside --------------------------------------------------------------------------------------
+
+    async def _end(self) -> None:
+        """Take no more, and wait for what is under way: also for what has come from a worker in this moment."""
+        self.arrivals.end()
+        await asyncio.sleep(0)  # that begins now
+        self._closing = True
+        await self._quiet.wait()
 
     def _recorded(self, trial_id: str, step: int) -> None:
         if self._side is not None:

@@ -18,21 +18,18 @@ LOG_FILES: Final = frozenset({"stdout", "stderr"})
 """What a trial prints: its runs append to them, on whichever node they are."""
 
 _STORES: Final = re.compile(
-    r"params\.json|result\.json|progress\.csv|result\.cut-\d+\.json|events\.out\.tfevents\..*\.asynctune",
-    re.IGNORECASE,
+    r"params\.json|result\.json|progress\.csv|result\.cut-\d+\.json|events\.out\.tfevents\..*\.asynctune|checkpoint_.*",
+    re.IGNORECASE | re.DOTALL,
 )
-_CHECKPOINT: Final = re.compile(r"checkpoint_.*", re.IGNORECASE | re.DOTALL)
 
 
 def belongs_to_trial(path: str) -> bool:
     """Whether the file, or all below the directory, at this path relative to a trial's directory is the trial's own.
 
-    Not the trial's are names that begin with a dot, and at the top result files and `checkpoint_*`.
+    Not the trial's are names that begin with a dot, and at the top result files and `checkpoint_*`, with all below.
     """
-    first = path.partition("/")[0]
-    if any(part.startswith(".") for part in path.split("/")):
-        return False
-    return not _CHECKPOINT.fullmatch(first) and ("/" in path or not _STORES.fullmatch(path))
+    parts = path.split("/")
+    return not any(part.startswith(".") for part in parts) and not _STORES.fullmatch(parts[0])
 
 
 def check_trial_path(path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from asynctune.checkpoints import arriving_commits
 from asynctune.checkpoints.arriving import ArrivalPlace, InBucket
 from asynctune.checkpoints.committing import MAX_COPIES
+from asynctune.checkpoints.staging import StagedCheckpoint, stage_for_adoption
 from asynctune.clock import SystemClock
 from asynctune.config import CheckpointConfig
 from asynctune.errors import (
@@ -25,7 +27,8 @@ from asynctune.errors import (
 )
 from tests.checkpoints.bringing import SMALL, Worker, another
 from tests.checkpoints.buckets import BucketRoom, QuickClock, quiet
-from tests.checkpoints.fakes import MemorySink, Room, disk_full, read_tree, where
+from tests.checkpoints.fakes import MemorySink, Room, disk_full, read_tree, tree, where
+from tests.checkpoints.travel import left_in
 from tests.store.test_cancellation import cancelled_at
 
 KEEP_ONE = CheckpointConfig(num_to_keep=1)
@@ -99,6 +102,43 @@ async def test_what_came_home_and_cannot_be_recorded_does_not_stay(room):
     assert room.directories() == []
     assert room.leftovers() == []
     assert (await brought(room, 1)).step == 1, "its step is free: nothing is in a bucket"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["exp/t/checkpoint_000001", "exp/t", "exp/t/", "exp/other/.staged-1", "elsewhere", "exp/t/.staged-1/.."],
+    ids=["committed", "trial", "trial-slash", "another-trials", "outside", "up"],
+)
+async def test_a_path_that_no_staged_directory_of_the_trial_has_is_neither_taken_nor_removed(
+    room, tmp_path, path
+):
+    await brought(room, 1)
+    staged = await stage_for_adoption(tree(tmp_path / "made", SMALL), tmp_path)
+    for place in ("exp/other/.staged-1", "exp/t/.staged-1", "elsewhere"):
+        shutil.copytree(staged.path, tmp_path / place)
+    before = read_tree(tmp_path)
+    brings = worker(room)
+    brings.answer = StagedCheckpoint(str(tmp_path) + "/" + path, staged.manifest)
+    with pytest.raises(ConfigError, match="which is no staged directory beside the trial"):
+        await adopt(room, brings, step=2)
+    await room.deleted()
+    assert read_tree(tmp_path) == before
+
+
+async def test_one_that_is_given_up_while_all_slots_are_taken_does_not_stay(room):
+    async with contextlib.AsyncExitStack() as slots:
+        for _ in range(MAX_COPIES):
+            await slots.enter_async_context(room.catalog._committer.slots)
+        brings = worker(room)
+        task = adopt(room, brings, step=1)
+        while brings.ended == "not":  # noqa: ASYNC110 - nothing else tells of it
+            await asyncio.sleep(0.001)
+        await quiet(3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await room.deleted()
+    assert left_in(room.path / "t") == []
 
 
 async def test_a_name_that_is_taken_on_this_disk_is_not_told(bucket):
@@ -500,6 +540,27 @@ async def test_the_close_waits_for_a_commit_that_has_begun(tmp_path):
         assert (await task).step == 1
         await closing
         assert room.stored(1)["mirrored"] is True
+
+
+async def test_what_comes_in_the_moment_of_the_close_is_committed(tmp_path):
+    async with BucketRoom(tmp_path / "exp") as room:
+        await room.catalog.reconcile([])
+        brings = worker(room)
+        there, answer = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+        async def made_before(place):
+            came = await brings.made(place)
+            there.set()
+            await answer
+            return came
+
+        brings.make = made_before
+        task = adopt(room, brings, step=1)
+        await there.wait()
+        answer.set_result(None)
+        await room.catalog.aclose()
+        assert (await task).step == 1
+        assert room.stored(1)["bucket_only"] is True
 
 
 async def test_a_store_that_fails_does_not_wait_for_it(tmp_path):

@@ -21,6 +21,7 @@ def test_what_is_the_trials_own(path):
     "path",
     ["params.json", "result.json", "Result.JSON", "progress.csv", "result.cut-3.json", "checkpoint_000005",
      "checkpoint_000005/weights", "CHECKPOINT_1", "checkpoint_new\n", "events.out.tfevents.17.h.asynctune", ".hidden",
+     "result.json/x", "Params.json/a/b", "progress.csv/",
      ".staged-0123/weights", "a/.git/config", ".asynctune/LOCK", ".result.json.tmp"],
 )  # fmt: skip
 def test_what_is_the_stores(path):

@@ -35,13 +35,14 @@ def tail(path: str, data: bytes, offset: int = 0) -> list[object]:
         "result.json",
         "params.json",
         "checkpoint_000001/weights",
+        "result.json/x",
         "../out",
         "/tmp/out",
         ".hidden",
         "a/../b",
         "",
     ],
-    ids=["result", "params", "checkpoint", "up", "absolute", "dot", "up-inside", "empty"],
+    ids=["result", "params", "checkpoint", "below-result", "up", "absolute", "dot", "up-inside", "empty"],
 )
 async def test_what_the_store_owns_is_never_touched(tmp_path, receiver, path):
     for op, arguments in (
