@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.homecoming import TreeReceiver
 from asynctune.checkpoints.lending import TreeSource
+from asynctune.checkpoints.staging import STAGED_PREFIX
 from asynctune.checkpoints.trial_receiving import FileReceiver
 from asynctune.checkpoints.trial_walking import own_files
 from asynctune.errors import AsynctuneError, ConfigError, TrialFailedError
@@ -40,7 +41,11 @@ class Placement(Protocol):
     """An agent that an engine has started, or is about to. Made by `Engine.launch`."""
 
     async def ended(self) -> str:
-        """Return when its process is gone for good: why, to follow "the agent". Awaited by several, and cancelled."""
+        """Return when its process is gone for good: why, to follow "the agent". Awaited by several, and cancelled.
+
+        Raises:
+            ConfigError: It was never started, nor can any other be, as the engine is set up: the experiment ends.
+        """
         ...
 
     async def kill(self) -> None:
@@ -105,6 +110,8 @@ class AgentHandle:
         """Whoever is told by the engine that its process is gone need not wait for it to come back."""
         try:
             why = await self.placement.ended()
+        except ConfigError as error:  # nobody's process: it is told by `why`
+            why = str(error)
         except Exception as error:
             logger.exception("%s: its engine cannot say what became of it", self.peer.name)
             why = f"is out of sight of its engine: {error}"
@@ -203,8 +210,8 @@ class AgentHandle:
         try:
             while (item := await self._next(run)) is not None:
                 await run.answer(item, arrivals)
-            if not running.done():
-                return  # it had to be killed
+            if run.had_to_be_ended:
+                return
             run.has_ended = self.peer.why_closed is None
             try:
                 ended = running.result()
@@ -230,6 +237,7 @@ class AgentHandle:
                 run.decision,
                 self._stop_grace_s,
             )
+            run.had_to_be_ended = True
             if not await self._abort():
                 await self.placement.kill()
             return None
@@ -237,8 +245,6 @@ class AgentHandle:
     def _judge(self, run: Start, ended: Mapping[str, Any]) -> None:
         match ended.get("kind"):
             case "ended":
-                return
-            case "aborted" if run.decision != CONTINUE:  # it did not stop as it was told
                 return
             case "aborted":  # an agent that is on its way out has ended it: that is no end of its own
                 raise TrialFailedError(
@@ -270,7 +276,11 @@ class AgentHandle:
         return self.is_usable
 
     async def why(self, error: PeerLostError) -> str:
-        """Why the agent is gone, as its engine or the connection tells it."""
+        """Why the agent is gone, as its engine or the connection tells it.
+
+        Raises:
+            ConfigError: See `Placement.ended`.
+        """
         try:
             async with asyncio.timeout(_REASON_S):
                 return f"{self.peer.name} {await self.placement.ended()}"
@@ -310,7 +320,10 @@ class AgentHandle:
             checkpoint = self._arrivals.promised(told)
         elif told is not None:
             # Beside the trial: the node may know that directory by another name.
-            checkpoint = {**told, "path": os.path.join(run.real_dir, os.path.basename(str(told["path"])))}
+            name = os.path.basename(str(told["path"]))
+            if not name.startswith(STAGED_PREFIX):  # what nobody adopts is removed
+                raise ConfigError(f"the node told of {told['path']!r:.200}, which is no staged checkpoint")
+            checkpoint = {**told, "path": os.path.join(run.real_dir, name)}
         return TrialReport(metrics=arguments["metrics"], checkpoint=checkpoint, move=True)
 
     # -- the end -------------------------------------------------------------------------------------------

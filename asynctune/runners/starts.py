@@ -40,6 +40,7 @@ class Start:
             the agent says nothing more of this start.
         decision: What the trial was told last to do.
         has_ended: The agent has said that it does not run any more.
+        had_to_be_ended: It did not stop as it was told.
         real_dir: The trial's directory without links; known once `prepare` was called.
         has_files: Earlier starts have left files of their own there; known likewise.
         claimed: Directories beside the trial of which the driver was told; others that came are nobody's.
@@ -52,6 +53,7 @@ class Start:
         self.inbox: asyncio.Queue[_Item | None] = asyncio.Queue()
         self.decision: Decision = CONTINUE
         self.has_ended = False
+        self.had_to_be_ended = False
         self.real_dir = task.trial_dir
         self.has_files = False
         self.claimed: set[str] = set()

@@ -243,6 +243,61 @@ async def test_an_agent_that_cannot_end_its_trial_is_killed(here, tmp_path, capl
     assert left(tmp_path) == []
 
 
+async def test_an_agent_that_is_lost_while_it_ends_its_trial_has_ended_it(here, tmp_path):
+    """The trial was told to stop: that its agent has gone with it is no failure of the trial."""
+
+    async def run(arguments):
+        told = {"run": arguments["run"], "metrics": {}, "checkpoint": None}
+        await here.agent.call("report", told)
+        await asyncio.Event().wait()
+
+    async def gone(arguments):
+        here.placement.why.set_result("was killed")
+        await asyncio.Event().wait()
+
+    here.answers |= {"run": run, "abort": gone}
+    async with asyncio.timeout(5):
+        await here.handle.run(task(tmp_path), Reports({1: "PAUSE"}), SETTINGS)
+    assert not here.handle.is_usable
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("decision", ["STOP", "PAUSE"])
+async def test_an_agent_that_goes_away_by_itself_has_not_stopped_its_trial(here, tmp_path, decision):
+    """What the trial does at its end, such as a last checkpoint, may be missing."""
+
+    async def run(arguments):
+        told = {"run": arguments["run"], "metrics": {}, "checkpoint": None}
+        await here.agent.call("report", told)
+        return {"kind": "aborted"}
+
+    here.answers["run"] = run
+    with pytest.raises(TrialFailedError, match="which nobody asked for"):
+        await here.handle.run(task(tmp_path), Reports({1: decision}), SETTINGS)
+
+
+@pytest.mark.parametrize("path", ["checkpoint_000001", "result.json", "", "..", "/"])
+async def test_what_was_not_staged_is_neither_taken_nor_removed(here, tmp_path, path):
+    """Whatever a node says: the driver removes what it does not take."""
+    committed = tmp_path / "t1" / "checkpoint_000001"
+    committed.mkdir(parents=True)
+    (committed / "model").touch()
+
+    async def run(arguments):
+        told = {"run": arguments["run"], "metrics": {}, "checkpoint": {"path": path, "manifest": b""}}
+        with pytest.raises(ConfigError, match="no staged checkpoint"):
+            await here.agent.call("report", told)
+        return {"kind": "ended"}
+
+    async def refuses(report):
+        raise ConfigError("it is a committed checkpoint")
+
+    here.answers["run"] = run
+    await here.handle.run(task(tmp_path), refuses, SETTINGS)
+    assert left(tmp_path) == ["checkpoint_000001"]
+    assert (committed / "model").exists()
+
+
 async def test_cancelling_ends_what_runs_there(here, tmp_path):
     here.answers["run"] = lambda _: until_aborted(here)
     running = asyncio.create_task(here.handle.run(task(tmp_path), Reports(), SETTINGS))
