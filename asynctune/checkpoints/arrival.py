@@ -1,7 +1,7 @@
 """Owns one checkpoint that comes to the head piece by piece: its directory, which pieces are there, its completion.
 
-Blocking, for one thread at a time. Every file is hashed as it comes and compared with the manifest; the manifest is
-written last. Whatever is given up, `withdraw` leaves nothing behind.
+Blocking, for one thread at a time, except `sync`. Every file is hashed as it comes and compared with the manifest; the
+manifest is written last. Whatever is given up, `withdraw` leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ class Arrival:
             self._seal(relative)
         self._stage.write_manifest(self.offer.manifest)
         self._files.sync_dir(self._trial_dir)
-        self.suspend()
+        self._let_go()
         return StagedCheckpoint(self.path, self.offer.manifest)
 
     def _sync_files(self) -> None:
@@ -287,8 +287,8 @@ class Arrival:
         finally:
             self._files.close(fd)
 
-    def suspend(self) -> None:
-        """Hold nothing open; it may go on later."""
+    def _let_go(self) -> None:
+        """Hold nothing open."""
         self._landing.close()
         if self._watch_fd is not None:
             fd, self._watch_fd = self._watch_fd, None
@@ -301,7 +301,7 @@ class Arrival:
         Raises:
             OSError: The disk refuses.
         """
-        self.suspend()
+        self._let_go()
         self._stage.withdraw()
 
 

@@ -45,17 +45,23 @@ logger = logging.getLogger("asynctune")
 
 _MAX_ID: Final = 256
 _REMEMBERED: Final = 16  # finished ones whose sender may not have heard of it
+_BEGUN: Final = 4  # of more than one, the node could not say that it has given the others up
 _NUMBERS: Final = re.compile(r"\d+")
 
 
 class _Incoming:
-    """One checkpoint: its offer as it comes, then its files. One call at a time, in order."""
+    """One checkpoint: its offer as it comes, then its files. One call at a time, in order, but for what is synced."""
 
     def __init__(self) -> None:
-        self.turn = asyncio.Lock()
+        self.turn = asyncio.Condition()
         self.offered = bytearray()
         self.arrival: Arrival | None = None
         self.path: str | None = None
+        self.syncing = 0
+
+    async def synced(self) -> None:
+        """In its turn, which others may have meanwhile: nothing is being synced, and nothing was lost by it."""
+        await self.turn.wait_for(lambda: not self.syncing)
 
 
 class TreeReceiver:
@@ -95,7 +101,7 @@ class TreeReceiver:
         with disk_errors("take a checkpoint from its node", self._trial_dir):
             match op:
                 case "home.offer":
-                    incoming = self._begun(name)
+                    incoming = await self._begun(name)
                     async with incoming.turn:
                         return await self._offer(name, incoming, arguments)
                 case "home.chunks":
@@ -105,6 +111,7 @@ class TreeReceiver:
                 case "home.finish":
                     incoming = self._known(name)
                     async with incoming.turn:
+                        await incoming.synced()
                         if incoming.path is None:
                             staged = await self._threads.run(self._arriving(incoming, name).finish)
                             incoming.path, incoming.arrival = staged.path, None
@@ -114,26 +121,28 @@ class TreeReceiver:
                     return {}
         raise ConfigError(f"a node asks for {op!r:.80}, which nobody does here")
 
-    async def aclose(self, *, keep: bool = False, claimed: Collection[str] | None = None) -> None:
+    async def aclose(self, *, claimed: Collection[str] | None = None) -> None:
         """Remove what is not finished; what is belongs to whoever was told its path. Again: does nothing.
 
         Args:
-            keep: Keep what came, for another connection: only descriptors are let go.
             claimed: Paths of finished directories that somebody adopts; others, of which a node that died did not
                 tell anybody, are removed. `None`: all of them stay.
         """
-        self._closed = not keep
-        await to_the_end(self._suspend() if keep else self._forget_all(claimed))
+        self._closed = True
+        await to_the_end(self._forget_all(claimed))
 
     # -- calls ---------------------------------------------------------------------------------------------
 
-    def _begun(self, name: str) -> _Incoming:
-        if name not in self._incoming:
-            finished = [each for each, incoming in self._incoming.items() if incoming.path is not None]
-            for each in finished[:-_REMEMBERED]:
-                del self._incoming[each]
-            self._incoming[name] = _Incoming()
-        return self._incoming[name]
+    async def _begun(self, name: str) -> _Incoming:
+        if (incoming := self._incoming.get(name)) is not None:
+            return incoming
+        incoming = self._incoming[name] = _Incoming()
+        finished = [each for each, other in self._incoming.items() if other.path is not None]
+        for each in finished[:-_REMEMBERED]:
+            del self._incoming[each]
+        for each in [each for each, other in self._incoming.items() if other.path is None][:-_BEGUN]:
+            await to_the_end(self._forget(each, claimed=None))
+        return incoming
 
     def _known(self, name: str) -> _Incoming:
         if (incoming := self._incoming.get(name)) is None:
@@ -184,14 +193,25 @@ class TreeReceiver:
         async with incoming.turn:
             arrival = self._arriving(incoming, name)
             due = await self._threads.run(arrival.take, pieces)
+            incoming.syncing += bool(due)
         # Not in its turn: the next pieces come meanwhile. Not answered either: so no more than a window is unsynced.
-        for index in due:
-            try:
-                await self._threads.run(arrival.sync, index)
-            except OSError:
-                async with incoming.turn:
-                    await self._threads.run(arrival.start_over, index)
-                raise
+        if due:
+            await to_the_end(self._sync(incoming, arrival, due))
+
+    async def _sync(self, incoming: _Incoming, arrival: Arrival, due: list[int]) -> None:
+        """Not given up with the call: a disk tells only once that it has lost something."""
+        try:
+            for index in due:
+                try:
+                    await self._threads.run(arrival.sync, index)
+                except OSError:
+                    async with incoming.turn:
+                        await self._threads.run(arrival.start_over, index)
+                    raise
+        finally:
+            async with incoming.turn:
+                incoming.syncing -= 1
+                incoming.turn.notify_all()
 
     # -- giving up -----------------------------------------------------------------------------------------
 
@@ -208,6 +228,7 @@ class TreeReceiver:
         if (incoming := self._incoming.pop(name, None)) is None:
             return
         async with incoming.turn:  # what runs in a thread ends first
+            await incoming.synced()
             arrival, incoming.arrival = incoming.arrival, None
             if arrival is not None:
                 await self._withdraw(arrival, None)
@@ -222,13 +243,6 @@ class TreeReceiver:
     async def _forget_all(self, claimed: Collection[str] | None) -> None:
         for name in list(self._incoming):
             await self._forget(name, claimed=claimed)
-
-    async def _suspend(self) -> None:
-        for incoming in list(self._incoming.values()):
-            async with incoming.turn:
-                incoming.offered.clear()
-                if incoming.arrival is not None:
-                    await self._threads.run(incoming.arrival.suspend)
 
 
 def _say_left(path: str, error: OSError) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import stat
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.errors import ConfigError, StorageError
 from asynctune.packing import pack, unpack
 from asynctune.testing import FaultyFiles
+from tests.checkpoints.buckets import quiet
 from tests.checkpoints.fakes import CountingFiles, Room, read_tree
 from tests.checkpoints.travel import Wire, left_in, open_below, staged_tree
 
@@ -185,9 +187,7 @@ async def test_another_offer_of_the_same_name_replaces_the_first(tmp_path, head)
 
 async def test_a_closed_one_takes_nothing(tmp_path, head):
     await head.handle("home.offer", announcing(offer_of("f")))
-    await head.aclose(keep=True)
     assert left_in(tmp_path / "head")
-    await head.handle("home.chunks", chunks(piece(b"x")))
     await head.aclose()
     await head.aclose()
     assert not left_in(tmp_path / "head")
@@ -256,6 +256,17 @@ async def test_finished_ones_are_forgotten_in_the_end(head):
         await head.handle("home.chunks", chunks(piece(b"x")) | {"id": str(number)})
         await head.handle("home.finish", {"id": str(number)})
     assert len(head._incoming) < 20
+
+
+async def test_of_many_that_are_begun_only_the_last_can_go_on(tmp_path, head):
+    for number in range(7):
+        await head.handle("home.offer", announcing(offer_of("f")) | {"id": str(number)})
+    assert len(left_in(tmp_path / "head")) == 4
+    with pytest.raises(StorageError, match="was not offered"):
+        await head.handle("home.chunks", chunks(piece(b"x")) | {"id": "2"})
+    for number in range(3, 7):
+        await head.handle("home.chunks", chunks(piece(b"x")) | {"id": str(number)})
+        await head.handle("home.finish", {"id": str(number)})
 
 
 # -- what is on this disk already --------------------------------------------------------------------------
@@ -427,6 +438,67 @@ async def test_a_big_file_is_synced_as_it_comes(tmp_path, threads, monkeypatch):
     await send_tree(Wire(receiver.handle).call, staged, threads=threads, chunk_bytes=CHUNK)
     assert [each.kind for each in files.log].count("sync_data") == 4
     await receiver.aclose()
+
+
+class HeldSyncs(FaultyFiles):
+    """Those of files wait until they may go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Semaphore(0)
+        self.may_go = threading.Event()
+
+    def sync_data(self, fd: int) -> None:
+        self.begun.release()
+        assert self.may_go.wait(10)
+        super().sync_data(fd)
+
+
+@pytest.mark.parametrize("given_up", [False, True], ids=["waited-for", "given-up"])
+@pytest.mark.parametrize("fails", [False, True], ids=["synced", "lost"])
+async def test_a_finish_waits_for_what_is_being_synced(tmp_path, threads, monkeypatch, given_up, fails):
+    monkeypatch.setattr(arrival, "_SYNC_BYTES", 1)
+    files = HeldSyncs()
+    receiver = TreeReceiver(tmp_path / "head", files=files, threads=threads)
+    await receiver.handle("home.offer", announcing(offer_of("f")))
+    taking = asyncio.create_task(receiver.handle("home.chunks", chunks(piece(b"x"))))
+    assert await asyncio.to_thread(files.begun.acquire, timeout=10)
+    if fails:
+        files.fail(errno.EIO, on="sync_data")
+    if given_up:
+        taking.cancel()
+    finishing = asyncio.create_task(receiver.handle("home.finish", {"id": "x"}))
+    await quiet()
+    assert not finishing.done()
+    assert not files.begun.acquire(blocking=False)
+    files.may_go.set()
+    taken = (await asyncio.gather(taking, return_exceptions=True))[0]
+    assert isinstance(taken, asyncio.CancelledError if given_up else StorageError if fails else dict)
+    if fails:
+        with pytest.raises(StorageError, match="1 files are not complete"):
+            await finishing
+        await receiver.handle("home.chunks", chunks(piece(b"x")))
+        finishing = asyncio.create_task(receiver.handle("home.finish", {"id": "x"}))
+    assert read_tree(Path((await finishing)["path"])) == {"f": b"x"}
+    await receiver.aclose()
+    assert not open_below(tmp_path)
+
+
+async def test_a_close_waits_for_what_is_being_synced(tmp_path, threads, monkeypatch):
+    monkeypatch.setattr(arrival, "_SYNC_BYTES", 1)
+    files = HeldSyncs()
+    receiver = TreeReceiver(tmp_path / "head", files=files, threads=threads)
+    await receiver.handle("home.offer", announcing(offer_of("f")))
+    taking = asyncio.create_task(receiver.handle("home.chunks", chunks(piece(b"x"))))
+    assert await asyncio.to_thread(files.begun.acquire, timeout=10)
+    closing = asyncio.create_task(receiver.aclose())
+    await quiet()
+    assert not closing.done()
+    files.may_go.set()
+    await closing
+    assert not left_in(tmp_path / "head")
+    assert not open_below(tmp_path)
+    await taking
 
 
 # -- in an experiment --------------------------------------------------------------------------------------
