@@ -13,11 +13,12 @@ from typing import Any, Final
 
 from asynctune.errors import ConfigError, TrialFailedError
 
-__all__ = ["RayConnection", "first_of", "join", "refuse_client"]
+__all__ = ["RayConnection", "first_of", "join", "last_of", "refuse_client"]
 
 logger = logging.getLogger("asynctune")
 
 _ANSWERS_WITHIN_S: Final = 5.0
+_LOOPBACK: Final = ("127.0.0.1", "::1")
 _REASON_CHARACTERS: Final = 600
 
 _lock: Final = threading.Lock()
@@ -26,14 +27,16 @@ _ours: list[RayConnection] = []
 
 
 class RayConnection:
-    """One runner's part in the connection. Made by `join`.
+    """One runner's part in the connection that there is. Made by `join`.
 
-    Args:
+    Attributes:
         address: Of the cluster.
+        which: Tells the connection from a later one, be it to the same cluster.
     """
 
-    def __init__(self, address: str) -> None:
-        self.address: Final = address
+    def __init__(self) -> None:
+        self.address: Final = _address()
+        self.which: Final = _which()
 
     def check(self) -> None:
         """Nothing may be asked of Ray when the connection is gone: it would connect by itself, to whatever there is.
@@ -43,7 +46,7 @@ class RayConnection:
         """
         import ray  # noqa: PLC0415 - few have it
 
-        if not ray.is_initialized() or _address() != self.address:
+        if not ray.is_initialized() or _which() != self.which:
             raise TrialFailedError("this process was disconnected from Ray, by somebody else")
 
     def leave(self) -> None:
@@ -53,7 +56,7 @@ class RayConnection:
         with _lock:
             if self in _ours:
                 _ours.remove(self)
-                if not _ours and ray.is_initialized() and _address() == self.address:
+                if not _ours and ray.is_initialized() and _which() == self.which:
                     ray.shutdown()
 
 
@@ -74,16 +77,18 @@ def join(address: str | None) -> RayConnection:
         if not ray.is_initialized():
             _ours.clear()  # somebody has shut down what they used
             _init(address)
-            _ours.append(made := RayConnection(_address()))
+            _ours.append(made := RayConnection())
             return made
-        connection = RayConnection(_address())
+        connection = RayConnection()
         if not _is_same(address, connection.address):
             raise ConfigError(
                 f"this process is connected to Ray at {connection.address} already, and can be to one cluster only: "
                 f"call ray.shutdown() before, or leave out the address {address}"
             )
-        if _ours:
+        if _ours and _ours[0].which == connection.which:
             _ours.append(connection)
+        else:
+            _ours.clear()  # what they used is gone, and this one is the user's
         return connection
 
 
@@ -98,7 +103,8 @@ def _init(address: str | None) -> None:
         settings["include_dashboard"] = False
     try:
         ray.init(address=found or "local", **settings)
-    except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:  # the latter if no Ray answers
+    except (Exception, SystemExit) as error:  # the latter if no Ray answers
+        ray.shutdown()  # of processes that it has started already
         raise ConfigError(f"cannot reach Ray at {found or 'this machine'}: {error}{_cause(error)}") from error
 
 
@@ -109,9 +115,19 @@ def _address() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
+def _which() -> tuple[str, str, str]:
+    """Each connection of a driver is another job; a cluster that was started again has other nodes."""
+    import ray  # noqa: PLC0415 - few have it
+
+    context = ray.get_runtime_context()
+    return str(context.gcs_address), str(context.get_node_id()), str(context.get_job_id())
+
+
 def _is_same(asked: str | None, there: str) -> bool:
     if asked in (None, "auto", "local", there):
         return True
+    import ray  # noqa: PLC0415 - few have it
+
     host, _, port = asked.rpartition(":")
     if port != there.rpartition(":")[2]:
         return False
@@ -119,7 +135,9 @@ def _is_same(asked: str | None, there: str) -> bool:
         addresses = {each[4][0] for each in socket.getaddrinfo(host.strip("[]"), None)}
     except OSError:
         return False
-    return there.rpartition(":")[0] in addresses or any(each in ("127.0.0.1", "::1") for each in addresses)
+    where = there.rpartition(":")[0].strip("[]")
+    is_here = where == ray.util.get_node_ip_address() and not addresses.isdisjoint(_LOOPBACK)
+    return where in addresses or is_here
 
 
 def _is_for_users(record: logging.LogRecord) -> bool:
@@ -133,6 +151,8 @@ def _found(address: str | None) -> str | None:
     Raises:
         ConfigError: Nobody answers at the one that was asked for.
     """
+    if address == "local":
+        return None
     if address not in (None, "auto"):
         _await_answer(address)
         return address
@@ -199,3 +219,9 @@ def first_of(text: str) -> str:
     """The lines that say why, without the trace."""
     told = " ".join(line.strip() for line in text.splitlines() if line.strip())
     return told if len(told) <= _REASON_CHARACTERS else f"{told[:_REASON_CHARACTERS]}..."
+
+
+def last_of(text: str) -> str:
+    """The end of a trace, which says why."""
+    told = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return told if len(told) <= _REASON_CHARACTERS else f"...{told[-_REASON_CHARACTERS:]}"
