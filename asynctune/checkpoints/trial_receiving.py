@@ -20,12 +20,13 @@ import asyncio
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
 import google_crc32c
 
+from asynctune.breathing import breathe
 from asynctune.checkpoints.disk import DiskThreads, disk_errors, to_the_end
 from asynctune.checkpoints.landing import Landing
 from asynctune.checkpoints.stage import ensure_directory
@@ -109,20 +110,23 @@ class FileReceiver:
     def _look(self, paths: list[Any]) -> list[list[int]]:
         if len(paths) > PIECES_AT_ONCE:
             raise ConfigError(f"a node asks for {len(paths):,} files at once; {PIECES_AT_ONCE} is the most")
-        return [self._found(self._checked(path)) for path in paths]
+        return [self._found(path, self._checked(path)) for path in paths]
 
-    def _found(self, place: str) -> list[int]:
+    def _found(self, path: str, place: str) -> list[int]:
+        if not self._is_below(path):
+            return [-1, 0]
         try:
             if not stat.S_ISREG(self._files.stat(place).st_mode):
                 return [-1, 0]
             fd = self._files.open_read(place)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return [-1, 0]
         try:
             size, crc32c = 0, 0
             while data := os.pread(fd, PIECE_BYTES, size):
                 crc32c = google_crc32c.extend(crc32c, data)
                 size += len(data)
+                breathe()
             return [size, crc32c]
         finally:
             self._files.close(fd)
@@ -132,6 +136,7 @@ class FileReceiver:
             place = self._checked(path)
             number(offset, _MAX_OFFSET, f"the offset of a piece of {path}")
             check_piece(path, data, crc32c)
+            breathe()
             if offset == 0:
                 self._begin(path)
             if self._arriving is None or self._arriving[0] != path or self._arriving[2] != offset:
@@ -181,14 +186,14 @@ class FileReceiver:
             place = self._checked(path)
             number(offset, _MAX_OFFSET, f"the offset of a piece of {path}")
             check_piece(path, data, crc32c)
+            breathe()
             if not self._appended(path, place, mode, offset, data):
                 refused.append(path)
         return refused
 
     def _appended(self, path: str, place: str, mode: int, offset: int, data: bytes) -> bool:
-        try:
-            fd = self._files.open_update(place)
-        except FileNotFoundError:
+        fd = self._opened(path, place)
+        if fd is None:
             if offset:
                 return False
             self._make_parents(path)
@@ -208,23 +213,42 @@ class FileReceiver:
             self._files.close(fd)
         return True
 
+    def _opened(self, path: str, place: str) -> int | None:
+        """The file to append to; `None`: there is none."""
+        try:
+            return self._files.open_update(place) if self._is_below(path) else None
+        except FileNotFoundError:
+            return None
+
     def _checked(self, path: Any) -> str:
         check_trial_path(path)
         return os.path.join(self._trial_dir, path)
 
+    def _parents(self, path: str) -> Iterator[str]:
+        """The directories that lead from the trial's to a path, as far as it is not known that they are some."""
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            directory = os.path.join(self._trial_dir, *parts[:depth])
+            if directory not in self._directories:
+                yield directory
+
+    def _is_below(self, path: str) -> bool:
+        """Whether only directories lead to a path: a link may lead elsewhere."""
+        try:
+            return all(stat.S_ISDIR(self._files.stat(each).st_mode) for each in self._parents(path))
+        except FileNotFoundError:
+            return False
+
     def _make_parents(self, path: str) -> None:
         """Make the directories that lead to a path, in place of files; a link that leads elsewhere is refused."""
-        parts = path.split("/")[:-1]
-        for depth in range(len(parts) + 1):
-            directory = os.path.join(self._trial_dir, *parts[:depth])
-            if directory in self._directories:
-                continue
+        ensure_directory(self._files, self._trial_dir)
+        for directory in self._parents(path):
             ensure_directory(self._files, directory)
             mode = self._files.stat(directory).st_mode
-            if depth and stat.S_ISREG(mode):  # on its node, it was removed
+            if stat.S_ISREG(mode):  # on its node, it was removed
                 self._files.unlink(directory)
                 ensure_directory(self._files, directory)
-            elif depth and not stat.S_ISDIR(mode):
+            elif not stat.S_ISDIR(mode):
                 raise ConfigError(f"{path} cannot be taken from a node: {directory} is no directory here")
             self._directories.add(directory)
 

@@ -120,7 +120,10 @@ async def test_links_are_not_followed(tmp_path, receiver):
         await receiver.handle("files.append", {"pieces": [tail("dir/g", b"x")]})
     with pytest.raises(StorageError):
         await receiver.handle("files.append", {"pieces": [tail("f", b"x", 1)]})
-    assert (await receiver.handle("files.look", {"paths": ["f"]}))["found"] == [[-1, 0]]
+    appended = await receiver.handle("files.append", {"pieces": [tail("dir/f", b"x", 1)]})
+    assert appended == {"refused": ["dir/f"]}
+    found = await receiver.handle("files.look", {"paths": ["f", "dir/f", "dir/none"]})
+    assert found == {"found": [[-1, 0]] * 3}
     await receiver.handle("files.whole", {"pieces": [whole("f", b"x")]})  # in place of the link
     assert (tmp_path / "head/f").read_bytes() == b"x"
     assert read_tree(out) == {"f": b"1"}
