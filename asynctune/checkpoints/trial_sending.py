@@ -175,13 +175,14 @@ class FileSender:
 
     async def _send(self, call: Call, changed: list[_Changed]) -> tuple[int, bool]:
         """How many bytes were sent, and whether any were refused."""
-        total, any_refused = 0, False
+        total = 0
+        refused: set[str] = set()
 
         async def answered(answer: Mapping[str, Any], parcels: list[_Parcel]) -> None:
-            nonlocal total, any_refused
-            refused = argument(answer, "refused", list) if "refused" in answer else []
-            any_refused = any_refused or bool(refused)
+            nonlocal total
+            refused.update(argument(answer, "refused", list) if "refused" in answer else ())
             for parcel in parcels:
+                # What follows something refused is of no use, though the file may happen to end where it goes.
                 if parcel.path not in refused:
                     self._sent[parcel.path] = parcel.after
                     total += len(parcel.piece[_DATA])
@@ -202,7 +203,7 @@ class FileSender:
                 await window.drain()
         finally:
             await self._threads.run(batches.close)
-        return total, any_refused
+        return total, bool(refused)
 
     # -- in a thread ---------------------------------------------------------------------------------------
 
@@ -223,7 +224,7 @@ class FileSender:
             del self._sent[path]
         return sorted(changed, key=lambda each: each.path)
 
-    def _cannot_travel(self, path: str, why: ConfigError) -> None:
+    def _cannot_travel(self, path: str, why: Exception) -> None:
         if path not in self._told:
             self._told.add(path)
             logger.warning("%a stays on this node: %s", self._place(path), why)
@@ -247,6 +248,9 @@ class FileSender:
     def _parcels(self, each: _Changed) -> Generator[_Parcel, None, None]:
         try:
             fd = self._files.open_read(self._place(each.path))
+        except PermissionError as error:
+            self._cannot_travel(each.path, error)
+            return
         except OSError as error:
             if error.errno not in _GONE:
                 raise

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from asynctune.checkpoints.breathing import breathe
+from asynctune.breathing import breathe
 from asynctune.checkpoints.tree import Tree, TreeFile
 from asynctune.checkpoints.trial_paths import LOG_FILES, belongs_to_trial, check_trial_path
 from asynctune.errors import ConfigError

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import shutil
 import stat
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.trial_receiving import FileReceiver
 from asynctune.checkpoints.trial_sending import FileSender
 from asynctune.errors import ConfigError, StorageError
-from asynctune.testing import ManualClock
+from asynctune.testing import FaultyFiles, ManualClock
 from tests.checkpoints.fakes import CountingFiles, read_tree
 from tests.checkpoints.travel import Wire, left_in, open_below, write_tree
 
@@ -311,6 +313,37 @@ async def test_names_that_no_other_system_has_stay_here(ends, caplog):
         await ends.send()
     assert read_tree(ends.head) == {"fine": b"1"}
     assert caplog.text.count("stays on this node") == 1
+
+
+async def test_a_file_that_cannot_be_read_holds_up_no_other(ends, caplog):
+    write_tree(ends.node, {"a-secret": b"1", "stdout": b"2"})
+    files = FaultyFiles()
+    ends.sender = FileSender(ends.node, files=files, threads=ends.threads, clock=ends.clock)
+    for _ in range(2):
+        files.fail(errno.EACCES, on="open_read")  # the first by name
+        await ends.send()
+    assert read_tree(ends.head) == {"stdout": b"2"}
+    assert caplog.text.count("stays on this node: [Errno 13]") == 1
+
+
+async def test_what_follows_a_refused_piece_is_sent_again(ends):
+    write_tree(ends.node, {"table.csv": b"1" * CHUNK})
+    await ends.send()
+    ends.append("table.csv", b"2" * CHUNK + b"3")
+    looked = asyncio.Event()
+
+    async def another_writes(op, arguments):
+        answer = await ends.receiver.handle(op, arguments)
+        if op == "files.look" and not looked.is_set():
+            looked.set()
+            await asyncio.to_thread((ends.head / "table.csv").write_bytes, b"?" * (2 * CHUNK))
+        return answer
+
+    ends.sender._sent["table.csv"] = replace(ends.sender._sent["table.csv"], sure=False)
+    ends.wire.handle = another_writes
+    await ends.send()
+    assert looked.is_set()
+    assert read_tree(ends.head) == read_tree(ends.node)
 
 
 async def test_a_head_where_nothing_fits_is_an_error(ends):
