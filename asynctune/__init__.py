@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from asynctune.protocols import (
         Callback,
+        CheckpointPlace,
         Searcher,
         Syncer,
         TrialReport,
@@ -111,6 +112,7 @@ _ROOMS = {
     ),
     "protocols": (
         "Callback",
+        "CheckpointPlace",
         "Searcher",
         "Syncer",
         "TrialReport",
@@ -166,6 +168,7 @@ __all__ = [
     "CheckpointConfig",
     "CheckpointExistsError",
     "CheckpointNotFoundError",
+    "CheckpointPlace",
     "CommandSyncer",
     "ConditionFailedError",
     "ConfigError",

@@ -17,6 +17,7 @@ __all__ = [
     "PAUSE",
     "STOP",
     "Callback",
+    "CheckpointPlace",
     "CommitSink",
     "Decision",
     "Searcher",
@@ -130,6 +131,25 @@ class Callback(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointPlace:
+    """Where a committed checkpoint is, for a runner whose machines read it there. Nobody has looked at it.
+
+    Attributes:
+        checkpoint: What it is, without a `path`.
+        directory: Below the experiment's directory, and below its copy, with slashes.
+        manifest_sha256: SHA-256 of the `.manifest.json` there, 64 hex digits; that has those of all files.
+        path: Absolute path on the driver's disk; `None`: it never was there.
+        is_in_copy: Whether a complete copy was recorded.
+    """
+
+    checkpoint: Checkpoint
+    directory: str
+    manifest_sha256: str
+    path: str | None
+    is_in_copy: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialTask:
     """One start of a trial, as its runner gets it.
 
@@ -139,7 +159,9 @@ class TrialTask:
         trial_dir: Absolute path of that directory, which exists.
         config: Its hyperparameters.
         iteration: The iteration it goes on from; 0 for one that starts afresh.
-        checkpoint: What it goes on from: a private copy of its files. `None` for one that starts afresh.
+        checkpoint: What it goes on from: a private copy of its files. `None` for one that starts afresh, and where
+            there is a `place`.
+        place: Where the one is that it goes on from; only for a runner that `can_fetch` it there.
         copy: URI of the experiment's copy, where a runner on other machines may bring checkpoints straight to
             (`ArrivingCheckpoint`); `None`: there is none, or a `Syncer` of the user's keeps it.
     """
@@ -150,6 +172,7 @@ class TrialTask:
     config: Mapping[str, Any]
     iteration: int = 0
     checkpoint: Checkpoint | None = None
+    place: CheckpointPlace | None = None
     copy: str | None = None
 
 
@@ -174,6 +197,10 @@ class TrialReport:
 @runtime_checkable
 class TrialRunner(Protocol):
     """Where trials run. One driver at a time calls `start`, `run_trial` for many trials, and `aclose`.
+
+    One whose machines reach what is committed by themselves may have a further method, `can_fetch(place, copy)`: are
+    they able to read the checkpoint at a `CheckpointPlace`, of an experiment with this copy (a URI, or `None`)? Where
+    it says so, the task has that place instead of a private copy, and the driver's machine carries nothing.
 
     `asynctune.testing.TrialRunnerTests` checks one.
     """
@@ -206,6 +233,8 @@ class TrialRunner(Protocol):
 
         Raises:
             TrialFailedError: The trial raised, or whatever ran it died; `str()` of it is stored.
+            CheckpointNotFoundError: Nothing has run, as what is at `task.place` could not be read, or is damaged. The
+                driver calls again, with a private copy of that checkpoint, or of an older one.
         """
         ...
 

@@ -16,6 +16,7 @@ from asynctune.checkpoints.disk import path_text
 from asynctune.checkpoints.records import check_step
 from asynctune.checkpoints.restoring import Restorer
 from asynctune.errors import CheckpointNotFoundError, StoreClosedError
+from asynctune.protocols import CheckpointPlace
 from asynctune.trial import Checkpoint
 
 __all__ = ["ReadableCheckpoints"]
@@ -54,6 +55,26 @@ class ReadableCheckpoints:
             CorruptStateError: A record cannot be used.
         """
         return tuple(self._context.value_of(record) for record in self._context.records.live(trial_id))
+
+    def newest_place(self, trial_id: str) -> CheckpointPlace | None:
+        """Where the newest checkpoint of a trial is; `None`: there is none.
+
+        It stays there for as long as the trial has no newer one.
+
+        Raises:
+            CorruptStateError: A record cannot be used.
+        """
+        live = self._context.records.live(trial_id)
+        if not live:
+            return None
+        record = live[-1]
+        return CheckpointPlace(
+            checkpoint=record.checkpoint(None),
+            directory=record.directory,
+            manifest_sha256=record.manifest_sha256,
+            path=None if record.bucket_only else self._context.path_of(record),
+            is_in_copy=record.mirrored and not record.bucket_deleting,
+        )
 
     # -- using ---------------------------------------------------------------------------------------
 

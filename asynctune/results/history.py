@@ -22,7 +22,8 @@ __all__ = ["read_history"]
 logger = logging.getLogger(__name__)
 
 _NOT_THERE = (
-    "it was moved or removed, or its experiment runs and has not written it yet, a second after the first result"
+    "it was moved or removed, or its experiment runs and has not written it yet, "
+    "a second after the first result"
 )
 
 

@@ -22,7 +22,13 @@ from functools import partial
 from typing import Any, Final, Self
 
 from asynctune.checkpoints.travelling import Call
-from asynctune.errors import AsynctuneError, ConfigError, MissingExtraError, TrialFailedError
+from asynctune.errors import (
+    AsynctuneError,
+    CheckpointNotFoundError,
+    ConfigError,
+    MissingExtraError,
+    TrialFailedError,
+)
 from asynctune.packing import pack, unpack
 from asynctune.protocols import CONTINUE, Decision
 from asynctune.runners.bringing import Bringing, Settings, bringing_of
@@ -210,6 +216,8 @@ class _Agent:
                 task = await bringing.task()
             except (ConfigError, MissingExtraError) as error:  # of the node, such as no client for the bucket
                 return {"kind": "unfit", "error": str(error)}
+            except CheckpointNotFoundError as error:
+                return {"kind": "unread", "error": str(error)}
             worker = await self._ready_worker()
             await self._serve(worker, task, call, bringing)
         except WorkerLostError as error:

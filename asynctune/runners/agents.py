@@ -20,10 +20,10 @@ from asynctune.checkpoints.lending import TreeSource
 from asynctune.checkpoints.staging import STAGED_PREFIX
 from asynctune.checkpoints.trial_receiving import FileReceiver
 from asynctune.checkpoints.trial_walking import own_files
-from asynctune.errors import AsynctuneError, ConfigError, TrialFailedError
+from asynctune.errors import AsynctuneError, CheckpointNotFoundError, ConfigError, TrialFailedError
 from asynctune.protocols import CONTINUE, TrialReport, TrialTask
 from asynctune.runners.arrivals import Arrivals
-from asynctune.runners.orders import packed_task
+from asynctune.runners.orders import packed_place, packed_task
 from asynctune.runners.peer import Peer, PeerLostError
 from asynctune.runners.starts import Report, Start
 from asynctune.storage.budget import ByteBudget
@@ -148,6 +148,7 @@ class AgentHandle:
 
         Raises:
             TrialFailedError: The trial raised, its worker died or hung, or the node was lost.
+            CheckpointNotFoundError: The node could not read the one at `task.place`.
             ConfigError: The node does not see the driver's directory, and has to; or no trial can run there.
         """
         run = self._run = Start(f"{self.agent_id}.{next(self._numbers)}", task, report)
@@ -202,6 +203,7 @@ class AgentHandle:
             "own": run.has_files,
             "task": packed_task(run.task),
             "marker": run.marker,
+            "place": packed_place(run.task.place),
             "copy": run.task.copy,
             "storage_options": None if run.task.copy is None else settings["storage_options"],
         }
@@ -254,6 +256,11 @@ class AgentHandle:
                 raise TrialFailedError(f"on {self.node}: {ended.get('error')}")
             case "unfit":
                 raise ConfigError(f"on {self.node}: {ended.get('error')}")
+            case "unread":
+                raise CheckpointNotFoundError(
+                    f"{self.node} cannot read the checkpoint that trial {run.task.trial_id} goes on from: "
+                    f"{ended.get('error')}"
+                )
             case "not shared":
                 raise ConfigError(
                     f"{self.node} does not see {run.task.trial_dir}, and syncer=None says that all machines share it: "

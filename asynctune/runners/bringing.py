@@ -18,15 +18,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
-from asynctune.checkpoints.borrowing import fetch_tree
 from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.homeward import abandon_tree, send_tree
 from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.checkpoints.travelling import Call
-from asynctune.checkpoints.trial_paths import check_trial_path
 from asynctune.checkpoints.trial_sending import FileSender
 from asynctune.errors import AsynctuneError, ConfigError, StorageError
-from asynctune.runners.bucket_bringing import BucketSending
+from asynctune.runners.bucket_bringing import NodeBucket
+from asynctune.runners.fetching import fetch_from_head, fetch_in_place, fetch_own_files
 from asynctune.runners.told_errors import FullDiskError
 
 __all__ = ["Bringing", "Settings", "bringing_of"]
@@ -79,7 +78,10 @@ class Bringing:
         task: The trial, as the driver's worker would get it.
         settings: See there.
         copy: URI of the experiment's copy, where checkpoints go straight to; `None`: they go home.
-        home: Directory of the agent; `None`: the node sees the driver's own.
+        is_shared: Whether the node sees the driver's directory.
+        scratch: A directory of this node that is not there, for what this start has on it.
+        place: Where the checkpoint is that the trial goes on from, if the node is to fetch it there: attributes of a
+            `CheckpointPlace`.
         has_files: Earlier starts have left files of their own in the trial's directory, which this one goes on with.
     """
 
@@ -90,14 +92,17 @@ class Bringing:
         settings: Settings,
         *,
         copy: str | None,
-        home: str | None,
+        is_shared: bool,
+        scratch: str,
+        place: Mapping[str, Any] | None = None,
         has_files: bool = False,
     ) -> None:
         self._call = call
         self._task = task
         self._copy = copy
         self._settings = settings
-        self._home = home
+        self._scratch = scratch
+        self._place = place
         self._has_files = has_files
         self._numbers = 0
         self._waiting: dict[int, Mapping[str, Any]] = {}
@@ -105,16 +110,13 @@ class Bringing:
         self._last: tuple[int, Callable[[], Awaitable[None]]] | None = None
         """What was brought last, and how that is undone."""
         self._is_told = False
-        self._bucket: BucketSending | None = None
+        self._bucket: NodeBucket | None = None
         self._threads: DiskThreads | None = None
         self._files: FileSender | None = None
         self._sending_files: asyncio.Task[None] | None = None
         self.trial_id = str(task["trial_id"])
-
-    @property
-    def is_shared(self) -> bool:
+        self.is_shared: Final = is_shared
         """Whether the node sees the driver's directory."""
-        return self._home is None
 
     @property
     def _waits(self) -> bool:
@@ -135,43 +137,41 @@ class Bringing:
             TrialFailedError, StorageError: It cannot be brought here.
         """
         task = dict(self._task)
-        if self._home is None:
+        threads = self._threads = DiskThreads(2)
+        task["checkpoint"] = await self._fetched(task["checkpoint"], threads)
+        if self.is_shared:
             return task
-        task["trial_dir"] = os.path.join(self._home, task["trial_name"])
+        task["trial_dir"] = os.path.join(self._scratch, task["trial_name"])
         await asyncio.to_thread(_make_empty, task["trial_dir"])
-        self._threads = DiskThreads(2)
-        if task["checkpoint"] is not None:
-            to = os.path.join(self._home, f"restored-{secrets.token_hex(4)}")
-            await self._fetched(self._call, to)
-            task["checkpoint"] = to
         if self._has_files:
-            await self._fetched(self._call_for_own, task["trial_dir"], check=check_trial_path)
-        self._files = FileSender(task["trial_dir"], threads=self._threads)
+            await fetch_own_files(self._call, task["trial_dir"], threads=threads)
+        self._files = FileSender(task["trial_dir"], threads=threads)
         if self._has_files:
             await self._files.take_stock()
         self._sending_files = asyncio.create_task(self._send_files_now_and_then())
         if self._copy is not None:
-            self._bucket = await BucketSending.open(
-                self._copy, self._settings.storage_options, self._settings.sync_timeout_s
-            )
+            await self._opened_bucket()
         return task
 
-    async def _call_for_own(self, op: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Ask for the trial's own files, instead of the checkpoint that it goes on from."""
-        return await self._call(op.replace("away.", "own."), arguments)
+    async def _fetched(self, checkpoint: str | None, threads: DiskThreads) -> str | None:
+        """A private copy of what the trial goes on from, on this node; `checkpoint`: its path on the driver's."""
+        to = os.path.join(self._scratch, f"restored-{secrets.token_hex(4)}")
+        if self._place is not None:
+            bucket = None if self._copy is None else self._opened_bucket
+            await fetch_in_place(self._place, to, is_shared=self.is_shared, bucket=bucket, threads=threads)
+            return to
+        if checkpoint is None or self.is_shared:
+            return checkpoint
+        await fetch_from_head(self._call, to, threads=threads)
+        return to
 
-    async def _fetched(self, call: Call, to: str, *, check: Callable[[str], None] | None = None) -> None:
-        failures = 0
-        while True:
-            try:
-                await fetch_tree(call, to, threads=self._threads, check=check)
-            except StorageError as error:
-                failures += 1
-                if not error.retryable or failures > _ATTEMPTS:
-                    raise
-                await asyncio.sleep(_BETWEEN_S)
-            else:
-                return
+    async def _opened_bucket(self) -> NodeBucket:
+        if self._bucket is None:
+            assert self._copy is not None
+            self._bucket = await NodeBucket.open(
+                self._copy, self._settings.storage_options, self._settings.sync_timeout_s
+            )
+        return self._bucket
 
     # -- meanwhile -----------------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class Bringing:
             StorageError: The driver's disk or this one refuses.
             ConfigError: It cannot be a checkpoint.
         """
-        if self._home is None:
+        if self.is_shared:
             return dict(staged)
         if not self._waits:
             return await self._sent_home(staged)
@@ -192,7 +192,7 @@ class Bringing:
 
     async def taken(self, staged: Mapping[str, Any]) -> None:
         """The driver has answered the report: what was sent need not be here any more."""
-        if self._home is not None and not self._waits:
+        if not self.is_shared and not self._waits:
             await asyncio.to_thread(shutil.rmtree, staged["path"], True)
 
     def refused(self, staged: Mapping[str, Any]) -> None:
@@ -306,8 +306,7 @@ class Bringing:
         if self._threads is not None:
             self._threads.close()
             self._threads = None
-        if self._home is not None:
-            await asyncio.to_thread(shutil.rmtree, self._home, True)
+        await asyncio.to_thread(shutil.rmtree, self._scratch, True)
 
 
 async def bringing_of(
@@ -317,8 +316,8 @@ async def bringing_of(
 
     Args:
         call: Asks the driver.
-        arguments: Of the call `run`: `task`, `copy` and the `storage_options` for it, and `marker`, a file that the
-            driver has made in the trial's directory.
+        arguments: Of the call `run`: `task`, `place`, `copy` and the `storage_options` for it, and `marker`, a file
+            that the driver has made in the trial's directory.
         settings: See there.
         agent_dir: The agent's directory on this node.
     """
@@ -328,14 +327,15 @@ async def bringing_of(
     while not (is_shared := await asyncio.to_thread(_is_there, arguments["marker"])) and patience_s > 0:
         await asyncio.sleep(_LOOK_AGAIN_S)
         patience_s -= _LOOK_AGAIN_S
-    home = None if is_shared else os.path.join(agent_dir, f"run-{secrets.token_hex(4)}")
     settings = replace(settings, storage_options=arguments.get("storage_options"))
     return Bringing(
         call,
         arguments["task"],
         settings,
         copy=arguments["copy"],
-        home=home,
+        is_shared=is_shared,
+        scratch=os.path.join(agent_dir, f"run-{secrets.token_hex(4)}"),
+        place=arguments.get("place"),
         has_files=arguments.get("own", False),
     )
 

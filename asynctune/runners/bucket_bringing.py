@@ -1,4 +1,4 @@
-"""Owns the way of a checkpoint from a node straight to the bucket, under the name that the driver chose.
+"""Owns the way of a checkpoint between a node and the bucket: there under the name that the driver chose, and back.
 
 What is in the bucket otherwise, and what is deleted there, is the driver's.
 """
@@ -10,12 +10,14 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final, Self
 
 from asynctune.checkpoints.manifest import Manifest, digest_of
 from asynctune.checkpoints.mirroring import BucketCopies
 from asynctune.checkpoints.records import CheckpointRecord
 from asynctune.checkpoints.sizes import FileSizes
+from asynctune.checkpoints.verify import VerifyReport
 from asynctune.errors import AsynctuneError
 from asynctune.files import FILE_MODE, LocalFiles
 from asynctune.storage.base import ObjectStorage
@@ -23,7 +25,7 @@ from asynctune.storage.transfer import Transfer
 from asynctune.storage.uri import open_storage
 from asynctune.trial import MANIFEST_FILE
 
-__all__ = ["BucketSending"]
+__all__ = ["NodeBucket"]
 
 logger = logging.getLogger("asynctune")
 
@@ -31,8 +33,8 @@ _MOST_S: Final = 300.0
 _TAKE_BACK_S: Final = 30.0
 
 
-class BucketSending:
-    """Sends staged directories to the experiment's copy. Made by `open`."""
+class NodeBucket:
+    """The experiment's copy, as a node uses it. Made by `open`."""
 
     def __init__(self, storage: ObjectStorage, timeout_s: float) -> None:
         self._storage = storage
@@ -75,6 +77,20 @@ class BucketSending:
             await self._take_back(record)
             raise
 
+    async def fetch(self, directory: str, manifest_sha256: str, to: str) -> VerifyReport:
+        """Bring a committed checkpoint into an empty directory; what that holds is of use only if it is `intact`.
+
+        Args:
+            directory: Its name in the experiment.
+            manifest_sha256: Of its manifest, as it was recorded.
+            to: The directory.
+
+        Raises:
+            StorageError: The bucket or the disk said no.
+        """
+        record = _record(directory, manifest_sha256)
+        return await self._copies.fetch_tree(record, to)
+
     async def take_back(self, directory: str, manifest: bytes) -> None:
         """Delete what `send` has sent, as far as that can be done; what stays is found by `inspect gc`."""
         await self._take_back(await asyncio.to_thread(_record_of, directory, manifest))
@@ -110,17 +126,30 @@ class BucketSending:
 
 def _record_of(directory: str, encoded: bytes) -> CheckpointRecord:
     manifest = Manifest.decode(encoded)
-    return CheckpointRecord(
+    return replace(
+        _record(directory, digest_of(encoded)),
         trial_id=manifest.trial_id or "",
         step=manifest.step,
-        directory=directory,
-        manifest_sha256=digest_of(encoded),
         files=FileSizes.of(manifest.sizes),
         size_bytes=manifest.size_bytes,
-        committed_at=0.0,
-        metrics={},
         epoch=manifest.epoch,
         attempt=manifest.attempt,
+    )
+
+
+def _record(directory: str, manifest_sha256: str) -> CheckpointRecord:
+    """What the ways to the bucket go by; a node has no other."""
+    return CheckpointRecord(
+        trial_id="",
+        step=0,
+        directory=directory,
+        manifest_sha256=manifest_sha256,
+        files={},
+        size_bytes=0,
+        committed_at=0.0,
+        metrics={},
+        epoch=0,
+        attempt=0,
     )
 
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from asynctune.errors import ConfigError
-from asynctune.protocols import TrialTask
+from asynctune.protocols import CheckpointPlace, TrialTask
 from asynctune.runners.frames import MAX_FRAME_BYTES, frame
 
-__all__ = ["hello_for", "packed_task"]
+__all__ = ["hello_for", "packed_place", "packed_task"]
 
 _MAX_BEAT_S: Final = 1.0
 
@@ -47,7 +47,7 @@ async def hello_for(trainable: Any, options: Mapping[str, Any], *, hung_after_s:
 
 def packed_task(task: TrialTask) -> dict[str, Any]:
     """A start of a trial as a msgpack value."""
-    checkpoint = task.checkpoint
+    checkpoint = task.checkpoint if task.place is None else task.place.checkpoint
     about: dict[str, Any] = {}
     if checkpoint is not None:
         about = {
@@ -65,9 +65,17 @@ def packed_task(task: TrialTask) -> dict[str, Any]:
         "trial_dir": task.trial_dir,
         "config": dict(task.config),
         "iteration": task.iteration,
-        "checkpoint": None if checkpoint is None else str(checkpoint.path),
+        "checkpoint": None if checkpoint is None or checkpoint.path is None else str(checkpoint.path),
         "about_checkpoint": about,
     }
+
+
+def packed_place(place: CheckpointPlace | None) -> dict[str, Any] | None:
+    """Where a node finds a committed checkpoint, as a msgpack value; what it is, the task says."""
+    if place is None:
+        return None
+    names = ("directory", "manifest_sha256", "path", "is_in_copy")
+    return {name: getattr(place, name) for name in names}
 
 
 def _import_path() -> list[str]:

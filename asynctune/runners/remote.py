@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 from asynctune.checkpoints.disk import DiskThreads
 from asynctune.config import CheckpointConfig, SyncConfig
 from asynctune.errors import ConfigError, TrialFailedError
-from asynctune.protocols import Decision, TrialReport, TrialTask
+from asynctune.protocols import CheckpointPlace, Decision, TrialReport, TrialTask
 from asynctune.runners.agent import Order
 from asynctune.runners.agents import AgentHandle, Placement
 from asynctune.runners.bringing import Settings
@@ -65,6 +65,7 @@ class Engine(Protocol):
 
         Raises:
             TrialFailedError: It cannot be.
+            ConfigError: Nor can any other, with these settings: the experiment ends.
         """
         ...
 
@@ -192,6 +193,16 @@ class RemoteRunner:
             sync_timeout_s=float(sync.sync_timeout),
         ).to_value()
 
+    def can_fetch(self, place: CheckpointPlace, copy: str | None) -> bool:
+        """Whether nodes read a checkpoint where it is: in a bucket, or in the directory that all machines share."""
+        if self._settings.get("must_be_shared"):
+            return place.path is not None
+        return place.is_in_copy and self._is_straight(copy)
+
+    def _is_straight(self, copy: str | None) -> bool:
+        """Whether nodes reach the experiment's copy by themselves."""
+        return copy is not None and self._goes_straight and copy.startswith(_DIRECT)
+
     async def run_trial(self, task: TrialTask, report: Report) -> None:
         """Run the trial on some machine; cancelling the caller ends it there.
 
@@ -200,7 +211,7 @@ class RemoteRunner:
             ConfigError: Its node does not see this machine's directory, and `syncer=None` says that it does; or a
                 setting is wrong, so that no trial can run on that node.
         """
-        if task.copy is not None and not (self._goes_straight and task.copy.startswith(_DIRECT)):
+        if not self._is_straight(task.copy):
             task = replace(task, copy=None)
         agent = await self._borrow(task)
         self._runs += 1

@@ -1,18 +1,17 @@
-"""Owns the part of a store that works in every mode: what the experiment is, its trials, checkpoints, figures."""
+"""Owns the part of a store that works in every mode: what the experiment is, its trials, events, figures."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 from asynctune.checkpoints.catalog import TrialCheckpoints
 from asynctune.clock import Clock
 from asynctune.config import CheckpointConfig
-from asynctune.errors import CheckpointNotFoundError, CorruptStateError, StorageError
+from asynctune.errors import CorruptStateError, StorageError
 from asynctune.files import LocalFiles
 from asynctune.results.backlog import Backlog
 from asynctune.results.history import read_history
@@ -20,25 +19,25 @@ from asynctune.results.rows import TrialInfo
 from asynctune.store.best import best_trial_id
 from asynctune.store.engine import Engine
 from asynctune.store.events import EventStream, StoreEvent
-from asynctune.store.guarded import Guarded
 from asynctune.store.log import Log
 from asynctune.store.opening import Mode, Opening
 from asynctune.store.place import Place
 from asynctune.store.reader import Reader
+from asynctune.store.restoring import RestoringStore
 from asynctune.store.runs import known_rows
 from asynctune.store.sink import RecordSink
 from asynctune.store.sources import CopySource
 from asynctune.store.stats import StoreStats
 from asynctune.store.supervisor import Supervisor
 from asynctune.store.view import TrialsView
-from asynctune.trial import Checkpoint, Trial
+from asynctune.trial import Trial
 
 __all__ = ["ReadableStore"]
 
 _TRIALS_PER_SLICE = 20  # one with checkpoints takes up to 100 µs
 
 
-class ReadableStore(Guarded):
+class ReadableStore(RestoringStore):
     """What can be asked of an open experiment. `ExperimentStore` adds what changes it."""
 
     def __init__(
@@ -94,25 +93,10 @@ class ReadableStore(Guarded):
         return self._where.name
 
     @property
-    def upload_uri(self) -> str | None:
-        """Where the experiment's copy is, `<upload_dir>/<name>`; `None`: there is none (that this opening knows of)."""
-        if self._reader is not None:
-            return self._reader.source.copy_uri
-        remote = None if self._engine is None else self._engine.remote
-        return None if remote is None else str(remote)
-
-    @property
     def copy_source(self) -> CopySource | None:
         """For a reader of a copy, and asynctune's own tools: what it reads from. `None`: this is no such reader."""
         source = None if self._reader is None else self._reader.source
         return source if isinstance(source, CopySource) else None
-
-    def checkpoint_uri(self, checkpoint: Checkpoint) -> str | None:
-        """Where a committed checkpoint's copy is; `None`: there is none, or not all of it. No look at it."""
-        value = self._records.get(f"checkpoint/{checkpoint.trial_id}/{checkpoint.step}")
-        if self.upload_uri is None or value is None or not value["mirrored"]:
-            return None
-        return f"{self.upload_uri}/{value['dir']}"
 
     @property
     def mode(self) -> Mode:
@@ -278,84 +262,6 @@ class ReadableStore(Guarded):
     def metadata(self) -> dict[str, Any]:
         """What `set_metadata` stored, unpacked afresh."""
         return {name: self._records.get(f"meta/{name}") for name in self._records.named("meta")}
-
-    # -- checkpoints ----------------------------------------------------------------------------------------
-
-    def checkpoints(self, trial_id: str) -> tuple[Checkpoint, ...]:
-        """A trial's committed checkpoints, oldest first.
-
-        Raises:
-            TrialNotFoundError: No such trial.
-        """
-        self._table.given(trial_id)
-        return self._checkpoints.list(trial_id)
-
-    async def restore_checkpoint(
-        self, trial_id: str, step: int | None = None, to: str | os.PathLike[str] | None = None
-    ) -> Checkpoint:
-        """A verified private copy of a checkpoint, free to be written to.
-
-        Where the newest is damaged, the one before is taken, with a warning in the log and an event; an unfinished
-        trial's result rows after that one are cut off then, as the trial goes on from there. Where none is intact,
-        all rows are: it has to start from the beginning.
-
-        Args:
-            trial_id: Whose.
-            step: Which; by default the newest that is intact.
-            to: A new or empty directory; by default one of asynctune's own, removed when the trial
-                finishes, and at the close.
-
-        Raises:
-            TrialNotFoundError: No such trial.
-            CheckpointNotFoundError: There is none, none that is intact, or the one asked for is damaged.
-            StorageError: The copy cannot be written.
-            StoreClosedError: After the close, and in a forked child.
-        """
-        self._check_open()
-        status = self._table.status(trial_id)
-        newest = max((c.step or 0 for c in self._checkpoints.list(trial_id)), default=0)
-        falls_back = step is None and newest > 0 and self._engine is not None and not status.is_finished
-        try:
-            restored = await self._checkpoints.restore(trial_id, step, to)
-        except CheckpointNotFoundError:
-            if falls_back:
-                self._rewind(trial_id, -1)
-            raise
-        if falls_back and restored.step is not None and restored.step < newest:
-            self._rewind(trial_id, restored.step)
-        return restored
-
-    def _rewind(self, trial_id: str, step: int) -> None:
-        assert self._engine is not None
-        self._engine.journal_rows(self._table.rewind(trial_id, step))
-
-    def lease(self, trial_id: str, step: int | None = None) -> AbstractAsyncContextManager[Checkpoint]:
-        """`async with store.lease(...) as checkpoint`: the committed files themselves, not deleted meanwhile.
-
-        To read, never to write. Raises `CheckpointNotFoundError` on entering if there is none.
-        """
-        self._check_open()
-        self._table.given(trial_id)
-        return self._checkpoints.lease(trial_id, step)
-
-    async def fetch(self, checkpoint: Checkpoint, to: str | os.PathLike[str] | None = None) -> Path:
-        """The local directory of a committed checkpoint's files, brought from the bucket if they are not on this disk.
-
-        Args:
-            checkpoint: One that this experiment's store returned.
-            to: A new or empty directory, which receives a verified copy.
-
-        Raises:
-            CheckpointNotFoundError: It is not one of this experiment, was deleted, or is damaged.
-            ConfigError: Only the copy has it, which a syncer keeps that was not given.
-            StorageError: The bucket or the disk refused.
-        """
-        self._check_open()
-        trial_id, step = checkpoint.trial_id, checkpoint.step
-        if trial_id is None or step is None:
-            msg = "this checkpoint was never committed; fetch() takes one that the store returned"
-            raise CheckpointNotFoundError(msg)
-        return Path(await self._checkpoints.fetch(checkpoint, to))
 
     # -- figures and events ---------------------------------------------------------------------------------
 

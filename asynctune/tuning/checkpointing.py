@@ -10,7 +10,7 @@ from typing import Final
 from asynctune.checkpoints.arriving import ArrivingCheckpoint
 from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.errors import CheckpointNotFoundError, StorageError
-from asynctune.protocols import TrialReport, TrialTask
+from asynctune.protocols import CheckpointPlace, TrialReport, TrialRunner, TrialTask
 from asynctune.runners.space import is_for_space
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import Checkpoint
@@ -22,10 +22,19 @@ _BETWEEN_S: Final = 1.0
 logger = logging.getLogger("asynctune")
 
 
-async def task_of(store: ExperimentStore, trial_id: str) -> TrialTask:
-    """The next start of a trial: from its newest checkpoint that is intact, else from the beginning."""
+async def task_of(store: ExperimentStore, trial_id: str, runner: TrialRunner | None = None) -> TrialTask:
+    """The next start of a trial: from its newest checkpoint that is intact, else from the beginning.
+
+    Args:
+        store: Has it.
+        trial_id: Which.
+        runner: Asked whether it fetches the checkpoint by itself; `None`: it is brought here.
+    """
     checkpoint: Checkpoint | None = None
-    if store.checkpoints(trial_id):
+    place = store.newest_place(trial_id)
+    if place is not None and not _fetches(runner, place, store.upload_uri):
+        place = None
+    if place is None and store.checkpoints(trial_id):
         try:
             checkpoint = await store.restore_checkpoint(trial_id)
         except CheckpointNotFoundError as error:
@@ -39,8 +48,14 @@ async def task_of(store: ExperimentStore, trial_id: str) -> TrialTask:
         config=trial.config,
         iteration=int(trial.last_result.get("training_iteration", 0)),
         checkpoint=checkpoint,
+        place=place,
         copy=store.upload_uri,
     )
+
+
+def _fetches(runner: TrialRunner | None, place: CheckpointPlace, copy: str | None) -> bool:
+    can_fetch = getattr(runner, "can_fetch", None)
+    return can_fetch is not None and bool(can_fetch(place, copy))
 
 
 async def commit_checkpoint(store: ExperimentStore, trial_id: str, report: TrialReport) -> Checkpoint | None:

@@ -14,11 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from asynctune.config import FailureConfig
-from asynctune.errors import (
-    AsynctuneError,
-    ConfigError,
-    TrialFailedError,
-)
+from asynctune.errors import AsynctuneError, CheckpointNotFoundError, ConfigError, TrialFailedError
 from asynctune.protocols import CONTINUE, PAUSE, STOP, Decision, TrialReport, TrialRunner
 from asynctune.store.store import ExperimentStore
 from asynctune.trial import Checkpoint, Trial, TrialStatus
@@ -235,13 +231,13 @@ class Driver:
         failed: TrialFailedError | None = None
         try:
             await self._tell("on_trial_start", trial_id)
-            task = await task_of(store, trial_id)
-            if trial.started_at is not None:
-                self._deciding.rewound(trial_id, task.iteration)
-            if run.decided is not None and run.decided[1] <= task.iteration:
-                run.decision = run.decided[0]
-            else:
-                await self._runner.run_trial(task, lambda report: self._on_report(trial_id, run, report))
+            try:
+                await self._go_on(trial, run, self._runner)
+            except CheckpointNotFoundError as error:
+                if run.has_reported:
+                    raise
+                logger.warning("trial %s gets its checkpoint by way of this machine: %s", trial_id, error)
+                await self._go_on(trial, run)
         except asyncio.CancelledError:
             run.is_cancelled = True
         except TrialFailedError as error:
@@ -269,6 +265,17 @@ class Driver:
             await self._failed(trial_id, run, failed)
         else:
             await self._ended(trial_id, run)
+
+    async def _go_on(self, trial: Trial, run: _Run, fetcher: TrialRunner | None = None) -> None:
+        """Run a trial from its checkpoint, which `fetcher` may get by itself; errors as for `run_trial`."""
+        trial_id = trial.trial_id
+        task = await task_of(self._store, trial_id, fetcher)
+        if trial.started_at is not None:
+            self._deciding.rewound(trial_id, task.iteration)
+        if run.decided is not None and run.decided[1] <= task.iteration:
+            run.decision = run.decided[0]
+        else:
+            await self._runner.run_trial(task, lambda report: self._on_report(trial_id, run, report))
 
     def _rewind(self, trial: Trial, run: _Run) -> None:
         """Have a paused trial go on from the checkpoint that it has."""

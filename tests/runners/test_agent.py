@@ -12,7 +12,7 @@ from asynctune import ConfigError, MissingExtraError, SyncConfig, TrialFailedErr
 from asynctune.checkpoints.staging import STAGED_PREFIX
 from asynctune.runners.agent import Order, _Agent
 from asynctune.runners.bringing import Settings
-from asynctune.runners.bucket_bringing import BucketSending
+from asynctune.runners.bucket_bringing import NodeBucket
 from asynctune.runners.meeting import Listener, new_secret
 from asynctune.runners.node_directory import NodeDirectory
 from asynctune.runners.orders import hello_for, packed_task
@@ -119,7 +119,7 @@ async def test_a_node_without_the_buckets_client_is_named(begin, tmp_path, monke
         raise MissingExtraError("s3", "aiobotocore", "s3://")
 
     runner, _ = await begin(trainables.function, options={"sync_config": SyncConfig(upload_dir="s3://b/x")})
-    monkeypatch.setattr(BucketSending, "open", missing)
+    monkeypatch.setattr(NodeBucket, "open", missing)
     copied = replace(task(tmp_path, x=1), copy="s3://b/x/exp")
     with pytest.raises(ConfigError, match=r"on inside .*: .*asynctune\[s3\]"):
         await runner.run_trial(copied, Reports())

@@ -85,7 +85,8 @@ async def make(tmp_path, monkeypatch):
             packed_task(here),
             Settings(**settings),
             copy=copy,
-            home=str(tmp_path / "node"),
+            is_shared=False,
+            scratch=str(tmp_path / "node"),
             has_files=has_files,
         )
         made.append((head, bringing))

@@ -10,7 +10,7 @@ import pytest
 from asynctune.checkpoints.manifest import Manifest, digest_of
 from asynctune.checkpoints.staging import stage_for_adoption
 from asynctune.errors import AsynctuneError, ConfigError, StorageError
-from asynctune.runners.bucket_bringing import BucketSending
+from asynctune.runners.bucket_bringing import NodeBucket
 from asynctune.storage.memory import MemoryStorage
 from asynctune.trial import MANIFEST_FILE
 
@@ -40,7 +40,7 @@ class Failing(MemoryStorage):
 
 @pytest.fixture
 async def sending():
-    made = BucketSending(Failing(), 30.0)
+    made = NodeBucket(Failing(), 30.0)
     yield made
     await made.aclose()
 
@@ -124,4 +124,4 @@ async def test_a_directory_that_changed_is_not_sent(sending, staged):
 
 async def test_what_cannot_be_opened():
     with pytest.raises(ConfigError):
-        await BucketSending.open("nowhere://x", None, 1.0)
+        await NodeBucket.open("nowhere://x", None, 1.0)
