@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from asynctune.errors import ConfigError, MissingExtraError, TrialFailedError
 from asynctune.runners.agent import run_agent
-from asynctune.runners.ray_connection import RayConnection, first_of, join, refuse_client
+from asynctune.runners.ray_connection import RayConnection, first_of, join, last_of, refuse_client
+from asynctune.runners.ray_placing import RayPlacing
 from asynctune.runners.remote import RemoteRunner
 
 __all__ = ["RayRunner"]
@@ -23,20 +23,11 @@ __all__ = ["RayRunner"]
 logger = logging.getLogger("asynctune")
 
 _BETWEEN_S: Final = 1.0
-_MEANT: Final = {
-    "cpu": "cpu",
-    "cpus": "cpu",
-    "num_cpus": "cpu",
-    "gpu": "gpu",
-    "gpus": "gpu",
-    "num_gpus": "gpu",
-}
-_ANSWERS_WITHIN_S: Final = 10.0
+_LOOK_S: Final = 10.0
 _MORE_PLACES: Final = 3
 _NEVER_RAN: Final = "The actor never ran"
-_PARTS: Final = 10_000
-"""Ray counts resources in ten-thousandths."""
-_REASON_CHARACTERS: Final = 600
+
+_Started: TypeAlias = tuple[Any, Any, Any]
 
 
 class RayRunner(RemoteRunner):
@@ -71,15 +62,7 @@ class RayRunner(RemoteRunner):
         scheduling_strategy: Any = None,
         **options: Any,
     ) -> None:
-        engine = _RayEngine(
-            address, _checked({"cpu": 1} if resources_per_trial is None else resources_per_trial)
-        )
-        if runtime_env is not None:
-            if not isinstance(runtime_env, Mapping):
-                raise ConfigError(f"runtime_env must be a mapping, as Ray takes it, not {runtime_env!r:.80}")
-            engine.actor_options["runtime_env"] = dict(runtime_env)
-        if scheduling_strategy is not None:
-            engine.actor_options["scheduling_strategy"] = scheduling_strategy
+        engine = _RayEngine(address, RayPlacing(resources_per_trial, runtime_env, scheduling_strategy))
         super().__init__(engine, max_concurrent=max_concurrent, **options)
 
 
@@ -99,24 +82,17 @@ class _Agent:
 class _RayEngine:
     """Ray as an `Engine`."""
 
-    def __init__(self, address: str | None, resources: Mapping[str, float]) -> None:
+    def __init__(self, address: str | None, placing: RayPlacing) -> None:
         if address is not None:
             refuse_client(address)
         self._address = address
-        self._resources = dict(resources)
+        self._placing = placing
         self._connecting: asyncio.Future[str] | None = None
         self._ray: RayConnection | None = None
         self._capacity = 1
         self._actor: Any = None
-        named = {"cpu": "num_cpus", "gpu": "num_gpus", "memory": "memory"}
-        own = {name: amount for name, amount in resources.items() if name not in named}
-        self.actor_options: dict[str, Any] = {
-            "num_cpus": 0,
-            **{named[name]: amount for name, amount in resources.items() if name in named},
-            "resources": own,
-            "max_restarts": 0,
-            "max_task_retries": 0,
-        }
+        self._looking = asyncio.Lock()
+        self._has_placed = False
 
     @property
     def capacity(self) -> int:
@@ -134,23 +110,10 @@ class _RayEngine:
         self._ray = join(self._address)
         import ray  # noqa: PLC0415 - few have it
 
-        self._actor = ray.remote(_Agent)
-        self._capacity = self._room(ray.nodes())
+        self._actor = self._placing.made(_Agent)
+        self._capacity = self._placing.room()
+        self._has_placed = False
         return str(ray.util.get_node_ip_address())
-
-    def _room(self, nodes: list[dict[str, Any]]) -> int:
-        """How many actors fit on the nodes."""
-        named = {"cpu": "CPU", "gpu": "GPU"}
-        asked = {named.get(name, name): amount for name, amount in self._resources.items() if amount > 0}
-        room = 0
-        for node in nodes:
-            if node.get("Alive"):
-                has = node["Resources"]
-                fits = [_parts(has.get(name, 0)) // max(1, _parts(amount)) for name, amount in asked.items()]
-                room += min(fits, default=int(has.get("CPU", 1)))
-        if not room:
-            logger.warning("no node of the Ray cluster has %s: trials wait for one that has", asked)
-        return max(1, room)
 
     async def launch(self, order: bytes) -> _Placement:
         """Have an actor made; Ray places it when there is room."""
@@ -158,20 +121,74 @@ class _RayEngine:
             raise TrialFailedError("Ray was not started")
         try:
             return await asyncio.to_thread(self._launch, order)
+        except ConfigError:
+            raise
+        except (
+            TypeError,
+            ValueError,
+        ) as error:  # of the options, for the order is bytes: the next one is refused, too
+            raise ConfigError(
+                f"Ray can make no actor with runtime_env and scheduling_strategy as they are: {error}"
+            ) from error
         except Exception as error:
             raise TrialFailedError(f"Ray cannot make an actor: {type(error).__name__}: {error}") from error
 
     def _launch(self, order: bytes) -> _Placement:
-        connection = self._ray
+        connection, made = self._ray, self._actor
         assert connection is not None
-        made = self._actor.options(**self.actor_options)
 
-        def start() -> tuple[Any, Any]:
+        def start() -> _Started:
             connection.check()
+            self._placing.check_group()
             actor = made.remote()
-            return actor, actor.run.remote(order)
+            return actor, actor.__ray_ready__.remote(), actor.run.remote(order)
 
-        return _Placement(start, connection)
+        return _Placement(start, connection, self)
+
+    async def placed(self, ready: Any) -> None:
+        """Return when an actor runs.
+
+        Args:
+            ready: Answered then.
+
+        Raises:
+            ConfigError: None can ever, with these settings.
+            Others of Ray's: This one never will.
+        """
+        from ray.exceptions import ActorUnschedulableError, RuntimeEnvSetupError  # noqa: PLC0415 - few have it
+
+        try:
+            await (self._while_there_is_a_group(ready) if self._placing.has_group else _answer(ready))
+        except RuntimeEnvSetupError as error:
+            # Ray has tried several times. Once it has worked, it is no setting that is wrong: a node cannot reach what
+            # it needs, and the trial may find another one.
+            if self._has_placed:
+                raise
+            raise ConfigError(f"Ray cannot set up runtime_env: {last_of(str(error))}") from error
+        except ActorUnschedulableError as error:
+            raise ConfigError(
+                f"scheduling_strategy leads nowhere: {first_of(str(error))} Give another one to a new RayRunner; "
+                "Tuner.restore goes on"
+            ) from error
+        self._has_placed = True
+
+    async def _while_there_is_a_group(self, ready: Any) -> None:
+        """Wait, and look after the placement group meanwhile; one at a time, for Ray itself may not answer."""
+        waiting = asyncio.ensure_future(_answer(ready))
+        waiting.add_done_callback(lambda each: each.cancelled() or each.exception())
+        try:
+            while not (await asyncio.wait([waiting], timeout=_LOOK_S))[0]:
+                async with self._looking:
+                    await asyncio.to_thread(self._look)
+            await waiting
+        finally:
+            waiting.cancel()
+            await asyncio.wait([waiting])
+
+    def _look(self) -> None:
+        if self._ray is not None:
+            self._ray.check()
+            self._placing.check_group()
 
     async def aclose(self) -> None:
         """Leave the cluster, if this has joined it; what this has started ends."""
@@ -190,24 +207,35 @@ class _Placement:
     """One actor; another one, if Ray has placed it on a node that was dead already. Made in a thread.
 
     Args:
-        start: Makes an actor, and has it run; both. Blocking.
+        start: Makes an actor, and has it run; both, and in between what is answered when it is there. Blocking.
         connection: By which Ray was reached.
+        engine: Knows when it is placed.
     """
 
-    def __init__(self, start: Callable[[], tuple[Any, Any]], connection: RayConnection) -> None:
+    def __init__(self, start: Callable[[], _Started], connection: RayConnection, engine: _RayEngine) -> None:
         self._start = start
         self._connection = connection
+        self._engine = engine
         self._again = _MORE_PLACES
-        self._actor, self._running = start()
+        self._actor, self._ready, self._running = start()
 
     async def ended(self) -> str:
         """Why its process is gone; see `Placement`."""
-        from ray.exceptions import ActorUnavailableError, RayActorError  # noqa: PLC0415 - few have it
+        from ray.exceptions import (  # noqa: PLC0415 - few have it
+            ActorUnavailableError,
+            RayActorError,
+            RuntimeEnvSetupError,
+        )
 
-        asked = self._running
+        asked = None
         while True:
             try:
+                if asked is None:
+                    await self._engine.placed(self._ready)
+                    asked = self._running
                 answer = await _answer(asked)
+            except ConfigError:
+                raise
             except ActorUnavailableError:
                 # The network may be cut, or the node is dead and Ray does not know it yet.
                 await asyncio.sleep(_BETWEEN_S)
@@ -219,10 +247,12 @@ class _Placement:
                 if self._again > 0 and _NEVER_RAN in str(error):
                     self._again -= 1
                     logger.info("an agent was not started, and is started elsewhere: %s", error)
-                    self._actor, self._running = await asyncio.to_thread(self._start)
-                    asked = self._running
+                    self._actor, self._ready, self._running = await asyncio.to_thread(self._start)
+                    asked = None
                     continue
                 return f"is gone: {first_of(str(error))}"
+            except RuntimeEnvSetupError as error:
+                return f"was not started: Ray could not set up runtime_env: {last_of(str(error))}"
             except Exception as error:  # noqa: BLE001 - of the agent itself, as Ray tells it
                 return f"has failed: {_reason(error)}"
             else:
@@ -259,27 +289,7 @@ async def _answer(asked: Any) -> Any:
     return await asyncio.shield(answer)
 
 
-def _parts(amount: float) -> int:
-    return round(amount * _PARTS)
-
-
 def _reason(error: BaseException) -> str:
     """What an exception in the actor's process says, without Ray's trace of it."""
     cause = getattr(error, "cause", None) or error
     return first_of(f"{type(cause).__name__}: {cause}")
-
-
-def _checked(resources: Mapping[str, float]) -> Mapping[str, float]:
-    if not isinstance(resources, Mapping):
-        raise ConfigError(f"resources_per_trial must be a mapping of names to amounts, not {resources!r:.80}")
-    for name, amount in resources.items():
-        if isinstance(name, str) and (known := _MEANT.get(name.lower(), name)) != name:
-            raise ConfigError(f"resources_per_trial has {name!r}; it is called {known!r} here")
-        if (
-            not isinstance(name, str)
-            or not isinstance(amount, int | float)
-            or isinstance(amount, bool)
-            or not 0 <= amount < math.inf
-        ):
-            raise ConfigError(f"resources_per_trial has {name!r}: {amount!r:.80}; amounts are numbers from 0")
-    return resources
