@@ -5,10 +5,13 @@ operation      arguments                                               answer
 ============== ======================================================= ==============================================
 `files.look`   `paths`                                                 `found`: size and crc32c of each, -1 and 0
                                                                        where there is none
-`files.whole`  `pieces`: path, permission bits, offset, crc32c, bytes, `{}`; with the last piece the file has its name
-               whether it is the last
-`files.append` `pieces`: path, permission bits, offset, crc32c, bytes  `refused`: paths whose file does not end there
+`files.whole`  `pieces`: path, permission bits, offset, crc32c, bytes, `unfit`; with the last piece the file has its
+               whether it is the last                                  name
+`files.append` `pieces`: path, permission bits, offset, crc32c, bytes  `unfit`; `refused`: paths whose file does not
+                                                                       end there
 ============== ======================================================= ==============================================
+
+`unfit` are paths of files that cannot be here, and why: no other file is held up by them.
 
 A whole file gets its name when it is complete. Nothing is synced: a file of a trial that runs on this machine is not
 either, and after a crash the node's sender compares what is here.
@@ -17,6 +20,7 @@ either, and after a crash the node's sender compares what is here.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import stat
@@ -47,6 +51,13 @@ from asynctune.files import FILE_MODE, LocalFiles
 __all__ = ["FileReceiver"]
 
 _MAX_OFFSET: Final = 1 << 62
+_OF_ONE_FILE: Final = frozenset(
+    {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO}
+)
+
+
+class _UnfitError(Exception):
+    """A file that cannot be here."""
 
 
 class FileReceiver:
@@ -88,11 +99,11 @@ class FileReceiver:
                         return {"found": await self._threads.run(self._look, paths)}
                     case "files.whole":
                         pieces = listed(arguments, "pieces", (str, int, int, int, bytes, bool))
-                        await self._threads.run(self._take, pieces)
-                        return {}
+                        return {"unfit": await self._threads.run(self._take, pieces)}
                     case "files.append":
                         pieces = listed(arguments, "pieces", (str, int, int, int, bytes))
-                        return {"refused": await self._threads.run(self._append, pieces)}
+                        refused, unfit = await self._threads.run(self._append, pieces)
+                        return {"refused": refused, "unfit": unfit}
         raise ConfigError(f"a node asks for {op!r:.80}, which nobody does here")
 
     async def aclose(self) -> None:
@@ -113,13 +124,15 @@ class FileReceiver:
         return [self._found(path, self._checked(path)) for path in paths]
 
     def _found(self, path: str, place: str) -> list[int]:
-        if not self._is_below(path):
-            return [-1, 0]
         try:
-            if not stat.S_ISREG(self._files.stat(place).st_mode):
+            if not self._is_below(path) or not stat.S_ISREG(self._files.stat(place).st_mode):
                 return [-1, 0]
             fd = self._files.open_read(place)
         except FileNotFoundError:
+            return [-1, 0]
+        except OSError as error:
+            if error.errno not in _OF_ONE_FILE:
+                raise
             return [-1, 0]
         try:
             size, crc32c = 0, 0
@@ -131,7 +144,8 @@ class FileReceiver:
         finally:
             self._files.close(fd)
 
-    def _take(self, pieces: list[list[Any]]) -> None:
+    def _take(self, pieces: list[list[Any]]) -> list[list[str]]:
+        unfit: list[list[str]] = []
         for path, mode, offset, crc32c, data, last in pieces:
             place = self._checked(path)
             number(offset, _MAX_OFFSET, f"the offset of a piece of {path}")
@@ -155,9 +169,13 @@ class FileReceiver:
             self._arriving = (path, fresh, there + len(data))
             if last:
                 self._landing.end()
-                self._make_parents(path)
-                self._replace(fresh, place)
+                try:
+                    self._make_parents(path)
+                    self._replace(fresh, place)
+                except (OSError, _UnfitError) as error:
+                    unfit.append([path, _why_unfit(error)])
                 self._arriving = None
+        return unfit
 
     def _begin(self, path: str) -> None:
         """Where a file is until it is whole; one that never became so is removed."""
@@ -180,16 +198,20 @@ class FileReceiver:
             self._files.remove_tree(place)
             self._files.rename(fresh, place)
 
-    def _append(self, pieces: list[list[Any]]) -> list[str]:
+    def _append(self, pieces: list[list[Any]]) -> tuple[list[str], list[list[str]]]:
         refused: list[str] = []
+        unfit: list[list[str]] = []
         for path, mode, offset, crc32c, data in pieces:
             place = self._checked(path)
             number(offset, _MAX_OFFSET, f"the offset of a piece of {path}")
             check_piece(path, data, crc32c)
             breathe()
-            if not self._appended(path, place, mode, offset, data):
-                refused.append(path)
-        return refused
+            try:
+                if not self._appended(path, place, mode, offset, data):
+                    refused.append(path)
+            except (OSError, _UnfitError) as error:
+                unfit.append([path, _why_unfit(error)])
+        return refused, unfit
 
     def _appended(self, path: str, place: str, mode: int, offset: int, data: bytes) -> bool:
         fd = self._opened(path, place)
@@ -249,7 +271,7 @@ class FileReceiver:
                 self._files.unlink(directory)
                 ensure_directory(self._files, directory)
             elif not stat.S_ISDIR(mode):
-                raise ConfigError(f"{path} cannot be taken from a node: {directory} is no directory here")
+                raise _UnfitError(f"{directory} is no directory here")
             self._directories.add(directory)
 
     def _clear(self) -> None:
@@ -257,3 +279,10 @@ class FileReceiver:
         if self._stage is not None:
             stage, self._stage = self._stage, None
             self._files.remove_tree(stage)
+
+
+def _why_unfit(error: OSError | _UnfitError) -> str:
+    """What the node is told of one file; anything else is wrong with all of them, and raised."""
+    if isinstance(error, OSError) and error.errno not in _OF_ONE_FILE:
+        raise error
+    return str(error).encode("utf-8", "backslashreplace").decode("utf-8")

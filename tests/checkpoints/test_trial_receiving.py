@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
+
 import google_crc32c
 import pytest
 
 from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.trial_receiving import FileReceiver
 from asynctune.errors import ConfigError, StorageError
+from asynctune.testing import FaultyFiles
 from tests.checkpoints.fakes import read_tree
 from tests.checkpoints.travel import left_in, write_tree
 
@@ -114,14 +117,16 @@ async def test_links_are_not_followed(tmp_path, receiver):
     out = write_tree(tmp_path / "out", {"f": b"1"})
     (tmp_path / "head/dir").symlink_to(out)
     (tmp_path / "head/f").symlink_to(out / "f")
-    with pytest.raises(ConfigError, match="is no directory here"):
-        await receiver.handle("files.whole", {"pieces": [whole("dir/g", b"x")]})
-    with pytest.raises(ConfigError, match="is no directory here"):
-        await receiver.handle("files.append", {"pieces": [tail("dir/g", b"x")]})
-    with pytest.raises(StorageError):
-        await receiver.handle("files.append", {"pieces": [tail("f", b"x", 1)]})
+    for op, pieces in (
+        ("files.whole", [whole("dir/g", b"x")]),
+        ("files.append", [tail("dir/g", b"x")]),
+        ("files.append", [tail("f", b"x", 1)]),
+    ):
+        [[path, why]] = (await receiver.handle(op, {"pieces": pieces}))["unfit"]
+        assert path == pieces[0][0]
+        assert ("is no directory here" if path == "dir/g" else "symbolic links") in why
     appended = await receiver.handle("files.append", {"pieces": [tail("dir/f", b"x", 1)]})
-    assert appended == {"refused": ["dir/f"]}
+    assert appended == {"refused": ["dir/f"], "unfit": []}
     found = await receiver.handle("files.look", {"paths": ["f", "dir/f", "dir/none"]})
     assert found == {"found": [[-1, 0]] * 3}
     await receiver.handle("files.whole", {"pieces": [whole("f", b"x")]})  # in place of the link
@@ -135,3 +140,26 @@ async def test_damage_on_the_way_is_refused(tmp_path, receiver):
         with pytest.raises(StorageError, match="damaged on its way"):
             await receiver.handle(op, {"pieces": [piece]})
     assert read_tree(tmp_path / "head") == OWNED
+
+
+@pytest.mark.parametrize("long", ["l" * 300, "l" * 300 + "/x"], ids=["file", "directory"])
+async def test_a_file_that_cannot_be_here_holds_up_no_other(tmp_path, receiver, long):
+    answer = await receiver.handle("files.whole", {"pieces": [whole(long, b"x"), whole("z", b"1")]})
+    assert [path for path, _ in answer["unfit"]] == [long]
+    answer = await receiver.handle("files.append", {"pieces": [tail(long, b"x"), tail("z", b"2", 1)]})
+    assert (answer["refused"], [path for path, _ in answer["unfit"]]) == ([], [long])
+    assert (tmp_path / "head/z").read_bytes() == b"12"
+    looked = await receiver.handle("files.look", {"paths": [long, "z"]})
+    assert looked["found"] == [[-1, 0], [2, google_crc32c.value(b"12")]]
+
+
+async def test_a_disk_that_refuses_is_no_matter_of_one_file(tmp_path):
+    threads = DiskThreads()
+    files = FaultyFiles()
+    receiver = FileReceiver(write_tree(tmp_path / "head", {}), files=files, threads=threads)
+    for op, piece in (("files.whole", whole("d/f", b"x")), ("files.append", tail("e/f", b"x"))):
+        files.fail(errno.ENOSPC, on="make_plain_dir")
+        with pytest.raises(StorageError, match="take a trial's files from its node"):
+            await receiver.handle(op, {"pieces": [piece]})
+    await receiver.aclose()
+    threads.close()
