@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from typing import Any, Final
 
 from asynctune.errors import ConfigError, TrialFailedError
@@ -18,6 +19,10 @@ __all__ = ["RayConnection", "first_of", "join", "last_of", "refuse_client"]
 logger = logging.getLogger("asynctune")
 
 _ANSWERS_WITHIN_S: Final = 5.0
+_SETTINGS: Final = b"\x04"
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
+"""How a client of HTTP/2 begins: with settings, of which it has none. The server's are its answer."""
+_FRAME_HEAD_BYTES: Final = 9
 _LOOPBACK: Final = ("127.0.0.1", "::1")
 _REASON_CHARACTERS: Final = 600
 
@@ -180,18 +185,36 @@ def _found(address: str | None) -> str | None:
 
 
 def _await_answer(address: str) -> None:
-    """Ray itself takes two minutes, and ends the process.
+    """Ray itself takes minutes, and may end the process.
 
     Raises:
-        ConfigError: Nobody answers there.
+        ConfigError: Nobody answers there, or it is no Ray.
     """
     host, separator, port = address.rpartition(":")
     if not separator or not port.isdigit():
         return  # not one that is known here
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_WITHIN_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_WITHIN_S) as connection:
+            is_ray = os.environ.get("RAY_USE_TLS", "0") != "0" or _speaks_http2(connection)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"cannot reach Ray at {address}: {error}; is a cluster running there?") from error
+    if not is_ray:
+        raise ConfigError(
+            f"cannot reach Ray at {address}: whoever answers there is no Ray; is the port right?"
+        )
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether the other end greets as gRPC does, which is what Ray speaks."""
+    connection.sendall(_PREFACE)
+    greeting = b""
+    ends = time.monotonic() + _ANSWERS_WITHIN_S
+    while len(greeting) < _FRAME_HEAD_BYTES and (left := ends - time.monotonic()) > 0:
+        connection.settimeout(left)
+        if not (part := connection.recv(_FRAME_HEAD_BYTES - len(greeting))):
+            return False
+        greeting += part
+    return greeting[3:4] == _SETTINGS
 
 
 def _cause(error: BaseException) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
-import socket
+import socketserver
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -64,10 +66,34 @@ class Ray(ModuleType):
         )
 
 
+SETTINGS = b"\0\0\0\x04\0\0\0\0\0"
+
+
+@contextmanager
+def answering(greeting):
+    """A server on this port that greets whoever calls; `None`: that says nothing."""
+
+    class Greets(socketserver.BaseRequestHandler):
+        def handle(self):
+            for part in [] if greeting is None else [greeting[:2], greeting[2:]]:
+                self.request.sendall(part)
+            while greeting != b"" and self.request.recv(1000):
+                pass
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Greets) as server:
+        serving = threading.Thread(target=server.serve_forever, args=[0.01])
+        serving.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            serving.join()
+
+
 @pytest.fixture
 def ray(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        made = Ray(listening.getsockname()[1])
+    with answering(SETTINGS) as port:
+        made = Ray(port)
         monkeypatch.setitem(sys.modules, "ray", made)
         monkeypatch.setattr(ray_connection, "_ours", [])
         yield made
@@ -152,6 +178,34 @@ def test_the_loopback_address_is_that_of_this_machine_alone(ray, there, is_same)
     else:
         with pytest.raises(ConfigError, match="is connected to Ray at"):
             join(ray.here)
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        pytest.param(b"SSH-2.0-OpenSSH_9.6\r\n", id="ssh"),
+        pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", id="http"),
+        pytest.param(b"-ERR", id="short"),
+        pytest.param(b"", id="hangs-up"),
+        pytest.param(None, id="says-nothing"),
+    ],
+)
+@pytest.mark.parametrize("by", ["argument", "environment"])
+def test_another_server_than_rays_is_told_soon(ray, monkeypatch, greeting, by):
+    """Ray itself would try for minutes."""
+    monkeypatch.setattr(ray_connection, "_ANSWERS_WITHIN_S", 0.3)
+    with answering(greeting) as port:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        with pytest.raises(ConfigError, match=f"cannot reach Ray at 127.0.0.1:{port}: "):
+            join(f"127.0.0.1:{port}" if by == "argument" else None)
+    assert ray.jobs == 0
+
+
+def test_where_ray_uses_tls_its_greeting_is_its_own(ray, monkeypatch):
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    with answering(None) as port:
+        join(f"127.0.0.1:{port}").leave()
+    assert ray.jobs == 1
 
 
 def test_many_at_once_share_one(ray):

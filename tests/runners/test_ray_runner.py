@@ -69,7 +69,7 @@ async def test_an_address_that_nobody_answers_is_said_soon():
     began = time.monotonic()
     with pytest.raises(ConfigError, match=r"cannot reach Ray at 127\.0\.0\.1:9: "):
         await RayRunner("127.0.0.1:9").start(train, {})
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 5
 
 
 async def seen(place, names=(), **options):
