@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 from asynctune.checkpoints.breathing import FILES_BETWEEN_BREATHS, breathe
@@ -15,11 +15,12 @@ from asynctune.checkpoints.landing import Landing
 from asynctune.checkpoints.manifest import ManifestError, check_paths
 from asynctune.checkpoints.travelling import (
     PIECE_BYTES,
-    PIECES_AT_ONCE,
+    PIECE_OVERHEAD,
     WINDOW_BYTES,
     Call,
     CallWindow,
     argument,
+    batched,
     check_piece,
     listed,
     number,
@@ -33,7 +34,6 @@ from asynctune.storage.crc import crc32c_joined
 __all__ = ["fetch_tree"]
 
 _MAX_NUMBER = (1 << 63) - 1
-_PIECE_OVERHEAD = 512
 
 
 class _File(NamedTuple):
@@ -102,7 +102,7 @@ async def _list(call: Call, threads: DiskThreads, copy: _Copy) -> None:
         answer = await call("away.list", {"from": start})
         await threads.run(copy.expect, answer)
         following = argument(answer, "next", int)
-        if following >= 0 and following != len(copy.listed):
+        if following >= 0 and not start < following == len(copy.listed):
             raise ConfigError("the list of a checkpoint's files has a gap")
         start = following
     await threads.run(copy.make_directories)
@@ -124,7 +124,7 @@ async def _read(
 
     async with CallWindow(call, window_bytes, answered) as window:
         for asked in copy.wishes(chunk_bytes):
-            size = sum(size for _, _, size in asked) + _PIECE_OVERHEAD * len(asked)
+            size = sum(size for _, _, size in asked) + PIECE_OVERHEAD * len(asked)
             await window.start("away.read", {"pieces": asked}, size, asked)
         await window.drain()
 
@@ -147,10 +147,9 @@ class _Copy:
         self._landing = Landing(files)
         self._directories: list[tuple[str, int]] = []
         self._mode = DIR_MODE
+        self._with_bytes: list[int] = []  # numbers of the files that have some
         self._made = self._entered = False
-        self._offsets: dict[
-            int, tuple[int, int]
-        ] = {}  # of the file that is written: how much, and its crc32c
+        self._running = 0  # crc32c of what is here of the file that comes in pieces
 
     def make(self) -> None:
         """Make it; it may exist if it is empty."""
@@ -195,26 +194,23 @@ class _Copy:
             raise ConfigError(f"a checkpoint that the head sends lacks the directory {missing[0]!r:.80}")
         for path, _ in self._directories:
             self._files.make_dir(os.path.join(self.path, path), DIR_MODE)
-        for count, file in enumerate(self.listed):
+        for index, file in enumerate(self.listed):
             if file.size == 0:
                 self._landing.whole(self._place(file), private_mode(file.mode, FILE_MODE), b"")
-            if count % FILES_BETWEEN_BREATHS == 0:
+            else:
+                self._with_bytes.append(index)
+            if index % FILES_BETWEEN_BREATHS == 0:
                 breathe()
 
-    def wishes(self, chunk_bytes: int) -> Iterator[list[list[int]]]:
+    def wishes(self, chunk_bytes: int) -> Generator[list[list[int]], None, None]:
         """What to ask for: number of the file, offset, size; as many at a time as fit into one answer."""
-        asked: list[list[int]] = []
-        total = 0
-        for index, file in enumerate(self.listed):
-            for offset in range(0, file.size, chunk_bytes):
-                size = min(chunk_bytes, file.size - offset)
-                if asked and (total + size > chunk_bytes or len(asked) == PIECES_AT_ONCE):
-                    yield asked
-                    asked, total = [], 0
-                asked.append([index, offset, size])
-                total += size
-        if asked:
-            yield asked
+        return batched(self._missing(chunk_bytes), lambda piece: piece[-1], chunk_bytes)
+
+    def _missing(self, chunk_bytes: int) -> Generator[list[int], None, None]:
+        for index in self._with_bytes:
+            size = self.listed[index].size
+            for offset in range(0, size, chunk_bytes):
+                yield [index, offset, min(chunk_bytes, size - offset)]
 
     def take(self, asked: list[list[int]], pieces: list[list[Any]]) -> None:
         """Write what was asked for."""
@@ -230,14 +226,11 @@ class _Copy:
                 self._check(file, crc32c, whole)
                 self._landing.whole(self._place(file), mode, data)
             else:
-                there, running = self._offsets.pop(index, (0, 0))
-                running = crc32c_joined([(running, there), (crc32c, size)])
+                self._running = crc32c_joined([(self._running if offset else 0, offset), (crc32c, size)])
                 self._landing.piece(self._place(file), mode, offset, data)
                 if offset + size == file.size:
-                    self._check(file, running, whole)
+                    self._check(file, self._running, whole)
                     self._landing.end()
-                else:
-                    self._offsets[index] = (offset + size, running)
             breathe()
 
     def finish(self) -> int:

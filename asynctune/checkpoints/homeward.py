@@ -11,7 +11,7 @@ import asyncio
 import os
 import stat
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import google_crc32c
 
@@ -21,11 +21,12 @@ from asynctune.checkpoints.offering import Offer
 from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.checkpoints.travelling import (
     PIECE_BYTES,
-    PIECES_AT_ONCE,
+    PIECE_OVERHEAD,
     WINDOW_BYTES,
     Call,
     CallWindow,
     argument,
+    batched,
     listed,
     number,
     travel_errors,
@@ -39,8 +40,6 @@ __all__ = ["abandon_tree", "send_tree"]
 
 Piece = list[Any]
 """Number of the file, offset, crc32c, bytes."""
-
-_PIECE_OVERHEAD: Final = 512
 
 
 async def send_tree(
@@ -169,7 +168,7 @@ async def _send(
                 while pieces := await reading:
                     reading = read()  # while these are packed and sent
                     size = sum(len(piece[-1]) for piece in pieces)
-                    window_size = size + _PIECE_OVERHEAD * len(pieces)
+                    window_size = size + PIECE_OVERHEAD * len(pieces)
                     await window.start("home.chunks", {"id": name, "pieces": pieces}, window_size, size)
             finally:
                 await to_the_end(asyncio.gather(reading, return_exceptions=True))
@@ -204,21 +203,11 @@ class _Source:
             StorageError: A file is not what the manifest says; not retryable.
             OSError: A file cannot be read.
         """
-        batch: list[Piece] = []
-        size = 0
+        return batched(self._wanted(told, chunk_bytes), lambda piece: len(piece[-1]), chunk_bytes)
+
+    def _wanted(self, told: Mapping[str, Any], chunk_bytes: int) -> Generator[Piece, None, None]:
         for index, offset, crc32c in self._missing(told):
-            left = self._expected[index].size_bytes - offset
-            if batch and (size + left > chunk_bytes or len(batch) == PIECES_AT_ONCE):
-                yield batch
-                batch, size = [], 0
-            for piece in self._pieces(index, offset, crc32c, chunk_bytes):
-                if batch and size + len(piece[-1]) > chunk_bytes:
-                    yield batch
-                    batch, size = [], 0
-                batch.append(piece)
-                size += len(piece[-1])
-        if batch:
-            yield batch
+            yield from self._pieces(index, offset, crc32c, chunk_bytes)
 
     def _missing(self, told: Mapping[str, Any]) -> Iterator[tuple[int, int, int]]:
         """Number of each file that is not complete there, how much of it is, and the checksum of that."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any, Final, Self, TypeVar
 
 import google_crc32c
@@ -21,10 +21,12 @@ from asynctune.errors import ConfigError, StorageError
 __all__ = [
     "PIECES_AT_ONCE",
     "PIECE_BYTES",
+    "PIECE_OVERHEAD",
     "WINDOW_BYTES",
     "Call",
     "CallWindow",
     "argument",
+    "batched",
     "check_piece",
     "listed",
     "number",
@@ -42,8 +44,40 @@ PIECE_BYTES: Final = 1 << 20
 PIECES_AT_ONCE: Final = 128
 """The most pieces in one call."""
 
+PIECE_OVERHEAD: Final = 512
+"""For how many bytes a piece counts besides its own, in what is under way."""
+
 WINDOW_BYTES: Final = 16 << 20
 """How many bytes may be in calls that are not answered yet."""
+
+
+def batched(
+    pieces: Generator[T, None, None],
+    size_of: Callable[[T], int],
+    most_bytes: int,
+    kind_of: Callable[[T], object] = lambda _: None,
+) -> Generator[list[T], None, None]:
+    """Pieces in their order, as many of one kind at a time as fit into one call. Closed, it closes what makes them.
+
+    Args:
+        pieces: What is to be sent, or asked for; none has more than `most_bytes`.
+        size_of: The bytes of one.
+        most_bytes: The most bytes in one call.
+        kind_of: Those that differ in it go in different calls.
+    """
+    batch: list[T] = []
+    total = 0
+    with closing(pieces):
+        for piece in pieces:
+            size = size_of(piece)
+            is_full = total + size > most_bytes or len(batch) == PIECES_AT_ONCE
+            if batch and (is_full or kind_of(piece) != kind_of(batch[0])):
+                yield batch
+                batch, total = [], 0
+            batch.append(piece)
+            total += size
+    if batch:
+        yield batch
 
 
 class CallWindow:

@@ -22,11 +22,13 @@ from asynctune.breathing import breathe
 from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.travelling import (
     PIECE_BYTES,
+    PIECE_OVERHEAD,
     PIECES_AT_ONCE,
     WINDOW_BYTES,
     Call,
     CallWindow,
     argument,
+    batched,
     listed,
     travel_errors,
 )
@@ -43,7 +45,6 @@ logger = logging.getLogger("asynctune")
 # Kernels keep times in steps of up to 10 ms: a file that changes again within one looks unchanged.
 _TOO_FRESH_S: Final = 0.05
 _ROUNDS: Final = 3
-_PIECE_OVERHEAD: Final = 512
 _DATA: Final = 4  # where the bytes are in a piece
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 
@@ -181,6 +182,8 @@ class FileSender:
         async def answered(answer: Mapping[str, Any], parcels: list[_Parcel]) -> None:
             nonlocal total
             refused.update(argument(answer, "refused", list) if "refused" in answer else ())
+            for path, why in listed(answer, "unfit", (str, str)) if "unfit" in answer else []:
+                self._cannot_travel(path, ConfigError(f"the head cannot take it: {why}"))
             for parcel in parcels:
                 # What follows something refused is of no use, though the file may happen to end where it goes.
                 if parcel.path not in refused:
@@ -196,7 +199,7 @@ class FileSender:
                         self._sent[parcel.path] = replace(known, sure=False)
                     if batch[0].op:
                         pieces = [parcel.piece for parcel in batch]
-                        size = sum(len(piece[_DATA]) + _PIECE_OVERHEAD for piece in pieces)
+                        size = sum(len(piece[_DATA]) + PIECE_OVERHEAD for piece in pieces)
                         await window.start(batch[0].op, {"pieces": pieces}, size, batch)
                     else:
                         self._sent |= {parcel.path: parcel.after for parcel in batch}
@@ -231,21 +234,18 @@ class FileSender:
 
     def _batches(self, changed: Iterable[_Changed]) -> Generator[list[_Parcel], None, None]:
         """Parcels of one operation, as many at a time as fit into one call."""
-        batch: list[_Parcel] = []
-        size = 0
-        for each in changed:
-            for parcel in self._parcels(each):
-                more = len(parcel.piece[_DATA])
-                full = size + more > self._chunk_bytes or len(batch) == PIECES_AT_ONCE
-                if batch and (full or parcel.op != batch[0].op):
-                    yield batch
-                    batch, size = [], 0
-                batch.append(parcel)
-                size += more
-        if batch:
-            yield batch
+        return batched(
+            self._parcels(changed),
+            lambda parcel: len(parcel.piece[_DATA]),
+            self._chunk_bytes,
+            lambda parcel: parcel.op,
+        )
 
-    def _parcels(self, each: _Changed) -> Generator[_Parcel, None, None]:
+    def _parcels(self, changed: Iterable[_Changed]) -> Generator[_Parcel, None, None]:
+        for each in changed:
+            yield from self._parcels_of(each)
+
+    def _parcels_of(self, each: _Changed) -> Generator[_Parcel, None, None]:
         try:
             fd = self._files.open_read(self._place(each.path))
         except PermissionError as error:

@@ -223,6 +223,7 @@ EMPTY = {"directories": [], "mode": 0o700, "next": -1}
             changed("away.list", **EMPTY | {"directories": [["..", 0]]}, files=[]), id="directory-up"
         ),
         pytest.param(changed("away.list", **EMPTY | {"next": 99}), id="gap"),
+        pytest.param(changed("away.list", **EMPTY | {"next": 0}, files=[]), id="no-end"),
         pytest.param(changed("away.list", mode="x"), id="mode"),
         pytest.param(changed("away.read", pieces=[]), id="no-pieces"),
         pytest.param(changed("away.read", pieces=[[0, b"", 0]] * 3), id="empty-pieces"),

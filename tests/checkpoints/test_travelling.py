@@ -8,12 +8,14 @@ import pytest
 from asynctune.checkpoints.travelling import (
     CallWindow,
     argument,
+    batched,
     check_piece,
     listed,
     number,
     travel_errors,
 )
 from asynctune.errors import ConfigError, StorageError
+from tests.checkpoints.buckets import quiet
 
 
 class Slow:
@@ -36,6 +38,36 @@ class Slow:
         return {"n": each}
 
 
+def batches(sizes: list[int], most: int = 10, kinds: str = "") -> list[list[int]]:
+    numbered = (number for number in range(len(sizes)))
+    return list(
+        batched(numbered, lambda number: sizes[number], most, lambda number: kinds[number : number + 1])
+    )
+
+
+def test_pieces_go_together_as_far_as_they_fit():
+    assert batches([]) == []
+    assert batches([4, 6, 1, 10, 0, 9, 1, 3]) == [[0, 1], [2], [3, 4], [5, 6], [7]]
+    assert batches([1] * 4, kinds="aaba") == [[0, 1], [2], [3]]
+    assert list(map(len, batches([0] * 300))) == [128, 128, 44]
+
+
+def test_batches_that_are_given_up_close_what_makes_their_pieces():
+    closed = []
+
+    def pieces():
+        try:
+            yield from (7, 7)
+        finally:
+            closed.append(True)
+
+    made = batched(pieces(), lambda size: size, 10)
+    assert next(made) == [7]
+    assert not closed
+    made.close()
+    assert closed
+
+
 async def test_calls_go_ahead_of_their_answers_as_far_as_the_window():
     slow, answers = Slow(), []
 
@@ -49,13 +81,13 @@ async def test_calls_go_ahead_of_their_answers_as_far_as_the_window():
             await window.drain()
 
     task = asyncio.create_task(all_of_them())
-    await asyncio.sleep(0.01)
+    await quiet(3)
     assert slow.asked == [0, 1]
     slow.gates[1].set()
-    await asyncio.sleep(0.01)
+    await quiet(3)
     assert not answers
     slow.gates[0].set()
-    await asyncio.sleep(0.01)
+    await quiet(3)
     assert slow.asked == [0, 1, 2, 3]
     for each in range(2, 6):
         slow.gates.setdefault(each, asyncio.Event()).set()

@@ -416,3 +416,20 @@ async def test_a_file_may_become_a_directory_and_a_directory_a_file(ends):
     write_tree(ends.node, {"b/c/d": b"8"})
     await ends.send()
     assert read_tree(ends.head) == {"a/x/y": b"5", "b/c/d": b"8", "z": b"77"}
+
+
+async def test_what_the_head_cannot_take_holds_up_no_other(ends, tmp_path, caplog):
+    (tmp_path / "elsewhere").mkdir()
+    write_tree(ends.head, {})
+    (ends.head / "data").symlink_to(tmp_path / "elsewhere")
+    write_tree(ends.node, {"a": b"1", "data/x": b"2", "data/y": b"3" * (2 * CHUNK), "z": b"4"})
+    await ends.send()
+    assert {name: (ends.head / name).read_bytes() for name in ("a", "z")} == {"a": b"1", "z": b"4"}
+    assert await ends.send() == 0
+    assert caplog.text.count("data is no directory here") == 2
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    ends.append("data/x", b"2")
+    ends.append("z", b"4")
+    await ends.send()
+    assert (ends.head / "z").read_bytes() == b"44"
+    assert caplog.text.count("data is no directory here") == 2, "once for each file"
