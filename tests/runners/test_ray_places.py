@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import urllib.request
 from contextlib import contextmanager
 
 import pytest
 
 from asynctune import ConfigError, RunConfig, SyncConfig, Tuner
-from tests.runners.ray_checking import Place, checked, experiment, inspected, left_on, rows_of, runner_for
-from tests.runners.ray_trials import LARGE_BYTES, train, train_once_failing
+from asynctune.runners.agent import Order
+from tests.runners.cluster import HEAD
+from tests.runners.ray_checking import (
+    Place,
+    checked,
+    eventually,
+    experiment,
+    fitting,
+    inspected,
+    left_on,
+    rows_of,
+    runner_for,
+)
+from tests.runners.ray_trials import LARGE_BYTES, acknowledged, train, train_once_failing
 from tests.storage.juicefs import juicefs_mounts
 from tests.storage.moto import moto_server
 
@@ -62,6 +75,59 @@ async def test_checkpoints_go_straight_to_a_bucket(cluster, tmp_path, monkeypatc
         assert not list(elsewhere.rglob("checkpoint_*"))
         env_options = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
         await inspected(uri, "verify", env={**_path(), **env_options, "AWS_DEFAULT_REGION": "us-east-1"})
+
+
+async def test_the_buckets_credentials_are_nowhere_on_a_node(cluster, tmp_path, monkeypatch):
+    """While a trial there writes to the bucket with them, and afterwards: they are in memory alone."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    orders = []
+    pack = Order.pack
+
+    def kept(self):
+        orders.append(pack(self))
+        return orders[-1]
+
+    monkeypatch.setattr(Order, "pack", kept)
+    place = Place(cluster, "credentials")
+    mark = f"its-{secrets.token_hex(8)}"
+
+    control = str(cluster.apart / "control")
+    cluster.run_in("node_b", ["sh", "-c", f"cat > {control}"], input=mark)
+
+    def traces():
+        """By node: its processes with their environments, and the files that have it; the search itself has not."""
+        look = f"cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ; echo; grep -rlaf - {cluster.root} || true"
+        found = {node: cluster.run_in(node, ["sh", "-c", look], input=mark) for node in (HEAD, *NODES)}
+        return {node: told.rpartition("\0\n")[::2] for node, told in found.items()}
+
+    with moto_server() as endpoint:
+        await asyncio.to_thread(make_bucket, endpoint)
+        options = {"endpoint_url": endpoint, "key": f"{mark}-key", "secret": f"{mark}-secret"}
+        sync = SyncConfig(
+            upload_dir=f"s3://{BUCKET}/safe", storage_options={**options, "region": "us-east-1"}
+        )
+        runner = runner_for(place, resources_per_trial={"node_b": 1})
+        tuner = experiment(place, train, trials=1, sync=sync, runner=runner, n=10, s=0.2)
+        async with fitting(tuner) as running:
+            await eventually(lambda: len(next(iter(acknowledged(place.log).values()), ())) >= 2)
+            meanwhile = await asyncio.to_thread(traces)
+            assert not running.done()
+            results = await running
+        afterwards = await asyncio.to_thread(traces)
+        processes, _ = meanwhile["node_b"]
+        assert "ray::_Agent" in processes
+        assert "asynctune.runners.worker" in processes
+        for told in (meanwhile, afterwards):
+            assert not [node for node, (processes, _) in told.items() if mark in processes]
+            files = {node: files.split() for node, (_, files) in told.items()}
+            assert files == {HEAD: [], "node_b": [control], "node_c": []}
+        assert orders
+        assert not any(mark.encode() in order for order in orders)
+        assert all("secret" not in repr(Order.unpack(order)) for order in orders)
+        rows = await checked(results, 10, fetched=tmp_path / "fetched")
+        assert {row["where"] for row in rows[0]} == {"node_b"}
+        assert not list(place.directory.glob("*/checkpoint_*"))
 
 
 def _path():

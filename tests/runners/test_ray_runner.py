@@ -15,13 +15,11 @@ import time
 import psutil
 import pytest
 
-from asynctune import ConfigError, MissingExtraError, RayRunner, SyncConfig
-from asynctune.runners.agent import Order
+from asynctune import ConfigError, MissingExtraError, RayRunner
 from tests.killing import ROOT
 from tests.runners.cluster import why_no_cluster
 from tests.runners.ray_checking import (
     Place,
-    actors,
     eventually,
     experiment,
     runner_for,
@@ -163,43 +161,6 @@ async def test_it_leaves_the_cluster_that_it_joined(cluster):
     assert figures[2][1] <= figures[0][1] + 2, figures
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert len([node for node in cluster.nodes if cluster.processes(node)]) == 3
-
-
-async def test_nothing_in_an_order_or_on_a_node_is_a_credential(cluster, monkeypatch):
-    place = Place(cluster, "secrets")
-    orders = []
-    pack = Order.pack
-
-    def keeps(self):
-        orders.append(pack(self))
-        return orders[-1]
-
-    monkeypatch.setattr(Order, "pack", keeps)
-    runner = runner_for(place, resources_per_trial={"node_b": 1})
-    options = {"endpoint_url": "http://127.0.0.1:9", "key": "its-key-7f3a", "secret": "its-secret-9b2c"}
-    sync = SyncConfig(upload_dir="s3://bucket/some", storage_options=options)
-    await runner.start(train, {"sync_config": sync, "storage_options": options})
-    try:
-        agent = await runner._borrow(_task(place))
-        (actor,) = actors(cluster, "node_b")
-        files = cluster.run_in("node_b", ["sh", "-c", f"grep -rlE 'its-(key|secret)' {cluster.root} || true"])
-        assert files == ""
-        known = cluster.run_in("node_b", ["sh", "-c", "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ"])
-        assert "ray::_Agent" in known
-        assert "its-" not in known
-        assert actor.is_running()
-        await runner._end(agent)
-    finally:
-        await runner.aclose()
-    assert orders
-    assert not any(b"its-" in order for order in orders)
-    assert all("secret" not in repr(Order.unpack(order)) for order in orders)
-
-
-def _task(place):
-    from asynctune import TrialTask  # noqa: PLC0415
-
-    return TrialTask(trial_id="t", trial_name="t", trial_dir=str(place.local_dir), config={})
 
 
 async def test_resources_that_no_node_has_are_told_and_ctrl_c_ends_the_wait(cluster):
