@@ -1,7 +1,7 @@
 """Owns the directory of an agent on its node: where trials write that do not see the driver's. Blocking.
 
 Each agent has its own, and holds a lock beside it. One whose agent was killed has nobody who holds that, and is swept
-by the next agent on that node: what a dead node had not handed over is of no use to anybody.
+by the next agent that begins or ends on that node: what a dead node had not handed over is of no use to anybody.
 
 A directory that cannot be made is told in one of two ways. What is wrong with the path or with who may write there is
 a setting, which fails on this node however often it is tried: it ends the experiment. What the machine is in
@@ -106,10 +106,12 @@ class NodeDirectory:
             ) from error
 
     def remove(self) -> None:
-        """Remove it with all in it, and let go of it. Again: does nothing."""
+        """Remove it with all in it, and let go of it; sweep those that nobody holds. Again: does nothing."""
         if self._lock is not None:
             _sweep(self.path, self._lock)
             self._lock = None
+            with contextlib.suppress(OSError):  # whoever comes next tries again
+                self._sweep(os.path.dirname(self.path))
 
     def _sweep(self, parent: str) -> None:
         for name in os.listdir(parent):

@@ -68,6 +68,29 @@ def test_what_a_killed_agent_left_is_swept_by_the_next(tmp_path):
     directory.remove()
 
 
+def test_what_a_killed_agent_left_is_swept_by_one_that_ends(tmp_path):
+    """It was there before, so nobody else may ever come."""
+    directory = NodeDirectory(str(tmp_path), "longer")
+    directory.make()
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=Path(__file__).parents[2], check=False)
+    assert len(names(tmp_path)) == 4
+    directory.remove()
+    assert names(tmp_path) == []
+
+
+def test_an_end_is_none_for_what_it_cannot_sweep(tmp_path, monkeypatch):
+    directory = NodeDirectory(str(tmp_path), "one")
+    directory.make()
+
+    def fails(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    monkeypatch.setattr(os, "listdir", fails)
+    directory.remove()
+    monkeypatch.undo()
+    assert names(tmp_path) == []
+
+
 def test_what_cannot_be_swept_yet_is_swept_later(tmp_path, monkeypatch):
     """Its lock stays, by which it is found."""
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=Path(__file__).parents[2], check=False)
@@ -75,7 +98,10 @@ def test_what_cannot_be_swept_yet_is_swept_later(tmp_path, monkeypatch):
         broken.setattr("shutil.rmtree", lambda *args, **options: None)
         directory = NodeDirectory(str(tmp_path), "next")
         directory.make()
-    directory.remove()
+        assert "agent-killed" in names(tmp_path)
+        broken.undo()
+        broken.setattr(directory, "_sweep", lambda parent: None)
+        directory.remove()
     assert names(tmp_path) == ["agent-killed", "agent-killed.lock"]
     directory = NodeDirectory(str(tmp_path), "next")
     directory.make()
