@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import socket
 import urllib.request
 from collections import Counter
@@ -26,7 +27,8 @@ from asynctune import (
     Tuner,
     session,
 )
-from asynctune.checkpoints import homecoming
+from asynctune.checkpoints import homecoming, lending
+from asynctune.runners.agents import AgentHandle
 from asynctune.runners.remote import RemoteRunner
 from tests.runners.local_engine import LocalEngine
 from tests.storage.moto import moto_server
@@ -71,6 +73,26 @@ def calls(monkeypatch):
         return await real(self, op, arguments)
 
     monkeypatch.setattr(homecoming.TreeReceiver, "handle", handle)
+    return seen
+
+
+@pytest.fixture
+def lent(monkeypatch):
+    """How often each operation of a checkpoint that a trial goes on from was asked of the driver."""
+    seen: Counter[str] = Counter()
+    real = lending.TreeSource.handle
+
+    async def handle(self, op, arguments):
+        seen[op] += self._look is None
+        return await real(self, op, arguments)
+
+    async def restore(self, *arguments, **settings):
+        seen["restore"] += 1
+        return await restored(self, *arguments, **settings)
+
+    restored = ExperimentStore.restore_checkpoint
+    monkeypatch.setattr(lending.TreeSource, "handle", handle)
+    monkeypatch.setattr(ExperimentStore, "restore_checkpoint", restore)
     return seen
 
 
@@ -198,6 +220,44 @@ async def test_what_is_not_shared_ends_the_experiment_in_order(experiment, tmp_p
     assert [len(rows(each.path)) for each in results] == [4, 4]
 
 
+@pytest.mark.parametrize("shared", [True, False], ids=["declared", "seen"])
+async def test_what_all_machines_share_is_read_by_the_node(experiment, lent, shared):
+    """Where `syncer=None` says that they do; else the driver makes a copy there, for any node."""
+    results = await experiment(
+        trainables.with_directory,
+        engine=LocalEngine(apart=False, nodes=NODES),
+        failures=1,
+        run={"sync_config": SyncConfig(syncer=None if shared else "auto")},
+        space={"die_at": 3, "signal": "SIGKILL"},
+    ).fit()
+    assert [len(rows(each.path)) for each in results] == [4]
+    assert lent["restore"] == (0 if shared else 1)
+    assert not lent["away.read"]
+
+
+async def test_a_damaged_one_on_what_is_shared_gives_way_to_the_one_before(
+    experiment, lent, caplog, monkeypatch
+):
+    async def run_damaged(self, task, *arguments, **settings):
+        if task.place is not None:
+            await asyncio.to_thread(Path(task.place.path, "state.json").write_text, "{}", "ascii")
+        await run(self, task, *arguments, **settings)
+
+    run = AgentHandle.run
+    monkeypatch.setattr(AgentHandle, "run", run_damaged)
+    [result] = await experiment(
+        trainables.with_directory,
+        engine=LocalEngine(apart=False, nodes=NODES),
+        failures=1,
+        run={"sync_config": SyncConfig(syncer=None)},
+        space={"die_at": 3, "signal": "SIGKILL"},
+    ).fit()
+    assert re.search(r"by way of this machine: node-a .* cannot read .* state.json", caplog.text)
+    assert re.search(r"goes on from its older checkpoint [12]\b", caplog.text)
+    assert lent["restore"] == 1
+    assert [row["training_iteration"] for row in rows(result.path)] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("keep", [None, 1, 2], ids=["all", "one", "two"])
 async def test_late_checkpoints_come_in_rounds_and_at_the_end(experiment, keep, calls):
     """Those that retention would drop at once are not sent."""
@@ -234,7 +294,7 @@ SECRET = "so-very-secret-a-key"
 
 @pytest.mark.parametrize("sync_on_checkpoint", [True, False], ids=["at-once", "late"])
 async def test_checkpoints_go_straight_to_the_bucket(
-    experiment, endpoint, tmp_path, calls, monkeypatch, caplog, sync_on_checkpoint
+    experiment, endpoint, tmp_path, calls, lent, monkeypatch, caplog, sync_on_checkpoint
 ):
     """And a trial that starts again elsewhere has its checkpoint; an empty machine restores all of it."""
     caplog.set_level(logging.DEBUG)
@@ -266,7 +326,10 @@ async def test_checkpoints_go_straight_to_the_bucket(
     [result] = results
     assert result.error is None
     assert [row["training_iteration"] for row in rows(result.path)] == [1, 2, 3, 4]
+    steps = [each.step for each, _ in result.best_checkpoints]
+    assert steps[-1] == 4
     assert calls == {}
+    assert not any(lent.values())
     assert checkpoints_in(result.path) == []
     assert seen
     assert SECRET not in "".join(seen)
@@ -282,9 +345,7 @@ async def test_checkpoints_go_straight_to_the_bucket(
         run_config=RunConfig(verbose=0),
     )
     [result] = await restored.fit()
-    assert (
-        [each.step for each in result.checkpoints] == [1, 2, 3, 4] if hasattr(result, "checkpoints") else True
-    )
+    assert [each.step for each, _ in result.best_checkpoints] == steps
     async with ExperimentStore.open(f"{prefix}/e", "read", storage_options=options) as store:
         [trial] = store.trials
         path = await store.fetch(store.checkpoints(trial.trial_id)[-1], to=tmp_path / "fetched")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from asynctune import (
     CheckpointConfig,
+    CheckpointNotFoundError,
     ConfigError,
     ExperimentStore,
     FailureConfig,
@@ -22,6 +26,7 @@ from asynctune import (
     grid_search,
     session,
 )
+from asynctune.trial import MANIFEST_FILE
 from asynctune.tuning import driving
 from asynctune.tuning.waiting import DECIDED
 from tests.tuning import trainables
@@ -435,3 +440,100 @@ async def test_what_ends_the_experiment_leaves_its_trials_to_go_on(tmp_path):
         await tuner.fit()
     async with ExperimentStore.open(tmp_path / "exp", mode="read") as store:
         assert [(each.status, each.num_failures) for each in store.trials] == [(TrialStatus.PENDING, 0)] * 2
+
+
+class Fetches(InlineRunner):
+    """One whose machines read checkpoints where they are; what `reads` says of each."""
+
+    def __init__(self, reads=lambda place: True):
+        super().__init__()
+        self.reads = reads
+        self.tasks = []
+
+    def can_fetch(self, place, copy):
+        assert copy is None
+        return True
+
+    async def run_trial(self, task, report):
+        self.tasks.append(task)
+        if task.place is not None:
+            assert task.checkpoint is None
+            if not await asyncio.to_thread(self.reads, task.place):
+                raise CheckpointNotFoundError("node-a cannot read it")
+            private = Path(task.place.path).parent / "private"
+            await asyncio.to_thread(shutil.copytree, task.place.path, private)
+            task = replace(task, checkpoint=replace(task.place.checkpoint, path=private), place=None)
+        await super().run_trial(task, report)
+
+
+def failing_once_on(tmp_path, runner):
+    return Tuner(
+        trainables.failing_once,
+        run_config=RunConfig(
+            name="exp", local_dir=tmp_path, verbose=0, failure_config=FailureConfig(max_failures=1)
+        ),
+        runner=runner,
+    )
+
+
+async def iterations_of(result):
+    return [row["training_iteration"] for row in await result.history()]
+
+
+async def test_a_runner_that_can_is_told_where_the_checkpoint_is(tmp_path, monkeypatch):
+    async def refuse(*_arguments):
+        raise AssertionError("this machine carries nothing")
+
+    monkeypatch.setattr(ExperimentStore, "restore_checkpoint", refuse)
+    runner = Fetches()
+    [result] = await failing_once_on(tmp_path, runner).fit()
+    assert await iterations_of(result) == [1, 2, 3, 4, 5, 6, 7]
+    first, second = runner.tasks
+    assert (first.place, first.checkpoint) == (None, None)
+    assert second.iteration == 3
+    place = second.place
+    assert (place.checkpoint.step, place.checkpoint.path) == (3, None)
+    assert place.directory == f"{result.path.name}/checkpoint_000003"
+    assert place.path == str(result.path / "checkpoint_000003")
+    assert not place.is_in_copy
+
+
+async def test_what_it_cannot_read_is_brought_here(tmp_path, caplog):
+    runner = Fetches(lambda place: False)
+    [result] = await failing_once_on(tmp_path, runner).fit()
+    assert await iterations_of(result) == [1, 2, 3, 4, 5, 6, 7]
+    assert [(task.place is None, task.checkpoint is None) for task in runner.tasks] == [
+        (True, True),
+        (False, True),
+        (True, False),
+    ]
+    assert "by way of this machine: node-a cannot read it" in caplog.text
+    async with ExperimentStore.open(tmp_path / "exp", mode="read") as store:
+        assert [each.num_failures for each in store.trials] == [1], "that alone is no failure"
+
+
+async def test_what_is_damaged_where_it_is_gives_way_to_what_was_before(tmp_path):
+    """And the rows after it are cut, as ever."""
+
+    def damage(place):
+        Path(place.path, MANIFEST_FILE).unlink()
+        return False
+
+    [result] = await failing_once_on(tmp_path, Fetches(damage)).fit()
+    assert result.status == "ERROR", "it fails at its fifth iteration whenever it starts over"
+    assert await iterations_of(result) == [1, 2, 3, 4]
+
+
+async def test_an_error_of_that_kind_later_on_ends_the_experiment(tmp_path):
+    class Loses(Fetches):
+        async def run_trial(self, task, report):
+            await super().run_trial(task, report)
+            raise CheckpointNotFoundError("whatever that is")
+
+    with pytest.raises(CheckpointNotFoundError, match="whatever that is"):
+        await Tuner(
+            trainables.coroutine,
+            param_space={"x": 1},
+            run_config=RunConfig(name="exp", local_dir=tmp_path, verbose=0),
+            runner=Loses(),
+        ).fit()
