@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from contextlib import suppress
+from typing import Any, Final, TypeAlias, TypeVar
 
+from asynctune.checkpoints.disk import to_the_end
 from asynctune.errors import ConfigError, MissingExtraError, TrialFailedError
 from asynctune.runners.agent import run_agent
 from asynctune.runners.ray_connection import RayConnection, first_of, join, last_of, refuse_client
@@ -22,10 +25,13 @@ __all__ = ["RayRunner"]
 
 logger = logging.getLogger("asynctune")
 
+_ANSWERS_WITHIN_S: Final = 10.0
 _BETWEEN_S: Final = 1.0
 _LOOK_S: Final = 10.0
 _MORE_PLACES: Final = 3
 _NEVER_RAN: Final = "The actor never ran"
+
+T = TypeVar("T")
 
 _Started: TypeAlias = tuple[Any, Any, Any]
 
@@ -91,8 +97,10 @@ class _RayEngine:
         self._ray: RayConnection | None = None
         self._capacity = 1
         self._actor: Any = None
-        self._looking = asyncio.Lock()
         self._has_placed = False
+        self._looking = asyncio.Lock()
+        self._calls: set[asyncio.Future[Any]] = set()
+        """Threads that ask Ray something."""
 
     @property
     def capacity(self) -> int:
@@ -103,6 +111,7 @@ class _RayEngine:
         """Connect to Ray, or start it."""
         if importlib.util.find_spec("ray") is None:
             raise MissingExtraError("ray", "ray", "RayRunner")
+        self._looking = asyncio.Lock()  # another event loop's, perhaps
         self._connecting = asyncio.ensure_future(asyncio.to_thread(self._connect))
         return await asyncio.shield(self._connecting)
 
@@ -120,7 +129,7 @@ class _RayEngine:
         if self._actor is None:
             raise TrialFailedError("Ray was not started")
         try:
-            return await asyncio.to_thread(self._launch, order)
+            return await self._launched(order)
         except ConfigError:
             raise
         except (
@@ -132,6 +141,27 @@ class _RayEngine:
             ) from error
         except Exception as error:
             raise TrialFailedError(f"Ray cannot make an actor: {type(error).__name__}: {error}") from error
+
+    async def _launched(self, order: bytes) -> _Placement:
+        launching = self.begun(lambda: self._launch(order))
+        try:
+            return await asyncio.shield(launching)
+        except asyncio.CancelledError:
+            launching.add_done_callback(self._unwanted)
+            raise
+
+    def _unwanted(self, launching: asyncio.Future[_Placement]) -> None:
+        """Who wanted an actor was cancelled while it was made."""
+        if not launching.cancelled() and launching.exception() is None:
+            self.begun(launching.result().end)
+
+    def begun(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Ask Ray something, in a thread; the connection is not left before it has answered, whoever is cancelled."""
+        call = asyncio.ensure_future(asyncio.to_thread(function))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        call.add_done_callback(lambda each: each.cancelled() or each.exception())
+        return call
 
     def _launch(self, order: bytes) -> _Placement:
         connection, made = self._ray, self._actor
@@ -179,7 +209,7 @@ class _RayEngine:
         try:
             while not (await asyncio.wait([waiting], timeout=_LOOK_S))[0]:
                 async with self._looking:
-                    await asyncio.to_thread(self._look)
+                    await asyncio.shield(self.begun(self._look))
             await waiting
         finally:
             waiting.cancel()
@@ -192,11 +222,21 @@ class _RayEngine:
 
     async def aclose(self) -> None:
         """Leave the cluster, if this has joined it; what this has started ends."""
-        if self._connecting is not None:  # who was cancelled meanwhile leaves it under way
-            await asyncio.wait([self._connecting])
-            if not self._connecting.cancelled() and self._connecting.exception() is not None:
-                logger.debug("Ray was not reached: %s", self._connecting.exception())
-            self._connecting = None
+        await to_the_end(self._close())
+
+    async def _close(self) -> None:
+        connecting, self._connecting = self._connecting, None
+        if (
+            connecting is not None and not connecting.done()
+        ):  # who was cancelled meanwhile leaves it under way
+            await asyncio.wait([connecting])
+        if connecting is not None and not connecting.cancelled() and connecting.exception() is not None:
+            logger.debug("Ray was not reached: %s", connecting.exception())
+        # What is asked of Ray once it is left, it connects by itself for.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ANSWERS_WITHIN_S):
+                while self._calls:
+                    await asyncio.wait(set(self._calls))
         connection, self._ray = self._ray, None
         self._actor = None
         if connection is not None:
@@ -217,6 +257,8 @@ class _Placement:
         self._connection = connection
         self._engine = engine
         self._again = _MORE_PLACES
+        self._changing = threading.Lock()
+        self._is_over = False
         self._actor, self._ready, self._running = start()
 
     async def ended(self) -> str:
@@ -240,14 +282,14 @@ class _Placement:
                 # The network may be cut, or the node is dead and Ray does not know it yet.
                 await asyncio.sleep(_BETWEEN_S)
                 try:
-                    asked = await asyncio.to_thread(self._asked)
+                    asked = await asyncio.shield(self._engine.begun(self._asked))
                 except TrialFailedError as error:
                     return f"is out of reach: {error}"
             except RayActorError as error:
                 if self._again > 0 and _NEVER_RAN in str(error):
                     self._again -= 1
                     logger.info("an agent was not started, and is started elsewhere: %s", error)
-                    self._actor, self._ready, self._running = await asyncio.to_thread(self._start)
+                    await asyncio.shield(self._engine.begun(self._start_again))
                     asked = None
                     continue
                 return f"is gone: {first_of(str(error))}"
@@ -265,21 +307,29 @@ class _Placement:
     async def kill(self) -> None:
         """End the actor."""
         self._again = 0
-        await asyncio.to_thread(self._kill)
+        await asyncio.shield(self._engine.begun(self.end))
 
-    def _kill(self) -> None:
+    def _start_again(self) -> None:
+        with self._changing:
+            if not self._is_over:
+                self._actor, self._ready, self._running = self._start()
+
+    def end(self) -> None:
+        """End the actor, and start none in its place. Blocking."""
         import ray  # noqa: PLC0415 - few have it
 
-        try:
-            self._connection.check()
-            ray.kill(self._actor, no_restart=True)
-        except (
-            TrialFailedError,
-            ValueError,
-            RuntimeError,
-            ConnectionError,
-        ) as error:  # it is gone, or Ray is
-            logger.debug("an actor could not be killed: %s", error)
+        with self._changing:
+            self._is_over = True
+            try:
+                self._connection.check()
+                ray.kill(self._actor, no_restart=True)
+            except (
+                TrialFailedError,
+                ValueError,
+                RuntimeError,
+                ConnectionError,
+            ) as error:  # it is gone, or Ray is
+                logger.debug("an actor could not be killed: %s", error)
 
 
 async def _answer(asked: Any) -> Any:
