@@ -16,10 +16,10 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from asynctune.checkpoints.arriving import ArrivalPlace, ArrivingCheckpoint, InBucket
 from asynctune.checkpoints.bucket_side import BucketSide
@@ -79,20 +79,14 @@ class ArrivingCommits:
             each.reschedule(asyncio.get_running_loop().time())
 
     async def adopt(
-        self,
-        trial_id: str,
-        arriving: ArrivingCheckpoint,
-        *,
-        trial_name: str,
-        attempt: int = 0,
-        plain: bool = True,
-        step: int | None = None,
-        metrics: Mapping[str, Any] | None = None,
-        timeline: Mapping[str, Any] | None = None,
+        self, wanted: Wanted, arriving: ArrivingCheckpoint, step: int | None = None
     ) -> Checkpoint | None:
         """Wait for a checkpoint, and commit it; `None`: it does not come, and its step is free.
 
-        Arguments as for `TrialCheckpoints.save`.
+        Args:
+            wanted: What it is to be, as of the call.
+            arriving: What brings it.
+            step: As for `TrialCheckpoints.save`.
 
         Raises:
             CheckpointExistsError: As for `TrialCheckpoints.save`.
@@ -101,9 +95,6 @@ class ArrivingCommits:
             StorageError: The disk or the bucket said no.
             StoreClosedError: The close came first.
         """
-        wanted = Wanted.of(
-            trial_id, trial_name, attempt=attempt, plain=plain, metrics=metrics, timeline=timeline
-        )
         self._check_open(wanted)
         async with self._committer.order(wanted, step) as turn:
             self._check_open(wanted)  # while it waited for its turn

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 from asynctune.checkpoints.breathing import FILES_BETWEEN_BREATHS, breathe
-from asynctune.checkpoints.disk import DiskThreads
+from asynctune.checkpoints.disk import DiskThreads, some_threads
 from asynctune.checkpoints.landing import Landing
 from asynctune.checkpoints.manifest import ManifestError, check_paths
 from asynctune.checkpoints.travelling import (
@@ -75,25 +75,18 @@ async def fetch_tree(
         StorageError: A disk refuses, or a file is damaged.
         ConfigError: The directory is not empty, or what came makes no sense.
     """
-    own = DiskThreads(2) if threads is None else None
-    threads = own or threads
-    assert threads is not None
     path = os.fspath(to)
-    try:
-        with travel_errors("fetch a checkpoint from the head", path):
-            copy = await threads.run(_Copy, path, LocalFiles() if files is None else files, check)
-            try:
-                await threads.run(copy.make)
-                await _list(call, threads, copy)
-                await _read(call, threads, copy, window_bytes, min(chunk_bytes, PIECE_BYTES), progress)
-                size = await threads.run(copy.finish)
-            except BaseException as error:
-                await _clear(threads, copy, error)
-                raise
-            return size
-    finally:
-        if own is not None:
-            own.close()
+    with some_threads(threads) as disk, travel_errors("fetch a checkpoint from the head", path):
+        copy = await disk.run(_Copy, path, LocalFiles() if files is None else files, check)
+        try:
+            await disk.run(copy.make)
+            await _list(call, disk, copy)
+            await _read(call, disk, copy, window_bytes, min(chunk_bytes, PIECE_BYTES), progress)
+            size = await disk.run(copy.finish)
+        except BaseException as error:
+            await _clear(threads, copy, error)
+            raise
+        return size
 
 
 async def _list(call: Call, threads: DiskThreads, copy: _Copy) -> None:

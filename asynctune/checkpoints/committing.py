@@ -44,12 +44,12 @@ class Wanted:
         trial_id: str,
         trial_name: str,
         *,
-        attempt: int,
-        plain: bool,
-        metrics: Mapping[str, Any] | None,
-        timeline: Mapping[str, Any] | None,
+        attempt: int = 0,
+        plain: bool = True,
+        metrics: Mapping[str, Any] | None = None,
+        timeline: Mapping[str, Any] | None = None,
     ) -> Wanted:
-        """Take it from a caller, whose later changes to `metrics` change nothing.
+        """Take it from a caller, whose later changes to `metrics` change nothing. See `TrialCheckpoints.save`.
 
         Raises:
             ConfigError: The metrics cannot be stored, or the name or attempt cannot be part of a path.

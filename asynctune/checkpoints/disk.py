@@ -18,7 +18,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 from asynctune.errors import ConfigError, StorageError
 from asynctune.files import is_disk_full
 
-__all__ = ["DiskThreads", "SourceError", "disk_errors", "path_text", "to_the_end"]
+__all__ = ["DiskThreads", "SourceError", "disk_errors", "path_text", "some_threads", "to_the_end"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,6 +79,17 @@ class DiskThreads:
     def close(self) -> None:
         """Let idle threads go; call it when nothing is under way."""
         self._pool.shutdown(wait=False)
+
+
+@contextmanager
+def some_threads(given: DiskThreads | None) -> Iterator[DiskThreads]:
+    """Those that are given, or two of its own until the end of the block."""
+    threads = DiskThreads(2) if given is None else given
+    try:
+        yield threads
+    finally:
+        if given is None:
+            threads.close()
 
 
 async def to_the_end(work: Awaitable[T]) -> T:

@@ -15,7 +15,7 @@ from typing import Any
 
 import google_crc32c
 
-from asynctune.checkpoints.disk import DiskThreads, to_the_end
+from asynctune.checkpoints.disk import DiskThreads, some_threads, to_the_end
 from asynctune.checkpoints.manifest import Manifest, ManifestFile
 from asynctune.checkpoints.offering import Offer
 from asynctune.checkpoints.staging import StagedCheckpoint
@@ -74,33 +74,26 @@ async def send_tree(
         ConfigError: The head cannot take such a checkpoint.
     """
     files = LocalFiles() if files is None else files
-    own = DiskThreads(2) if threads is None else None
-    threads = own or threads
-    assert threads is not None
-    try:
-        with travel_errors("send a checkpoint to the head", staged.path):
-            manifest = await threads.run(_canonical, staged)
-            encoded = await threads.run(_offer, staged.path, manifest)
-            source = _Source(files, staged.path, manifest.files)
-            failed = 0
-            while True:
-                told = await _announce(call, identity(staged), encoded, chunk_bytes)
-                if "path" in told:  # all was there already
-                    break
-                batches = source.batches(told, chunk_bytes)
-                try:
-                    await _send(call, threads, batches, identity(staged), window_bytes, progress)
-                    told = await call("home.finish", {"id": identity(staged)})
-                    break
-                except StorageError as error:
-                    failed += 1
-                    if not error.retryable or failed >= attempts:
-                        raise
-            value = StagedCheckpoint(argument(told, "path", str), manifest)
-            return await threads.run(value.to_value)
-    finally:
-        if own is not None:
-            own.close()
+    with some_threads(threads) as disk, travel_errors("send a checkpoint to the head", staged.path):
+        manifest = await disk.run(_canonical, staged)
+        encoded = await disk.run(_offer, staged.path, manifest)
+        source = _Source(files, staged.path, manifest.files)
+        failed = 0
+        while True:
+            told = await _announce(call, identity(staged), encoded, chunk_bytes)
+            if "path" in told:  # all was there already
+                break
+            batches = source.batches(told, chunk_bytes)
+            try:
+                await _send(call, disk, batches, identity(staged), window_bytes, progress)
+                told = await call("home.finish", {"id": identity(staged)})
+                break
+            except StorageError as error:
+                failed += 1
+                if not error.retryable or failed >= attempts:
+                    raise
+        value = StagedCheckpoint(argument(told, "path", str), manifest)
+        return await disk.run(value.to_value)
 
 
 async def abandon_tree(call: Call, staged: StagedCheckpoint) -> None:

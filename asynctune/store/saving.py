@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, overload
 
 from asynctune.checkpoints.arriving import ArrivingCheckpoint
+from asynctune.checkpoints.committing import Wanted
 from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.store.readable import ReadableStore
 from asynctune.store.runs import reported
@@ -77,7 +78,7 @@ class SavingStore(ReadableStore):
         """
         place = self._place(trial_id, metrics)
         if isinstance(manifest, ArrivingCheckpoint):
-            return await self._checkpoints.arrivals.adopt(trial_id, manifest, step=step, **place)
+            return await self._checkpoints.arrivals.adopt(Wanted.of(trial_id, **place), manifest, step)
         return await self._checkpoints.adopt(trial_id, manifest, step=step, **place)
 
     async def clone_checkpoint(

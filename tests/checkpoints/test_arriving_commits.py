@@ -12,7 +12,7 @@ import pytest
 
 from asynctune.checkpoints import arriving_commits
 from asynctune.checkpoints.arriving import ArrivalPlace, InBucket
-from asynctune.checkpoints.committing import MAX_COPIES
+from asynctune.checkpoints.committing import MAX_COPIES, Wanted
 from asynctune.checkpoints.staging import StagedCheckpoint, stage_for_adoption
 from asynctune.clock import SystemClock
 from asynctune.config import CheckpointConfig
@@ -56,10 +56,11 @@ def worker(room: Room, name: str = "node", **options: Any) -> Worker:
     return Worker(room.path.parent / name, **{"storage": storage, **options})
 
 
-def adopt(room: Room, brings: Worker, trial_id: str = "t", **options: Any) -> asyncio.Task[Any]:
-    return asyncio.ensure_future(
-        room.catalog.arrivals.adopt(trial_id, brings.checkpoint, **{"trial_name": trial_id, **options})
-    )
+def adopt(
+    room: Room, brings: Worker, trial_id: str = "t", step: int | None = None, **options: Any
+) -> asyncio.Task[Any]:
+    wanted = Wanted.of(trial_id, trial_id, **options)
+    return asyncio.ensure_future(room.catalog.arrivals.adopt(wanted, brings.checkpoint, step))
 
 
 async def brought(room: Room, step: int, trial_id: str = "t", **options: Any) -> Any:
@@ -591,7 +592,7 @@ async def test_cancelled_at_every_await_it_is_committed_whole_or_not_at_all(tmp_
             await room.catalog.reconcile([])
             room.watch()
             brings = worker(room, storage=room.storage if way == "bucket" else None)
-            call = room.catalog.arrivals.adopt("t", brings.checkpoint, trial_name="t", step=1)
+            call = room.catalog.arrivals.adopt(Wanted.of("t", "t"), brings.checkpoint, 1)
             ended = await cancelled_at(call, suspension, delay)
             recorded = room.states()
             assert recorded in ({}, {1: "live"}, {1: "live+"})

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from asynctune.checkpoints.committing import Wanted
 from asynctune.config import CheckpointConfig
 from asynctune.errors import CheckpointExistsError, StorageError, UploadError
 from tests.checkpoints.bringing import SMALL, Worker
@@ -32,14 +33,8 @@ async def bring_all(room: BucketRoom, attempt: int = 0) -> None:
                 node = room.path.parent / f"{room.path.name}-{trial}-{step}-{attempt}"
                 worker = Worker(node, storage=room.storage)
                 try:
-                    await room.catalog.arrivals.adopt(
-                        trial,
-                        worker.checkpoint,
-                        trial_name=trial,
-                        step=step,
-                        attempt=attempt,
-                        plain=not attempt,
-                    )
+                    wanted = Wanted.of(trial, trial, attempt=attempt, plain=not attempt)
+                    await room.catalog.arrivals.adopt(wanted, worker.checkpoint, step)
                 except CheckpointExistsError:
                     break
                 except (StorageError, UploadError):
