@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from asynctune import ConfigError, RunConfig, SyncConfig, Tuner
+from asynctune import ConfigError, ExperimentStore, RunConfig, SyncConfig, Tuner
 from asynctune.runners.agent import Order
 from tests.runners.cluster import HEAD
 from tests.runners.ray_checking import (
@@ -23,7 +23,7 @@ from tests.runners.ray_checking import (
     rows_of,
     runner_for,
 )
-from tests.runners.ray_trials import LARGE_BYTES, acknowledged, train, train_once_failing
+from tests.runners.ray_trials import LARGE_BYTES, acknowledged, beginnings, train, train_once_failing
 from tests.storage.juicefs import juicefs_mounts
 from tests.storage.moto import moto_server
 
@@ -75,6 +75,60 @@ async def test_checkpoints_go_straight_to_a_bucket(cluster, tmp_path, monkeypatc
         assert not list(elsewhere.rglob("checkpoint_*"))
         env_options = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
         await inspected(uri, "verify", env={**_path(), **env_options, "AWS_DEFAULT_REGION": "us-east-1"})
+
+
+@pytest.fixture
+def carried(monkeypatch):
+    """Trials whose checkpoint was brought by way of this machine."""
+    restore, found = ExperimentStore.restore_checkpoint, []
+
+    async def restore_checkpoint(self, trial_id, *arguments, **settings):
+        found.append(trial_id)
+        return await restore(self, trial_id, *arguments, **settings)
+
+    monkeypatch.setattr(ExperimentStore, "restore_checkpoint", restore_checkpoint)
+    return found
+
+
+async def killed_in_the_middle(cluster, place, **settings):
+    """The results of four trials, two on each node, one of which dies; each has all rows, and each row once."""
+    tuner = experiment(place, train, trials=4, max_failures=2, num_to_keep=None, n=8, s=0.2, **settings)
+    async with fitting(tuner) as running:
+        await eventually(lambda: sum(map(len, acknowledged(place.log).values())) >= 10)
+        await asyncio.to_thread(cluster.kill_node, "node_b")
+        results = await running
+    rows = [await rows_of(result, 8) for result in results]
+    moved = [each for each in rows if {row["where"] for row in each} == {"node_b", "node_c"}]
+    assert 1 <= len(moved) <= 2
+    starts = beginnings(place.log).values()
+    assert sum(len(each) - 1 for each in starts) == len(moved)
+    assert all(at > 0 for each in starts for _, at in each[1:])
+    return results
+
+
+async def test_a_killed_node_leaves_its_trials_what_is_in_the_bucket(cluster, tmp_path, monkeypatch, carried):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    place = Place(cluster, "bucket-killed")
+    with moto_server() as endpoint:
+        await asyncio.to_thread(make_bucket, endpoint)
+        options = {"endpoint_url": endpoint, "key": "its-key", "secret": "its-secret", "region": "us-east-1"}
+        sync = SyncConfig(upload_dir=f"s3://{BUCKET}/some", storage_options=options)
+        results = await killed_in_the_middle(cluster, place, sync=sync)
+        await checked(results, 8, fetched=tmp_path / "fetched")
+        assert carried == [], "the driver carries nothing"
+        assert not list(place.directory.glob("*/checkpoint_*"))
+
+
+async def test_a_killed_node_leaves_its_trials_what_is_on_the_shared_filesystem(cluster, carried):
+    with mounted(cluster) as here:
+        place = Place(cluster, "shared-killed")
+        results = await killed_in_the_middle(
+            cluster, place, sync=SyncConfig(syncer=None), local_dir=here / "results"
+        )
+        await checked(results, 8)
+        assert carried == []
+        await inspected(here / "results" / place.name, "verify")
 
 
 async def test_the_buckets_credentials_are_nowhere_on_a_node(cluster, tmp_path, monkeypatch):
@@ -148,7 +202,7 @@ def mounted(cluster):
             try:
                 yield here
             finally:
-                for node in NODES:
+                for node in set(NODES) & set(cluster.nodes):
                     cluster.kill_node(node)
     finally:
         cluster.ensure(())
