@@ -84,7 +84,7 @@ async def fetch_tree(
             await _read(call, disk, copy, window_bytes, min(chunk_bytes, PIECE_BYTES), progress)
             size = await disk.run(copy.finish)
         except BaseException as error:
-            await _clear(threads, copy, error)
+            await _clear(disk, copy, error)
             raise
         return size
 
