@@ -18,6 +18,7 @@ import os
 import platform
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -33,6 +34,7 @@ from rich.table import Table
 
 __all__ = [
     "NOT_INSTALLED",
+    "SECONDS",
     "Cell",
     "Column",
     "Options",
@@ -47,6 +49,7 @@ __all__ = [
     "ratio",
     "run",
     "scratch",
+    "spread",
 ]
 
 Cell: TypeAlias = "float | int | str | None"
@@ -218,6 +221,19 @@ class Column:
     key: str
     title: str
     decimals: int = 2
+
+
+SECONDS: Final = (
+    Column(key="seconds", title="seconds"),
+    Column(key="fastest", title="fastest"),
+    Column(key="slowest", title="slowest"),
+)
+"""The columns of what `spread` makes."""
+
+
+def spread(seconds: Sequence[float]) -> dict[str, Cell]:
+    """The median of what several rounds took, and the extremes."""
+    return {"seconds": statistics.median(seconds), "fastest": min(seconds), "slowest": max(seconds)}
 
 
 @dataclass(frozen=True, kw_only=True)

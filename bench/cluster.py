@@ -34,6 +34,7 @@ from typing import Any, Final
 from _children import Child, child
 from _common import (
     NOT_INSTALLED,
+    SECONDS,
     Cell,
     Column,
     Options,
@@ -46,6 +47,7 @@ from _common import (
     ratio,
     run,
     scratch,
+    spread,
 )
 from _tuners import REPORTS
 from _uploads import ONE, SMALL, workloads
@@ -176,13 +178,7 @@ def _report(settings: Options, found: Runs) -> Report:
         lags[work] = percentile(late, 99)
         for name, seconds in ((_OURS, answers), ("the way", ways), (_PLAIN, copies)):
             half = statistics.median(seconds)
-            row = {
-                "work": work,
-                "by": name,
-                "seconds": half,
-                "fastest": min(seconds),
-                "slowest": max(seconds),
-            }
+            row = {"work": work, "by": name, **spread(seconds)}
             row |= {"rate": mib / half, "peer": statistics.median(copies) / half}
             if name == _OURS:
                 row |= {"p99": lags[work], "max": max(late)}
@@ -198,9 +194,7 @@ def _report(settings: Options, found: Runs) -> Report:
         columns=(
             Column(key="work", title=""),
             Column(key="by", title="by"),
-            Column(key="seconds", title="seconds"),
-            Column(key="fastest", title="fastest"),
-            Column(key="slowest", title="slowest"),
+            *SECONDS,
             Column(key="trials", title="trials/s", decimals=1),
             Column(key="report", title="ms per report"),
             Column(key="rate", title="MiB/s", decimals=0),
@@ -277,7 +271,7 @@ def _trial_rows(settings: Options, found: Runs) -> tuple[list[dict[str, Cell]], 
             rows.append(row | {"seconds": NOT_INSTALLED})
             continue
         seconds = [each["seconds"] for each in found[_ALL, name]]
-        row |= {"seconds": statistics.median(seconds), "fastest": min(seconds), "slowest": max(seconds)}
+        row |= spread(seconds)
         rows.append(row | {"trials": rates[name], "peer": ratio(rates[name], rates.get(_RAY))})
     for name in rates:
         of_peer = ratio(spent[name], spent.get(_RAY))

@@ -23,6 +23,7 @@ from typing import Any, Final
 from _children import Child, child
 from _common import (
     NOT_INSTALLED,
+    SECONDS,
     Cell,
     Column,
     Options,
@@ -33,6 +34,7 @@ from _common import (
     ratio,
     run,
     scratch,
+    spread,
 )
 from _uploads import (
     BUCKET,
@@ -141,10 +143,8 @@ def _report(settings: Options, found: dict[tuple[str, str], list[dict[str, Any]]
             seconds = [each["seconds"] for each in runs]
             rows.append(
                 row
+                | spread(seconds)
                 | {
-                    "seconds": half[work, name],
-                    "fastest": min(seconds),
-                    "slowest": max(seconds),
                     "rate": bytes_of[work] / _MIB / half[work, name],
                     "ours": ratio(half[work, _OURS], half[work, name]),
                     "cpu": statistics.median(each["cpu"] for each in runs),
@@ -166,9 +166,7 @@ def _report(settings: Options, found: dict[tuple[str, str], list[dict[str, Any]]
         columns=(
             Column(key="work", title="files"),
             Column(key="by", title="by"),
-            Column(key="seconds", title="seconds"),
-            Column(key="fastest", title="fastest"),
-            Column(key="slowest", title="slowest"),
+            *SECONDS,
             Column(key="rate", title="MiB/s", decimals=0),
             Column(key="ours", title="asynctune's seconds / these"),
             Column(key="cpu", title="CPU seconds of the client"),
