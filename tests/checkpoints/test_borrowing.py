@@ -33,13 +33,6 @@ CONTENT = {
 
 
 @pytest.fixture
-async def threads():
-    made = DiskThreads()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 async def source(tmp_path, threads):
     made = TreeSource(write_tree(tmp_path / "private", CONTENT, ("hollow/inner",)), threads=threads)
     yield made

@@ -13,16 +13,9 @@ import pytest
 
 from asynctune.checkpoints import copying
 from asynctune.checkpoints.copying import FileTask, read_files
-from asynctune.checkpoints.disk import DiskThreads, SourceError
+from asynctune.checkpoints.disk import SourceError
 from asynctune.files import LocalFiles
 from tests.checkpoints.fakes import CountingFiles
-
-
-@pytest.fixture
-def threads():
-    made = DiskThreads()
-    yield made
-    made.close()
 
 
 @pytest.fixture

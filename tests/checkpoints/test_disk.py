@@ -6,15 +6,8 @@ import threading
 
 import pytest
 
-from asynctune.checkpoints.disk import DiskThreads, SourceError, disk_errors, to_the_end
+from asynctune.checkpoints.disk import SourceError, disk_errors, to_the_end
 from asynctune.errors import ConfigError, StorageError
-
-
-@pytest.fixture
-def threads():
-    made = DiskThreads()
-    yield made
-    made.close()
 
 
 async def test_a_cancelled_caller_waits_for_its_thread(threads):

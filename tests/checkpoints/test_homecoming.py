@@ -32,20 +32,6 @@ BIG = random.Random(4).randbytes(5 * CHUNK + 7)
 CONTENT = {"big": BIG, "a/small": b"small", "a/none": b"", "other": b"other"}
 
 
-@pytest.fixture
-async def threads():
-    made = DiskThreads()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-async def head(tmp_path, threads):
-    receiver = TreeReceiver(tmp_path / "head", files=CountingFiles(), threads=threads)
-    yield receiver
-    await receiver.aclose()
-
-
 def offer_of(*paths: str, data: bytes = b"x", **other: object) -> bytes:
     """An offer that no sender of ours would make."""
     files = [

@@ -34,20 +34,6 @@ CHUNK = 4096
 
 
 @pytest.fixture
-async def threads():
-    made = DiskThreads()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-async def head(tmp_path, threads):
-    receiver = TreeReceiver(tmp_path / "head", files=CountingFiles(), threads=threads)
-    yield receiver
-    await receiver.aclose()
-
-
-@pytest.fixture
 def wire(head):
     return Wire(head.handle)
 

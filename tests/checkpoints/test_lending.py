@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.lending import TreeSource
 from asynctune.checkpoints.trial_walking import own_files
 from asynctune.errors import ConfigError, StorageError
@@ -10,12 +9,10 @@ from tests.checkpoints.travel import open_below, write_tree
 
 
 @pytest.fixture
-async def source(tmp_path):
-    threads = DiskThreads()
+async def source(tmp_path, threads):
     made = TreeSource(write_tree(tmp_path / "lent", {"a": b"0123456789", "b/c": b"x"}), threads=threads)
     yield made
     await made.aclose()
-    threads.close()
 
 
 @pytest.mark.parametrize(
@@ -45,8 +42,7 @@ async def test_only_what_was_listed_is_read(source, op, arguments):
     assert (await source.handle("away.read", {"pieces": [[0, 0, 2]]}))["pieces"][0][1] == b"01"
 
 
-async def test_what_is_asked_for_is_bounded_whatever_the_sizes_sum_up_to(tmp_path):
-    threads = DiskThreads()
+async def test_what_is_asked_for_is_bounded_whatever_the_sizes_sum_up_to(tmp_path, threads):
     source = TreeSource(write_tree(tmp_path / "lent", {"big": bytes(3 << 20)}), threads=threads)
     await source.handle("away.list", {"from": 0})
     for sizes in ([2 << 20, -(2 << 20)], [(1 << 20) + 1], [1 << 20, 1]):
@@ -54,7 +50,6 @@ async def test_what_is_asked_for_is_bounded_whatever_the_sizes_sum_up_to(tmp_pat
             await source.handle("away.read", {"pieces": [[0, 0, size] for size in sizes]})
         assert not open_below(tmp_path), "none of it was read"
     await source.aclose()
-    threads.close()
 
 
 async def test_a_file_that_changes_is_an_error(source, tmp_path):
@@ -80,14 +75,12 @@ async def test_pieces_out_of_order_have_no_checksum_of_the_whole(source):
     assert last == whole == read[3][0]
 
 
-async def test_what_is_no_checkpoint_is_not_lent(tmp_path):
-    threads = DiskThreads()
+async def test_what_is_no_checkpoint_is_not_lent(tmp_path, threads):
     for path in (tmp_path / "nowhere", write_tree(tmp_path / "links", {"f": b""})):
         if path.exists():
             (path / "out").symlink_to("/etc/hostname")
         with pytest.raises(ConfigError):
             await TreeSource(path, threads=threads).handle("away.list", {"from": 0})
-    threads.close()
 
 
 async def test_a_closed_one_reads_nothing(source, tmp_path):
@@ -101,8 +94,9 @@ async def test_a_closed_one_reads_nothing(source, tmp_path):
         await source.handle("away.list", {"from": 0})
 
 
-async def test_a_trials_own_file_goes_as_long_as_it_was_and_one_that_is_gone_is_listed_again(tmp_path):
-    threads = DiskThreads()
+async def test_a_trials_own_file_goes_as_long_as_it_was_and_one_that_is_gone_is_listed_again(
+    tmp_path, threads
+):
     lent = write_tree(tmp_path / "own", {"a": b"0123456789", "b": b"x", "c": b"y"})
     source = TreeSource(lent, threads=threads, look=own_files)
     await source.handle("away.list", {"from": 0})
@@ -117,4 +111,3 @@ async def test_a_trials_own_file_goes_as_long_as_it_was_and_one_that_is_gone_is_
     answer = await source.handle("away.list", {"from": 0})
     assert [file[:2] for file in answer["files"]] == [["a", 19], ["c", 0]]
     await source.aclose()
-    threads.close()

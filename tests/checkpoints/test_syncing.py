@@ -9,7 +9,6 @@ import pytest
 from google_crc32c import value as crc32c
 
 from asynctune.checkpoints.bucket import TreeCopies
-from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.syncer_calls import SyncerCalls
 from asynctune.checkpoints.syncing import SyncedResults, SyncedTrees, tell_unfenced
 from asynctune.clock import SystemClock
@@ -17,13 +16,6 @@ from asynctune.errors import StorageError, UploadError
 from asynctune.files import LocalFiles
 from asynctune.testing import DirectorySyncer
 from tests.checkpoints.fakes import TREE, Events, Room, read_tree
-
-
-@pytest.fixture
-def threads():
-    made = DiskThreads()
-    yield made
-    made.close()
 
 
 class Failing(DirectorySyncer):

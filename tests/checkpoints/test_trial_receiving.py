@@ -5,7 +5,6 @@ import errno
 import google_crc32c
 import pytest
 
-from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.trial_receiving import FileReceiver
 from asynctune.errors import ConfigError, StorageError
 from asynctune.testing import FaultyFiles
@@ -16,12 +15,10 @@ OWNED = {"result.json": b"{}", "checkpoint_000001/weights": b"w", "params.json":
 
 
 @pytest.fixture
-async def receiver(tmp_path):
-    threads = DiskThreads()
+async def receiver(tmp_path, threads):
     made = FileReceiver(write_tree(tmp_path / "head", OWNED), threads=threads)
     yield made
     await made.aclose()
-    threads.close()
 
 
 def whole(path: str, data: bytes, offset: int = 0, last: bool = True) -> list[object]:
@@ -153,8 +150,7 @@ async def test_a_file_that_cannot_be_here_holds_up_no_other(tmp_path, receiver, 
     assert looked["found"] == [[-1, 0], [2, google_crc32c.value(b"12")]]
 
 
-async def test_a_disk_that_refuses_is_no_matter_of_one_file(tmp_path):
-    threads = DiskThreads()
+async def test_a_disk_that_refuses_is_no_matter_of_one_file(tmp_path, threads):
     files = FaultyFiles()
     receiver = FileReceiver(write_tree(tmp_path / "head", {}), files=files, threads=threads)
     for op, piece in (("files.whole", whole("d/f", b"x")), ("files.append", tail("e/f", b"x"))):
@@ -162,4 +158,3 @@ async def test_a_disk_that_refuses_is_no_matter_of_one_file(tmp_path):
         with pytest.raises(StorageError, match="take a trial's files from its node"):
             await receiver.handle(op, {"pieces": [piece]})
     await receiver.aclose()
-    threads.close()

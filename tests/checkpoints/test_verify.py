@@ -11,18 +11,10 @@ from pathlib import Path
 import pytest
 
 from asynctune.checkpoints import copying
-from asynctune.checkpoints.disk import DiskThreads
 from asynctune.checkpoints.staging import stage_for_adoption
 from asynctune.checkpoints.verify import VerifyReport, copy_verified, verify_directory
 from asynctune.files import LocalFiles
 from tests.checkpoints.fakes import TREE, read_tree, tree
-
-
-@pytest.fixture
-def threads():
-    made = DiskThreads()
-    yield made
-    made.close()
 
 
 @pytest.fixture
