@@ -37,6 +37,7 @@ class Actors:
         self.go = threading.Event()
         self.made: list[SimpleNamespace] = []
         self.killed: list[SimpleNamespace] = []
+        self.error: Exception | None = None
 
     def remote(self) -> SimpleNamespace:
         self.begun.set()
@@ -50,6 +51,8 @@ class Actors:
     def kill(self, actor: SimpleNamespace, *, no_restart: bool) -> None:
         assert not self.connection.is_left
         assert no_restart
+        if self.error is not None:
+            raise self.error
         self.killed.append(actor)
 
 
@@ -145,6 +148,15 @@ async def test_an_actor_that_is_made_in_place_of_another_is_ended_with_it(engine
     assert actors.killed == actors.made[1:], "the first one never ran"
     await asyncio.to_thread(placement._start_again)
     assert len(actors.made) == 2, "it was killed"
+    await engine.aclose()
+
+
+async def test_an_actor_that_cannot_be_ended_fails_nobody(engine, actors):
+    """Such as a trial that is told to stop, and has to be ended."""
+    actors.go.set()
+    placement = await engine.launch(b"")
+    actors.error = type("RaySystemError", (Exception,), {})("the cluster is gone")
+    await placement.kill()
     await engine.aclose()
 
 

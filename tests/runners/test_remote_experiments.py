@@ -7,7 +7,10 @@ import json
 import logging
 import os
 import re
+import shutil
+import signal
 import socket
+import time
 import urllib.request
 from collections import Counter
 from pathlib import Path
@@ -397,6 +400,65 @@ async def test_what_a_trial_writes_itself_is_gone_on_with_elsewhere(experiment, 
     lines = [f"{step}\n" for step in range(1, 7)]
     assert await asyncio.to_thread(Path(result.path, "deep/diary.txt").read_text) == "".join(lines)
     assert await asyncio.to_thread(Path(result.path, "stdout").read_text) == "".join(lines)
+
+
+def moves_twice(config):
+    """Each time, its agent is killed."""
+    directory = Path(session.get_trial_dir())
+    checkpoint = session.get_checkpoint()
+    start = 0 if checkpoint is None else checkpoint.to_dict()["step"]
+    place = directory / "place"
+    match start:
+        case 0:
+            place.write_text("a file", "ascii")
+        case 2:
+            place.unlink()
+            place.mkdir()
+            for name in ("Name", "name"):
+                (place / name).write_text(name, "ascii")
+        case 4:
+            assert sorted(each.name for each in place.iterdir()) == ["Name", "name"]
+            shutil.rmtree(place)
+            place.write_text("a file again", "ascii")
+    for step in range(start + 1, 7):
+        with (directory / "diary.txt").open("a", encoding="ascii") as diary:
+            diary.write(f"{step}\n")
+        session.report({"step": step}, Checkpoint.from_dict({"step": step}))
+        if step in {2, 4}:
+            time.sleep(1.4)  # a round
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+
+
+class KeepsRecords:
+    """Writes to the trial's directory, on the driver's side."""
+
+    def __init__(self, directory):
+        self.directory = directory
+
+    async def on_trial_result(self, trial, result):
+        await asyncio.to_thread(self._write, trial, result)
+
+    def _write(self, trial, result):
+        with Path(self.directory, trial.trial_name, "records.csv").open("a", encoding="ascii") as records:
+            records.write(f"{result['step']}\n")
+
+
+async def test_a_third_node_has_what_the_two_before_made_of_it(experiment, tmp_path):
+    """And no node undoes what the driver's side does meanwhile."""
+    engine = LocalEngine(nodes=("node-a", "node-b", "node-c"))
+    [result] = await experiment(
+        moves_twice,
+        engine=engine,
+        failures=2,
+        run={"sync_config": SyncConfig(sync_period=1.0), "callbacks": [KeepsRecords(tmp_path / "exp" / "e")]},
+    ).fit()
+    assert result.error is None
+    assert [each.node for each in engine.placements] == list(engine.nodes)
+    lines = "".join(f"{step}\n" for step in range(1, 7))
+    for name in ("diary.txt", "records.csv"):
+        assert await asyncio.to_thread(Path(result.path, name).read_text, "ascii") == lines
+    assert await asyncio.to_thread(Path(result.path, "place").read_text, "ascii") == "a file again"
 
 
 class DiesUntold(LocalEngine):
