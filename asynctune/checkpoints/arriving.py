@@ -6,8 +6,8 @@ A worker on another machine cannot stage beside the trial. What it reports is a 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
 
 from asynctune.checkpoints.staging import StagedCheckpoint
 
@@ -56,7 +56,10 @@ class ArrivingCheckpoint:
             passes. It is cancelled when its caller is, and when the store is closed before it has ended; who has put
             something into the bucket by then removes it, the manifest first, as far as that can be done.
         late: A Tuner answers the report without waiting for the commit.
+        files: Paths of what `bring` may put into the bucket. When it fails, they are deleted there: its worker may be
+            gone, and with it whoever would do so.
     """
 
     bring: Callable[[ArrivalPlace], Awaitable[StagedCheckpoint | InBucket | None]]
     late: bool = False
+    files: Collection[str] = field(default=(), repr=False)

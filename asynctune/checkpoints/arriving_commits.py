@@ -7,8 +7,9 @@
 3. What came home is committed as if it had been staged here. What is in the bucket is looked for there, then recorded
    as `mirrored` and `bucket_only`, with the marks of what it replaces in both places in the same commit.
 
-Whatever fails before the record takes back what was put into the bucket, as far as that can be done. Its step is not
-given again to this start of the trial: the name in the bucket may get something yet.
+Whatever fails before the record takes back what was put into the bucket, as far as that can be done; also what a worker
+that died had put there by then. Its step is not given again to this start of the trial: the name in the bucket may get
+something yet, from a worker that is only out of reach.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Final
@@ -24,7 +25,7 @@ from typing import Final
 from asynctune.checkpoints.arriving import ArrivalPlace, ArrivingCheckpoint, InBucket
 from asynctune.checkpoints.bucket_side import BucketSide
 from asynctune.checkpoints.committing import Committer, Wanted
-from asynctune.checkpoints.context import Context
+from asynctune.checkpoints.context import Context, logger
 from asynctune.checkpoints.deletion import Deletions
 from asynctune.checkpoints.disk import disk_errors, to_the_end
 from asynctune.checkpoints.manifest import Manifest, ManifestError, digest_of
@@ -102,7 +103,7 @@ class ArrivingCommits:
                 place = await self._committer.arrival_place(wanted, turn)
                 async with self._until_closed(wanted):
                     await self._reached()
-                    came = await arriving.bring(place)
+                    came = await self._brought(place, arriving)
                 if came is None:
                     return None
                 async with self._operation():
@@ -111,6 +112,17 @@ class ArrivingCommits:
                 if self._is_direct:
                     self._committer.spend(wanted, turn)
                 raise
+
+    async def _brought(
+        self, place: ArrivalPlace, arriving: ArrivingCheckpoint
+    ) -> StagedCheckpoint | InBucket | None:
+        try:
+            return await arriving.bring(place)
+        except Exception as error:
+            if self._side is not None and self._side.bucket.direct and arriving.files:
+                record = await self._context.threads.run(_half_sent, place, arriving.files)
+                await to_the_end(self._take_back(self._side, record, error))
+            raise
 
     # -- waiting -------------------------------------------------------------------------------------
 
@@ -292,10 +304,28 @@ class ArrivingCommits:
                 await clock.wait(self._closing, backoff_s(failures, self._rng, error.retry_after_s))
 
     async def _take_back(self, side: BucketSide, record: CheckpointRecord, error: BaseException) -> None:
-        """Delete in the bucket what nothing is going to name; `error` is told what stays."""
+        """Delete in the bucket what nothing is going to name; what stays is said, and `error` is told."""
         try:
             async with self._context.clock.timeout(_TAKE_BACK_S):
                 await side.bucket.copies.delete_tree(replace(record, mirrored=False))
         except (AsynctuneError, OSError) as left:
             where = f"{side.bucket.copies.location}/{record.directory}"
-            error.add_note(f"{where} could not be removed either ({left!r}); `inspect gc` finds it")
+            message = f"{where} could not be removed either ({left!r}); `inspect gc` finds it"
+            error.add_note(message)
+            logger.warning("%s", message)
+
+
+def _half_sent(place: ArrivalPlace, files: Collection[str]) -> CheckpointRecord:
+    """In a thread: what may be in the bucket of one that did not come, for its deletion."""
+    return CheckpointRecord(
+        trial_id=place.trial_id,
+        step=place.step,
+        directory=place.directory,
+        manifest_sha256="",
+        files=dict.fromkeys(files, 0),
+        size_bytes=0,
+        committed_at=0.0,
+        metrics={},
+        epoch=place.epoch,
+        attempt=place.attempt,
+    )

@@ -303,8 +303,11 @@ class AgentHandle:
         room, _, _ = op.partition(".")
         match room:
             case "report":
+                report = await self._report_of(run, arguments)
+                if self._run is not run:
+                    raise ConfigError("this start of the trial has ended meanwhile")
                 answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-                run.inbox.put_nowait((self._report_of(run, arguments), arguments["checkpoint"], answer))
+                run.inbox.put_nowait((report, arguments["checkpoint"], answer))
                 return await answer
             case "placed":
                 await asyncio.to_thread(run.remove_marker)
@@ -319,12 +322,12 @@ class AgentHandle:
                 return await self._files.handle(op, arguments)
         raise ConfigError(f"no driver knows {op!r} now; driver and nodes need the same asynctune")
 
-    def _report_of(self, run: Start, arguments: Mapping[str, Any]) -> TrialReport:
+    async def _report_of(self, run: Start, arguments: Mapping[str, Any]) -> TrialReport:
         told = arguments["checkpoint"]
         checkpoint: Any = told
         if isinstance(told, Mapping) and "waits" in told:
             assert self._arrivals is not None
-            checkpoint = self._arrivals.promised(told)
+            checkpoint = await self._arrivals.promised(told)
         elif told is not None:
             # Beside the trial: the node may know that directory by another name.
             name = os.path.basename(str(told["path"]))

@@ -62,7 +62,7 @@ class Arrivals:
         self._ended = asyncio.Event()
         self._closed = False
 
-    def promised(self, told: Mapping[str, Any]) -> ArrivingCheckpoint:
+    async def promised(self, told: Mapping[str, Any]) -> ArrivingCheckpoint:
         """The checkpoint of a report, as the node tells of it.
 
         Raises:
@@ -72,7 +72,7 @@ class Arrivals:
         if not isinstance(number, int) or not isinstance(encoded, bytes):
             raise ConfigError(f"the node told of a checkpoint as {told!r:.80}, which makes no sense")
         try:
-            manifest = Manifest.decode(encoded)
+            manifest, paths = await asyncio.to_thread(_decoded, encoded)
         except ManifestError as error:
             raise ConfigError(f"the node told of a checkpoint that cannot be: {error}") from error
         due = self._next_round()
@@ -83,7 +83,8 @@ class Arrivals:
 
         # Once the commit is gone, so is this function, and nobody can ask any more.
         self._promised[number] = weakref.ref(bring)
-        return ArrivingCheckpoint(bring=bring, late=self._period_s is not None)
+        files = paths if in_bucket else ()
+        return ArrivingCheckpoint(bring=bring, late=self._period_s is not None, files=files)
 
     def answered(self, told: Mapping[str, Any]) -> None:
         """The report that promised it has been answered: unless it comes late, nobody asks for it any more."""
@@ -187,3 +188,9 @@ def _named(manifest: Manifest, place: ArrivalPlace) -> bytes:
     return manifest.named(
         trial_id=place.trial_id, step=place.step, epoch=place.epoch, attempt=place.attempt
     ).encode()
+
+
+def _decoded(encoded: bytes) -> tuple[Manifest, tuple[str, ...]]:
+    """In a thread, likewise: with the paths of its files."""
+    manifest = Manifest.decode(encoded)
+    return manifest, tuple(file.path for file in manifest.files)

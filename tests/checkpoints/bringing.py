@@ -57,7 +57,8 @@ class Worker:
         self.error: BaseException | None = None
         self.answer: object = ...
         self.make: Callable[[ArrivalPlace], Awaitable[Any]] = self.made
-        self.checkpoint = ArrivingCheckpoint(bring=self._bring, late=late)
+        files = () if storage is None else tuple(content)
+        self.checkpoint = ArrivingCheckpoint(bring=self._bring, late=late, files=files)
 
     async def _bring(self, place: ArrivalPlace) -> StagedCheckpoint | InBucket | None:
         self.places.append(place)

@@ -418,6 +418,37 @@ async def test_unfinished_parts_are_taken_back_too(bucket):
     assert not bucket.held.uploads
 
 
+def dying(bucket, last):
+    """A worker whose machine is lost when nearly all is in the bucket, as far as `last` lets it come."""
+    brings = worker(bucket)
+
+    async def lost(place):
+        await brings.made(place)
+        await bucket.storage.delete([f"{place.directory}/{name}" for name in last])
+        await bucket.storage.begin_upload(f"{place.directory}/model.bin", size_bytes=99, part_bytes=50)
+        raise ConnectionResetError("the node is gone")
+
+    brings.make = lost
+    return brings
+
+
+@pytest.mark.parametrize("last", [[".manifest.json", "model.bin"], []], ids=["half", "all"])
+async def test_what_a_worker_that_died_had_sent_is_removed(bucket, last):
+    """Also where all of it is there: that was told to nobody."""
+    with pytest.raises(ConnectionResetError, match="the node is gone"):
+        await adopt(bucket, dying(bucket, last), step=1)
+    assert bucket.names() == []
+    assert not bucket.held.uploads
+    assert bucket.states() == {}
+
+
+async def test_what_a_worker_that_died_had_sent_and_stays_is_told(bucket):
+    bucket.storage.fail(StorageError("no", retryable=False), on="list_uploads", lasting=True)
+    with pytest.raises(ConnectionResetError) as caught:
+        await adopt(bucket, dying(bucket, []), step=1)
+    assert "`inspect gc` finds it" in caught.value.__notes__[0]
+
+
 async def test_what_it_raises_passes(bucket):
     brings = worker(bucket)
     brings.error = ConnectionResetError("the node is gone")

@@ -72,8 +72,9 @@ def place(step=1):
 
 async def test_one_that_comes_home(node, told, staged):
     arrivals = Arrivals(node, "t1")
-    arriving = arrivals.promised(told(7))
+    arriving = await arrivals.promised(told(7))
     assert not arriving.late
+    assert not arriving.files, "nothing of it is ever in a bucket"
     came = await arriving.bring(place())
     assert isinstance(came, StagedCheckpoint)
     assert came.path == staged["path"]
@@ -83,7 +84,9 @@ async def test_one_that_comes_home(node, told, staged):
 
 async def test_one_that_goes_to_the_bucket_is_named_after_its_place(node, told):
     arrivals = Arrivals(node, "t1")
-    came = await arrivals.promised(told(1, bucket=True)).bring(place(5))
+    arriving = await arrivals.promised(told(1, bucket=True))
+    assert list(arriving.files) == ["file"]
+    came = await arriving.bring(place(5))
     assert isinstance(came, InBucket)
     manifest = Manifest.decode(came.manifest)
     assert (manifest.trial_id, manifest.step, manifest.epoch, manifest.attempt) == ("t1", 5, 3, 2)
@@ -97,7 +100,7 @@ async def test_one_that_goes_to_the_bucket_is_named_after_its_place(node, told):
 )
 async def test_what_makes_no_sense_is_refused(node, value):
     with pytest.raises(ConfigError, match="the node told of a checkpoint"):
-        Arrivals(node, "t1").promised(value)
+        await Arrivals(node, "t1").promised(value)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,7 @@ async def test_what_makes_no_sense_is_refused(node, value):
 async def test_what_cannot_be_brought_fails_its_trial(node, told, error, text):
     """And not the experiment."""
     arrivals = Arrivals(node, "t1")
-    arriving = arrivals.promised(told(1))
+    arriving = await arrivals.promised(told(1))
     node.answers["bring"] = error
     with pytest.raises(TrialFailedError, match=f"checkpoint 4 of trial t1 .*{text}"):
         await arriving.bring(place(4))
@@ -123,7 +126,7 @@ async def test_what_cannot_be_brought_fails_its_trial(node, told, error, text):
 
 async def test_one_whose_commit_was_cancelled_is_taken_back(node, told):
     arrivals = Arrivals(node, "t1")
-    arriving = arrivals.promised(told(1))
+    arriving = await arrivals.promised(told(1))
     node.may_go.clear()
     bringing = asyncio.ensure_future(arriving.bring(place()))
     await asyncio.sleep(0.01)
@@ -141,7 +144,7 @@ async def test_one_whose_commit_was_cancelled_is_taken_back(node, told):
 async def test_late_ones_go_together_when_their_round_comes(node, told):
     """Each with the first round after it was promised, though they are asked for one after the other."""
     arrivals = Arrivals(node, "t1", period_s=0.15)
-    made = [arrivals.promised(told(number)) for number in (1, 2, 3)]
+    made = [await arrivals.promised(told(number)) for number in (1, 2, 3)]
     assert all(each.late for each in made)
     loop = asyncio.get_running_loop()
     begun = loop.time()
@@ -154,7 +157,7 @@ async def test_late_ones_go_together_when_their_round_comes(node, told):
 
 async def test_they_go_at_once_when_the_run_has_ended(node, told):
     arrivals = Arrivals(node, "t1", period_s=1000)
-    made = [arrivals.promised(told(number)) for number in (1, 2)]
+    made = [await arrivals.promised(told(number)) for number in (1, 2)]
     first = asyncio.ensure_future(made[0].bring(place(1)))
     await asyncio.sleep(0.01)
     assert node.asked == []
@@ -169,7 +172,7 @@ async def test_they_go_at_once_when_the_run_has_ended(node, told):
 
 async def test_those_that_would_be_dropped_at_once_are_not_brought(node, told):
     arrivals = Arrivals(node, "t1", period_s=0.05, keep=2)
-    made = [arrivals.promised(told(number)) for number in (1, 2, 3, 4)]
+    made = [await arrivals.promised(told(number)) for number in (1, 2, 3, 4)]
     came = [await each.bring(place(step)) for step, each in enumerate(made, 1)]
     assert [each is not None for each in came] == [False, False, True, True]
     assert node.asked == [("drop", 1), ("drop", 2), ("bring", 3), ("bring", 4)]
@@ -181,7 +184,7 @@ async def test_those_that_would_be_dropped_at_once_are_not_brought(node, told):
 async def test_nobody_waits_for_one_whose_commit_is_gone(node, told, monkeypatch):
     monkeypatch.setattr(arrivals_module, "_LOOK_S", 0.02)
     arrivals = Arrivals(node, "t1", period_s=1)
-    arriving = arrivals.promised(told(1))
+    arriving = await arrivals.promised(told(1))
     settling = asyncio.create_task(arrivals.settled())
     await asyncio.sleep(0.1)
     assert not settling.done()
@@ -193,7 +196,7 @@ async def test_nobody_waits_for_one_whose_commit_is_gone(node, told, monkeypatch
 
 async def test_one_whose_report_was_answered_is_not_asked_for(node, told):
     arrivals = Arrivals(node, "t1")
-    arriving = arrivals.promised(told(1))
+    arriving = await arrivals.promised(told(1))
     arrivals.answered(told(1))
     async with asyncio.timeout(1):
         await arrivals.settled()
@@ -203,7 +206,7 @@ async def test_one_whose_report_was_answered_is_not_asked_for(node, told):
 async def test_nobody_is_waited_for_for_ever(node, told, monkeypatch):
     monkeypatch.setattr(arrivals_module, "_LOOK_S", 0.02)
     arrivals = Arrivals(node, "t1", period_s=1, unasked_s=0.1)
-    arriving = arrivals.promised(told(1))
+    arriving = await arrivals.promised(told(1))
     async with asyncio.timeout(5):
         await arrivals.settled()
     arrivals.close()
@@ -215,7 +218,7 @@ async def test_nobody_is_waited_for_for_ever(node, told, monkeypatch):
 async def test_nobody_is_waited_for_on_a_node_that_is_lost(node, told, monkeypatch):
     monkeypatch.setattr(arrivals_module, "_LOOK_S", 0.02)
     arrivals = Arrivals(node, "t1", period_s=1)
-    arriving = arrivals.promised(told(1))
+    arriving = await arrivals.promised(told(1))
     node.why_closed = "was killed"
     async with asyncio.timeout(5):
         await arrivals.settled()
