@@ -24,9 +24,9 @@ from asynctune import (
 )
 from tests.killing import ROOT
 from tests.runners.cluster import HEAD, Cluster
-from tests.runners.ray_trials import digest
+from tests.runners.ray_trials import acknowledged, beginnings, digest
 
-__all__ = ["Place", "checked", "eventually", "experiment", "inspected", "left_on", "runner_for"]
+__all__ = ["Place", "checked", "eventually", "experiment", "holds", "inspected", "left_on", "runner_for"]
 
 WITHIN_S = 30.0
 ME = "me"
@@ -122,6 +122,19 @@ async def checked(results: ResultGrid, n: int, *, fetched: Path | None = None) -
             assert path is not None
             assert digest(path) == metrics["sha256"] == by_iteration[metrics["training_iteration"]]["sha256"]
     return rows
+
+
+async def holds(place: Place, results: ResultGrid, n: int) -> None:
+    """After deaths of whatever: what was acknowledged is there as it was, and no two processes wrote for one trial."""
+    rows = await checked(results, n)
+    sha256 = {
+        result.trial_id: {row["training_iteration"]: row["sha256"] for row in each}
+        for result, each in zip(results, rows, strict=True)
+    }
+    for trial_id, safe in acknowledged(place.log).items():
+        assert safe.items() <= sha256[trial_id].items()
+    beginnings(place.log)
+    await inspected(place.directory, "verify")
 
 
 async def rows_of(result: Result, n: int) -> list[dict[str, Any]]:

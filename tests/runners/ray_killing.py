@@ -25,9 +25,8 @@ import psutil
 from asynctune import ResultGrid
 from tests.killing import ROOT
 from tests.runners.cluster import Cluster
-from tests.runners.ray_checking import Place, actors, checked, eventually, inspected, workers
+from tests.runners.ray_checking import Place, actors, eventually, holds, workers
 from tests.runners.ray_driver import DriverSettings
-from tests.runners.ray_trials import acknowledged, beginnings
 
 __all__ = ["NODES", "kill_once_more", "kill_round"]
 
@@ -170,12 +169,4 @@ async def kill_once_more(place: Place, rng: random.Random, victim: str, driver: 
 async def _holds(place: Place) -> None:
     results = await ResultGrid.load(place.directory)
     assert results.num_terminated == len(results) == _TRIALS
-    rows = await checked(results, _ITERATIONS)
-    sha256 = {
-        result.trial_id: {row["training_iteration"]: row["sha256"] for row in each}
-        for result, each in zip(results, rows, strict=True)
-    }
-    for trial_id, safe in acknowledged(place.log).items():
-        assert safe.items() <= sha256[trial_id].items()
-    beginnings(place.log)
-    await inspected(place.directory, "verify")
+    await holds(place, results, _ITERATIONS)

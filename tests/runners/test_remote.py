@@ -8,11 +8,12 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
-from asynctune import ConfigError, SyncConfig, TrialFailedError, TrialTask, session
+from asynctune import Checkpoint, ConfigError, SyncConfig, TrialFailedError, TrialTask, session
 from asynctune.checkpoints.staging import StagedCheckpoint
 from asynctune.runners import agents
 from asynctune.runners.agent import Order
@@ -22,7 +23,7 @@ from asynctune.runners.remote import RemoteRunner
 from asynctune.testing import TrialRunnerTests
 from tests.runners import trials
 from tests.runners.local_engine import LocalEngine
-from tests.runners.world import Reports, ends, lives, task
+from tests.runners.world import Reports, ends, lives, task, until
 from tests.tuning import trainables
 
 
@@ -229,9 +230,20 @@ async def test_forks_and_threads(begin, tmp_path):
 
 def waits(config):
     session.report({"pid": os.getpid(), "agent": os.getppid()})
-    import time  # noqa: PLC0415 - it runs elsewhere
-
     time.sleep(600)
+
+
+class Begun:
+    """Takes the report of `waits`: which processes run it."""
+
+    def __init__(self):
+        self.pids = []
+        self.event = asyncio.Event()
+
+    async def __call__(self, report):
+        self.pids += [report.metrics["pid"], report.metrics["agent"]]
+        self.event.set()
+        return "CONTINUE"
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
@@ -271,19 +283,16 @@ async def test_an_idle_agent_that_died_is_not_used_again(begin, tmp_path):
     await runner.run_trial(task(tmp_path, x=1), Reports())
     runner.engine.placements[0].process.kill()
     await runner.engine.placements[0].process.wait()
-    for _ in range(50):
-        await asyncio.sleep(0.01)
-        if runner._idle[0].peer.why_closed is not None:
-            break
+    await until(lambda: runner._idle[0].peer.why_closed is not None)
     reports = Reports()
     await runner.run_trial(task(tmp_path, x=1), reports)
     assert len(reports.got) == 3
 
 
-async def test_an_agent_that_cannot_begin_fails_its_trial(begin, tmp_path):
+async def test_a_node_where_no_trial_can_write_ends_the_experiment(begin, tmp_path):
     (tmp_path / "node").write_text("a file", "ascii")
     runner = await begin(trainables.function)
-    with pytest.raises(TrialFailedError, match=r"trial t1 could not start: .*ended with exit code 1"):
+    with pytest.raises(ConfigError, match=r"on node-a .*: cannot make a directory in .*; give worker_dir"):
         await runner.run_trial(task(tmp_path, x=1), Reports())
     (tmp_path / "node").unlink()
 
@@ -293,10 +302,6 @@ import asyncio, sys
 from tests.runners.local_engine import LocalEngine
 from tests.runners.test_remote import waits
 from tests.runners.world import task
-from asynctune.runners import agents
-from asynctune.runners.agent import Order
-from asynctune.runners.meeting import Listener
-from asynctune.runners.node_directory import NodeDirectory
 from asynctune.runners.remote import RemoteRunner
 from pathlib import Path
 
@@ -330,8 +335,7 @@ async def test_agents_end_soon_after_their_driver_was_killed(tmp_path):
     async with asyncio.timeout(20):
         for pid in pids:
             await ends(pid)
-        while left_on_nodes(tmp_path, sweep=False):  # noqa: ASYNC110 - it ends as it likes
-            await asyncio.sleep(0.02)
+        await until(lambda: not left_on_nodes(tmp_path, sweep=False))
 
 
 # -- networks ----------------------------------------------------------------------------------------------------
@@ -422,13 +426,10 @@ async def network(monkeypatch):
 
 
 def large(config):
-    directory = Path(
-        tempfile.mkdtemp(dir=Path(session.get_trial_dir()).parent)
-    )  # else it is an artifact, too
+    # not in the trial's own, or it is an artifact, too
+    directory = Path(tempfile.mkdtemp(dir=Path(session.get_trial_dir()).parent))
     for n in range(config["files"]):
         Path(directory, f"f{n}").write_bytes(os.urandom(1 << 20))
-    from asynctune import Checkpoint  # noqa: PLC0415 - it runs elsewhere
-
     session.report({"n": 1}, Checkpoint.from_directory(directory))
     return {"n": 2}
 
@@ -440,8 +441,7 @@ async def test_a_cut_while_a_checkpoint_comes_is_healed(network, begin, tmp_path
     network.cut_after = 20 << 20
     reports = Reports()
     running = asyncio.create_task(runner.run_trial(task(tmp_path, files=64), reports))
-    while network.whole.is_set():  # noqa: ASYNC110 - a cut sets no event
-        await asyncio.sleep(0.02)
+    await until(lambda: not network.whole.is_set())
     if how == "broken":
         network.broken = True
         network.whole.set()
@@ -460,20 +460,13 @@ async def test_a_cut_while_a_checkpoint_comes_is_healed(network, begin, tmp_path
 
 async def test_a_cut_for_good_loses_the_agent(network, begin, tmp_path):
     runner = await begin(waits, lost_after_s=1.5)
-    reported = asyncio.Event()
-    pids = []
-
-    async def report(each):
-        pids.extend([each.metrics["pid"], each.metrics["agent"]])
-        reported.set()
-        return "CONTINUE"
-
-    running = asyncio.create_task(runner.run_trial(task(tmp_path), report))
-    await reported.wait()
+    begun = Begun()
+    running = asyncio.create_task(runner.run_trial(task(tmp_path), begun))
+    await begun.event.wait()
     network.whole.clear()
     with pytest.raises(TrialFailedError, match="lost with its node"):
         await running
-    for pid in pids:
+    for pid in begun.pids:
         await ends(pid)
 
 
@@ -521,20 +514,13 @@ async def test_a_start_that_fails_leaves_nothing(tmp_path):
 
 async def test_closing_while_trials_run(begin, tmp_path):
     runner = await begin(waits)
-    reported = asyncio.Event()
-    pids = []
-
-    async def report(each):
-        pids.extend([each.metrics["pid"], each.metrics["agent"]])
-        reported.set()
-        return "CONTINUE"
-
-    running = asyncio.create_task(runner.run_trial(task(tmp_path), report))
-    await reported.wait()
+    begun = Begun()
+    running = asyncio.create_task(runner.run_trial(task(tmp_path), begun))
+    await begun.event.wait()
     await runner.aclose()
     with pytest.raises(TrialFailedError, match="lost with its node"):
         await running
-    for pid in pids:
+    for pid in begun.pids:
         await ends(pid)
 
 

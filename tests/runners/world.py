@@ -51,8 +51,13 @@ def lives(pid):
 
 async def ends(pid):
     """Return when it does not run any more; the test's own timeout ends the wait."""
-    while lives(pid):  # noqa: ASYNC110 - another process sets no event
-        await asyncio.sleep(0.01)
+    await until(lambda: not lives(pid))
+
+
+async def until(condition):
+    """Return when it holds, and nothing tells of it; the test's own timeout ends the wait."""
+    while not condition():  # noqa: ASYNC110 - no event
+        await asyncio.sleep(0.005)
 
 
 class BareWorker:
