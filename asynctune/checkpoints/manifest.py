@@ -39,6 +39,7 @@ MAX_MANIFEST_BYTES: Final = 256 * 1024 * 1024
 """The largest manifest that is read."""
 
 MAX_PATH_BYTES: Final = 4096
+MAX_PATH_PARTS: Final = 256  # `shutil.rmtree` recurses, so that a tree of a thousand could not be removed
 _MAX_NUMBER: Final = (1 << 63) - 1
 _CRC_DIGITS: Final = 8
 _SHA_DIGITS: Final = 64
@@ -187,7 +188,10 @@ def _check_one(path: Any) -> None:
         _refuse(f"the path {path!r} has a NUL character")
     if path.startswith("/"):
         _refuse(f"the path {path!r} is absolute")
-    for part in path.split("/"):
+    parts = path.split("/")
+    if len(parts) > MAX_PATH_PARTS:
+        _refuse(f"the path {path!r:.80} has {len(parts):,} parts; the limit is {MAX_PATH_PARTS}")
+    for part in parts:
         if part in {"", ".", ".."}:
             _refuse(f"the path {path!r} has the part {part!r}")
         if _folded(part) == MANIFEST_FILE:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import string
 from typing import Any
 
@@ -91,6 +92,7 @@ def test_sizes_and_naming():
         ([".manifest.json"], "reserved"),
         (["x/.Manifest.JSON"], "reserved"),
         (["a" * 5000], "4,096"),
+        (["a/" * 256 + "f"], "has 257 parts; the limit is 256"),
         (["same", "same"], "one name"),
         (["Model.bin", "model.bin"], "differ only in case"),
         (["A/x", "a/y"], "differ only in case"),
@@ -106,6 +108,13 @@ def test_paths_that_are_refused(names, complaint):
         check_paths(names)
     with pytest.raises(ManifestError, match=complaint):
         manifest(*(entry(name) for name in names)).encode()
+
+
+def test_a_deep_tree_can_be_removed(tmp_path):
+    path = "a/" * 255 + "f"
+    check_paths([path])
+    (tmp_path / "t" / path).parent.mkdir(parents=True)
+    shutil.rmtree(tmp_path / "t")
 
 
 def test_an_empty_directory_may_not_be_a_file_too():
