@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,17 @@ class Worker:
         if self._storage is None:
             return staged
         return InBucket(await put(self._storage, staged, place))
+
+    def then(self, act: Callable[[ArrivalPlace], object]) -> None:
+        """Something happens when it is there, before anybody is told."""
+
+        async def make(place: ArrivalPlace) -> Any:
+            came = await self.made(place)
+            if inspect.isawaitable(acting := act(place)):
+                await acting
+            return came
+
+        self.make = make
 
 
 async def put(storage: ObjectStorage, staged: StagedCheckpoint, place: ArrivalPlace) -> bytes:

@@ -321,13 +321,7 @@ async def test_a_manifest_of_another_checkpoint_is_refused(bucket, changed):
 
 async def test_what_is_not_there_is_not_recorded_and_taken_back(bucket):
     brings = worker(bucket)
-
-    async def forgets(place):
-        came = await brings.made(place)
-        await bucket.storage.delete([f"{place.directory}/.manifest.json"])
-        return came
-
-    brings.make = forgets
+    brings.then(lambda place: bucket.storage.delete([f"{place.directory}/.manifest.json"]))
     with pytest.raises(UploadError, match=r"is not complete in .*, though its worker said so"):
         await adopt(bucket, brings, step=1)
     assert bucket.states() == {}
@@ -345,13 +339,7 @@ async def test_what_cannot_be_taken_back_does_not_hide_the_error(bucket, monkeyp
     monkeypatch.setattr(arriving_commits, "_TAKE_BACK_S", 0.05)
     bucket.sink.put_error = FencedError("another opening owns it")
     brings = worker(bucket)
-
-    async def last(place):
-        came = await brings.made(place)
-        bucket.storage.fail(StorageError("no", retryable=False), on="delete", lasting=True)
-        return came
-
-    brings.make = last
+    brings.then(lambda _: bucket.storage.fail(StorageError("no", retryable=False), on="delete", lasting=True))
     with pytest.raises(FencedError) as caught:
         await adopt(bucket, brings, step=1)
     assert "`inspect gc` finds it" in caught.value.__notes__[0]
@@ -368,13 +356,7 @@ async def test_what_may_be_durable_is_never_taken_back(bucket):
 
 async def test_a_bucket_that_is_away_for_a_moment_is_asked_again(bucket):
     brings = worker(bucket)
-
-    async def last(place):
-        came = await brings.made(place)
-        bucket.storage.fail(StorageError("away", retryable=True), on="read")
-        return came
-
-    brings.make = last
+    brings.then(lambda _: bucket.storage.fail(StorageError("away", retryable=True), on="read"))
     assert (await adopt(bucket, brings, step=1)).step == 1
 
 
@@ -382,13 +364,9 @@ async def test_a_bucket_that_is_away_does_not_hold_up_the_close(tmp_path):
     async with BucketRoom(tmp_path / "exp", clock=SystemClock()) as room:
         await room.catalog.reconcile([])
         brings = worker(room)
-
-        async def last(place):
-            came = await brings.made(place)
-            room.storage.fail(StorageError("away", retryable=True), on="read", lasting=True)
-            return came
-
-        brings.make = last
+        brings.then(
+            lambda _: room.storage.fail(StorageError("away", retryable=True), on="read", lasting=True)
+        )
         task = adopt(room, brings, step=1)
         while brings.ended == "not":  # noqa: ASYNC110 - nothing else tells of it
             await asyncio.sleep(0.001)
@@ -404,13 +382,11 @@ async def test_a_bucket_that_is_away_does_not_hold_up_the_close(tmp_path):
 
 async def test_unfinished_parts_are_taken_back_too(bucket):
     brings = worker(bucket)
-
-    async def last(place):
-        came = await brings.made(place)
-        await bucket.storage.begin_upload(f"{place.directory}/model.bin", size_bytes=99, part_bytes=50)
-        return came
-
-    brings.make = last
+    brings.then(
+        lambda place: bucket.storage.begin_upload(
+            f"{place.directory}/model.bin", size_bytes=99, part_bytes=50
+        )
+    )
     bucket.sink.put_error = FencedError("another opening owns it")
     with pytest.raises(FencedError):
         await adopt(bucket, brings, step=1)

@@ -21,7 +21,7 @@ from asynctune.checkpoints.trial_paths import check_trial_path
 from asynctune.checkpoints.trial_walking import own_files
 from asynctune.errors import ConfigError, StorageError
 from tests.checkpoints.fakes import CountingFiles, Room, read_tree, where
-from tests.checkpoints.travel import Wire, open_below, write_tree
+from tests.checkpoints.travel import Wire, cancelled_after, open_below, write_tree
 
 CHUNK = 4096
 CONTENT = {
@@ -142,17 +142,10 @@ async def test_it_can_be_cancelled_anywhere(tmp_path, threads):
     for steps in range(10_000):
         source = TreeSource(tmp_path / "private", threads=threads)
         wire = Wire(source.handle)
-        task = asyncio.create_task(
-            fetch_tree(
-                wire.call, tmp_path / "copy", threads=threads, chunk_bytes=CHUNK, window_bytes=3 * CHUNK
-            )
+        fetching = fetch_tree(
+            wire.call, tmp_path / "copy", threads=threads, chunk_bytes=CHUNK, window_bytes=3 * CHUNK
         )
-        for _ in range(steps):
-            await asyncio.sleep(0)
-            if task.done():
-                break
-        task.cancel()
-        done = (await asyncio.gather(task, return_exceptions=True))[0]
+        done = await cancelled_after(steps, fetching)
         await source.aclose()
         assert asyncio.all_tasks() == {asyncio.current_task()}
         if isinstance(done, int):

@@ -440,15 +440,25 @@ class HeldSyncs(FaultyFiles):
         super().sync_data(fd)
 
 
-@pytest.mark.parametrize("given_up", [False, True], ids=["waited-for", "given-up"])
-@pytest.mark.parametrize("fails", [False, True], ids=["synced", "lost"])
-async def test_a_finish_waits_for_what_is_being_synced(tmp_path, threads, monkeypatch, given_up, fails):
+@pytest.fixture
+async def syncing(tmp_path, threads, monkeypatch):
+    """What a receiver has of a checkpoint is being synced: its disk, itself, and the call that brought it."""
     monkeypatch.setattr(arrival, "_SYNC_BYTES", 1)
     files = HeldSyncs()
     receiver = TreeReceiver(tmp_path / "head", files=files, threads=threads)
     await receiver.handle("home.offer", announcing(offer_of("f")))
     taking = asyncio.create_task(receiver.handle("home.chunks", chunks(piece(b"x"))))
     assert await asyncio.to_thread(files.begun.acquire, timeout=10)
+    yield files, receiver, taking
+    files.may_go.set()
+    await receiver.aclose()
+    assert not open_below(tmp_path)
+
+
+@pytest.mark.parametrize("given_up", [False, True], ids=["waited-for", "given-up"])
+@pytest.mark.parametrize("fails", [False, True], ids=["synced", "lost"])
+async def test_a_finish_waits_for_what_is_being_synced(syncing, given_up, fails):
+    files, receiver, taking = syncing
     if fails:
         files.fail(errno.EIO, on="sync_data")
     if given_up:
@@ -466,24 +476,16 @@ async def test_a_finish_waits_for_what_is_being_synced(tmp_path, threads, monkey
         await receiver.handle("home.chunks", chunks(piece(b"x")))
         finishing = asyncio.create_task(receiver.handle("home.finish", {"id": "x"}))
     assert read_tree(Path((await finishing)["path"])) == {"f": b"x"}
-    await receiver.aclose()
-    assert not open_below(tmp_path)
 
 
-async def test_a_close_waits_for_what_is_being_synced(tmp_path, threads, monkeypatch):
-    monkeypatch.setattr(arrival, "_SYNC_BYTES", 1)
-    files = HeldSyncs()
-    receiver = TreeReceiver(tmp_path / "head", files=files, threads=threads)
-    await receiver.handle("home.offer", announcing(offer_of("f")))
-    taking = asyncio.create_task(receiver.handle("home.chunks", chunks(piece(b"x"))))
-    assert await asyncio.to_thread(files.begun.acquire, timeout=10)
+async def test_a_close_waits_for_what_is_being_synced(tmp_path, syncing):
+    files, receiver, taking = syncing
     closing = asyncio.create_task(receiver.aclose())
     await quiet()
     assert not closing.done()
     files.may_go.set()
     await closing
     assert not left_in(tmp_path / "head")
-    assert not open_below(tmp_path)
     await taking
 
 

@@ -22,7 +22,7 @@ from asynctune.checkpoints.trial_sending import FileSender
 from asynctune.errors import ConfigError, StorageError
 from asynctune.testing import FaultyFiles, ManualClock
 from tests.checkpoints.fakes import CountingFiles, read_tree
-from tests.checkpoints.travel import Wire, left_in, open_below, write_tree
+from tests.checkpoints.travel import Wire, cancelled_after, left_in, open_below, write_tree
 
 CHUNK = 4096
 
@@ -254,13 +254,7 @@ async def test_it_can_be_cancelled_anywhere(ends, tmp_path):
     write_tree(ends.node, {"stdout": b"1" * (2 * CHUNK), "model": b"2" * (3 * CHUNK)})
     for steps in range(10_000):
         ends.sender = ends.another_sender()
-        task = asyncio.create_task(ends.send())
-        for _ in range(steps):
-            await asyncio.sleep(0)
-            if task.done():
-                break
-        task.cancel()
-        done = (await asyncio.gather(task, return_exceptions=True))[0]
+        done = await cancelled_after(steps, ends.send())
         assert asyncio.all_tasks() == {asyncio.current_task()}
         if isinstance(done, int):
             break

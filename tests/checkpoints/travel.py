@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,17 @@ class Wire:
 
     def count(self, op: str) -> int:
         return sum(each == op for each, _ in self.calls)
+
+
+async def cancelled_after(steps: int, call: Coroutine[Any, Any, Any]) -> Any:
+    """What a call has returned that is cancelled after so many turns of the loop, or what it has raised."""
+    task = asyncio.ensure_future(call)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+        if task.done():
+            break
+    task.cancel()
+    return (await asyncio.gather(task, return_exceptions=True))[0]
 
 
 def write_tree(root: Path, content: Mapping[str, bytes], empty: tuple[str, ...] = ()) -> Path:

@@ -8,13 +8,12 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 
 import pytest
 
 from asynctune import ExperimentStore, SyncConfig, TrialStatus
 from tests.inspect_cli.stores import REPOSITORY, files
-from tests.storage.moto import moto_server
+from tests.storage.moto import make_bucket, moto_server
 
 pytest.importorskip("moto")
 pytest.importorskip("aiobotocore")
@@ -26,8 +25,7 @@ KEY, SECRET = "AKIATESTKEY", "a-very-secret-word"
 @pytest.fixture(scope="module")
 def endpoint():
     with moto_server() as url:
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/tunes", method="PUT")):
-            pass  # a bucket
+        make_bucket(url, "tunes")
         yield url
 
 

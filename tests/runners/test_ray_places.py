@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import urllib.request
 from contextlib import contextmanager
 
 import pytest
@@ -25,7 +24,7 @@ from tests.runners.ray_checking import (
 )
 from tests.runners.ray_trials import LARGE_BYTES, acknowledged, beginnings, train, train_once_failing
 from tests.storage.juicefs import juicefs_mounts
-from tests.storage.moto import moto_server
+from tests.storage.moto import make_bucket, moto_server
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -33,17 +32,12 @@ NODES = ("node_b", "node_c")
 BUCKET = "of-a-cluster"
 
 
-def make_bucket(endpoint):
-    request = urllib.request.Request(f"{endpoint}/{BUCKET}", method="PUT")
-    urllib.request.urlopen(request, timeout=20).close()
-
-
 async def test_checkpoints_go_straight_to_a_bucket(cluster, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     place = Place(cluster, "bucket")
     with moto_server() as endpoint:
-        await asyncio.to_thread(make_bucket, endpoint)
+        await asyncio.to_thread(make_bucket, endpoint, BUCKET)
         options = {"endpoint_url": endpoint, "key": "its-key", "secret": "its-secret", "region": "us-east-1"}
         sync = SyncConfig(upload_dir=f"s3://{BUCKET}/some", storage_options=options)
         broken = cluster.root / "broken-once"
@@ -111,7 +105,7 @@ async def test_a_killed_node_leaves_its_trials_what_is_in_the_bucket(cluster, tm
         monkeypatch.delenv(name, raising=False)
     place = Place(cluster, "bucket-killed")
     with moto_server() as endpoint:
-        await asyncio.to_thread(make_bucket, endpoint)
+        await asyncio.to_thread(make_bucket, endpoint, BUCKET)
         options = {"endpoint_url": endpoint, "key": "its-key", "secret": "its-secret", "region": "us-east-1"}
         sync = SyncConfig(upload_dir=f"s3://{BUCKET}/some", storage_options=options)
         results = await killed_in_the_middle(cluster, place, sync=sync)
@@ -156,7 +150,7 @@ async def test_the_buckets_credentials_are_nowhere_on_a_node(cluster, tmp_path, 
         return {node: told.rpartition("\0\n")[::2] for node, told in found.items()}
 
     with moto_server() as endpoint:
-        await asyncio.to_thread(make_bucket, endpoint)
+        await asyncio.to_thread(make_bucket, endpoint, BUCKET)
         options = {"endpoint_url": endpoint, "key": f"{mark}-key", "secret": f"{mark}-secret"}
         sync = SyncConfig(
             upload_dir=f"s3://{BUCKET}/safe", storage_options={**options, "region": "us-east-1"}

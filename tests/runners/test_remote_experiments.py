@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import time
-import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from asynctune.checkpoints import homecoming, lending
 from asynctune.runners.agents import AgentHandle
 from asynctune.runners.remote import RemoteRunner
 from tests.runners.local_engine import LocalEngine
-from tests.storage.moto import moto_server
+from tests.storage.moto import make_bucket, moto_server
 from tests.tuning import trainables
 
 NODES = ("node-a", "node-b")
@@ -287,8 +286,7 @@ def endpoint():
     pytest.importorskip("moto")
     pytest.importorskip("aiobotocore")
     with moto_server() as url:
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/tunes", method="PUT")):
-            pass
+        make_bucket(url, "tunes")
         yield url
 
 

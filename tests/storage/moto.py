@@ -30,6 +30,12 @@ def moto_server() -> Iterator[str]:
         server.wait()
 
 
+def make_bucket(endpoint: str, name: str) -> None:
+    """A new one on such a server."""
+    request = urllib.request.Request(f"{endpoint}/{name}", method="PUT")
+    urllib.request.urlopen(request, timeout=20).close()
+
+
 def _await_answer(server: subprocess.Popen[bytes], endpoint: str) -> None:
     ends = time.monotonic() + WITHIN_S
     while True:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from asynctune.trial import Checkpoint
 from tests.checkpoints.bringing import SMALL, Worker
 from tests.checkpoints.fakes import read_tree, where
 from tests.inspect_cli.test_garbage import Later
-from tests.storage.moto import moto_server
+from tests.storage.moto import make_bucket, moto_server
 from tests.store.test_mirroring import bucket, swaps
 
 __all__ = ["bucket", "swaps"]  # fixtures
@@ -36,8 +35,7 @@ def endpoint():
     pytest.importorskip("moto")
     pytest.importorskip("aiobotocore")
     with moto_server() as url:
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/tunes", method="PUT")):
-            pass
+        make_bucket(url, "tunes")
         yield url
 
 
