@@ -199,9 +199,8 @@ async def test_it_can_be_cancelled_anywhere(tmp_path, threads):
                 break
             shutil.rmtree(done["path"])
         elif (tmp_path / "head").exists():
-            for name in left_in(
-                tmp_path / "head"
-            ):  # finished on the head, only the answer was not waited for
+            for name in left_in(tmp_path / "head"):
+                # finished on the head, only the answer was not waited for
                 assert (tmp_path / "head" / name / ".manifest.json").exists()
                 shutil.rmtree(tmp_path / "head" / name)
     else:

@@ -121,9 +121,8 @@ class Cluster:
         self._network = network
         self._head_cpus = head_cpus
         self._objects_bytes = objects_bytes
-        self._numbers = itertools.count(
-            1 if network else 2
-        )  # Ray takes 127.0.0.1 for the machine's other address
+        # without networks from 2: Ray takes 127.0.0.1 for the machine's other address
+        self._numbers = itertools.count(1 if network else 2)
         self._ip_prefix = "10.77.0." if network else "127.0.0."
         self.address = f"{self._ip_prefix}{1 if network else 2}:{_free_port()}"
         # Ray listens on every address of the machine, so a stranger must not be let in.
@@ -296,11 +295,8 @@ class Cluster:
             command = [sys.executable, "-c", _RAY, "start", "--block", *options]
             command += [f"--node-ip-address={ip}", f"--node-name={name}", f"--temp-dir={own}"]
             command += [f"--object-store-memory={self._objects_bytes}", "--disable-usage-stats"]
-            command += [
-                "--min-worker-port=0",
-                "--max-worker-port=0",
-            ]  # free ones: the default range is one per machine
-            command += ["--include-log-monitor=false"]
+            # ports that are free: the default range is one per machine
+            command += ["--min-worker-port=0", "--max-worker-port=0", "--include-log-monitor=false"]
             own_directories = [] if name == HEAD else [os.fspath(path) for path in (self.apart, *private)]
             leftover = os.fspath(self.root) if name == HEAD else None
             order = {"private": own_directories, "command": command, "leftover": leftover}

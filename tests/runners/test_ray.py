@@ -36,9 +36,8 @@ async def test_twelve_trials_on_two_nodes_come_home_whole(cluster, kind):
     assert (len(results), results.num_terminated) == (TRIALS, TRIALS)
     rows = await checked(results, N)
     assert {row["where"] for each in rows for row in each} == {"node_b", "node_c"}
-    assert (
-        len({row["me"] for each in rows for row in each}) <= 4
-    )  # processes are used again, for as many as fit
+    processes = {row["me"] for each in rows for row in each}
+    assert len(processes) <= 4, "they are used again, for as many as fit"
     assert [len(result.best_checkpoints) for result in results] == [2] * TRIALS
     for node in ("node_b", "node_c"):
         assert left_on(place, node) == []
