@@ -207,7 +207,9 @@ class ArrivingCommits:
         """In a thread: whether a staged directory of this trial has this path, if it is there."""
         parent, name = os.path.split(path)
         trial_dir = os.path.join(self._context.experiment_dir, wanted.trial_name)
-        return name.startswith(STAGED_PREFIX) and os.path.realpath(parent) == os.path.realpath(trial_dir)
+        if "\0" in path or not name.startswith(STAGED_PREFIX):
+            return False
+        return os.path.realpath(parent) == os.path.realpath(trial_dir)
 
     async def _commit_there(self, wanted: Wanted, place: ArrivalPlace, came: InBucket) -> Checkpoint:
         context, side = self._context, self._side

@@ -107,8 +107,16 @@ async def test_what_came_home_and_cannot_be_recorded_does_not_stay(room):
 
 @pytest.mark.parametrize(
     "path",
-    ["exp/t/checkpoint_000001", "exp/t", "exp/t/", "exp/other/.staged-1", "elsewhere", "exp/t/.staged-1/.."],
-    ids=["committed", "trial", "trial-slash", "another-trials", "outside", "up"],
+    [
+        "exp/t/checkpoint_000001",
+        "exp/t",
+        "exp/t/",
+        "exp/other/.staged-1",
+        "elsewhere",
+        "exp/t/.staged-1/..",
+        "exp\0/.staged-1",
+    ],
+    ids=["committed", "trial", "trial-slash", "another-trials", "outside", "up", "nul"],
 )
 async def test_a_path_that_no_staged_directory_of_the_trial_has_is_neither_taken_nor_removed(
     room, tmp_path, path
