@@ -92,17 +92,19 @@ class Prepared:
         trials: How many there will be.
         before: Those of an experiment that was there; `None` for a new one.
         found_at: Where that was found.
+        is_left_open: Its last driver is gone, and had not closed it.
     """
 
     tuner: Tuner
     trials: int
     before: ResultGrid | None
     found_at: str | None = None
+    is_left_open: bool = False
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing is left to run."""
-        if self.before is None or len(self.before) < self.trials:
+        """Whether nothing is left to do."""
+        if self.before is None or len(self.before) < self.trials or self.is_left_open:
             return False
         return all(each.status.is_finished for each in self.before)
 
@@ -155,7 +157,8 @@ async def prepare(places: Places, given: Mapping[str, int], workers: int) -> Pre
 async def _restored(
     places: Places, location: str, given: Mapping[str, int], runner: ProcessRunner
 ) -> Prepared:
-    numbers = _DEFAULTS | await _recorded(location, given) | dict(given)
+    recorded, is_left_open = await _recorded(location, given)
+    numbers = _DEFAULTS | recorded | dict(given)
     from_copy = location == places.copy
     # What holds code is given again; everything else is in the experiment.
     tuner = await Tuner.restore(
@@ -166,7 +169,13 @@ async def _restored(
         runner=runner,
         local_dir=places.directory.parent if from_copy else None,
     )
-    return Prepared(tuner=tuner, trials=numbers["trials"], before=tuner.get_results(), found_at=location)
+    return Prepared(
+        tuner=tuner,
+        trials=numbers["trials"],
+        before=tuner.get_results(),
+        found_at=location,
+        is_left_open=is_left_open,
+    )
 
 
 def _searching(numbers: Mapping[str, int]) -> TuneConfig:
@@ -180,8 +189,8 @@ def _searching(numbers: Mapping[str, int]) -> TuneConfig:
     )
 
 
-async def _recorded(location: str, given: Mapping[str, int]) -> dict[str, int]:
-    """What the experiment was begun with.
+async def _recorded(location: str, given: Mapping[str, int]) -> tuple[dict[str, int], bool]:
+    """What the experiment was begun with, and whether it was left open.
 
     Raises:
         ConfigError: The user has set something else.
@@ -190,6 +199,7 @@ async def _recorded(location: str, given: Mapping[str, int]) -> dict[str, int]:
     async with ExperimentStore.open(location, mode="read") as store:
         settings = store.metadata.get(SETTINGS_KEY) or {}
         config = store.trials[0].config if len(store.trials) else {}
+        writer = store.writer_info
     found = {
         "trials": settings.get("num_samples"),
         "epochs": (settings.get("stop") or {}).get("training_iteration"),
@@ -202,4 +212,4 @@ async def _recorded(location: str, given: Mapping[str, int]) -> dict[str, int]:
                 f"the experiment in {location} was begun with --{name} {recorded[name]}, not {given[name]}; "
                 "leave the option out to go on with it, or choose another directory"
             )
-    return recorded
+    return recorded, writer is not None and writer["alive"] is not True

@@ -124,9 +124,15 @@ class ExperimentRun:
         """
         with stopping_on_signals(self._on_signal) as seen:
             try:
-                async with await self._opening.open() as store:
+                async with self._told_when_closed(), await self._opening.open() as store:
                     self._store = store
-                    self.results = await ResultGrid.of(store, **self._read_with())
+                    progress = self._progress = self._progress_of(store)
+                    try:
+                        await self._show(progress, store)
+                        progress.finished()
+                        self.results = await ResultGrid.of(store, **self._read_with())
+                    finally:
+                        await progress.aclose()
                     if seen.received is not None:
                         await self._close_soon(store)
                         raise Interrupted
@@ -195,9 +201,7 @@ class ExperimentRun:
             )
             if seen.received is not None:
                 self._driver.interrupt()
-            async for trial in store.iterate():
-                progress.known(trial)
-            progress.start()
+            await self._show(progress, store)
             if await self._driver.run():
                 store.set_metadata(PROGRESS_KEY, {"finished": True})
                 progress.finished()
@@ -228,6 +232,12 @@ class ExperimentRun:
             copy=None if uri is None else lambda moment: copy_text(uri, store.stats(), moment),
             verbose=self._plan.run.verbose,
         )
+
+    async def _show(self, progress: Progress, store: ExperimentStore) -> None:
+        """Begin to show, with the trials that there are."""
+        async for trial in store.iterate():
+            progress.known(trial)
+        progress.start()
 
     def _say(self, message: str) -> None:
         if self._progress is not None:

@@ -198,6 +198,20 @@ def bucket(monkeypatch):
         client.close()
 
 
+KILLED_AT_THE_CLOSE = """
+import os, sys
+from asynctune.demo.__main__ import main
+from asynctune.store.engine import Engine
+
+async def killed(self, timeout_s):
+    await self.flush()
+    os._exit(9)
+
+Engine.close = killed
+main(sys.argv[1:])
+"""
+
+
 def has_whole_copies(client: Any, count: int) -> bool:
     """Whether the checkpoints of so many epochs have come to the bucket, and are complete there."""
     page = client.list_objects_v2(Bucket="bucket", Prefix="demos/mine/Digits")
@@ -262,6 +276,18 @@ def test_killed_and_its_directory_deleted_it_goes_on_from_the_copy(undisturbed, 
     assert told[:3] + told[4:] == expected[:3] + expected[4:]
     assert re.search(r"^copy: complete, in s3://bucket/demos/mine$", output, re.MULTILINE)
     assert "elsewhere:    python -m asynctune.demo s3://bucket/demos/mine\n" in output
+
+
+def test_killed_while_it_is_closed_it_is_closed_by_the_next(undisturbed, directory):
+    stopped = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_THE_CLOSE, str(directory), *SMALL], check=False, capture_output=True
+    )
+    assert stopped.returncode == 9, stopped.stderr.decode()
+    again = in_process(directory)
+    assert again.exit_code == 0, again.output
+    assert again.output.startswith("Going on with 9 epochs in checkpoints; 3 of 3 trials ended before.\n")
+    assert trials(directory) == trials(undisturbed[1])
+    assert in_process(directory).output.startswith("This experiment is finished; nothing is left to run.\n")
 
 
 def test_a_copy_in_a_directory_is_shown_and_gone_on_with(tmp_path, directory):

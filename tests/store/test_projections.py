@@ -19,7 +19,7 @@ async def test_a_fault_in_a_projection_is_told_and_ends_nothing_else(tmp_path, m
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patched, caplog.at_level(logging.ERROR):
-        patched.setattr("asynctune.results.trial_files.expand", broken)
+        patched.setattr("asynctune.results.lines.expand", broken)
         async with ExperimentStore.open(location) as store:
             events = store.events()
             store.add_trial({}, trial_id="t")
