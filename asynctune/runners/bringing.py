@@ -134,7 +134,9 @@ class Bringing:
         """What the worker is told: with paths of this node, where the checkpoint to go on from is.
 
         Raises:
-            TrialFailedError, StorageError: It cannot be brought here.
+            CheckpointNotFoundError: It cannot be read at its place.
+            ConfigError, MissingExtraError: This node cannot open the bucket.
+            StorageError: It, or files of earlier starts, cannot be brought here.
         """
         task = dict(self._task)
         threads = self._threads = DiskThreads(2)

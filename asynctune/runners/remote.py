@@ -208,6 +208,7 @@ class RemoteRunner:
 
         Raises:
             TrialFailedError: The trial raised, its worker died or hung, or its node was lost.
+            CheckpointNotFoundError: Its node could not read the checkpoint at `task.place`.
             ConfigError: Its node does not see this machine's directory, and `syncer=None` says that it does; or a
                 setting is wrong, so that no trial can run on that node.
         """
