@@ -85,7 +85,11 @@ async def fetch_in_place(
         copy = await bucket()
 
         async def fetched() -> VerifyReport:
-            return await _again(lambda: copy.fetch(place["directory"], digest, to))
+            async def attempt() -> VerifyReport:
+                await asyncio.to_thread(_empty, to)  # of what the one before has left
+                return await copy.fetch(place["directory"], digest, to)
+
+            return await _again(attempt)
 
         if await _filled(to, fetched, said):
             return
@@ -122,3 +126,9 @@ async def _again(attempt: Callable[[], Awaitable[_T]]) -> _T:
             if not error.retryable or failures > _ATTEMPTS:
                 raise
         await asyncio.sleep(_BETWEEN_S)
+
+
+def _empty(directory: str) -> None:
+    """In a thread: leave the directory as it was made."""
+    shutil.rmtree(directory)
+    os.mkdir(directory, 0o700)

@@ -125,6 +125,7 @@ class DirectorySource:
         self._place = place
         self._copies: LazyCopies | None = None
         self._unwritten: Backlog | None = None
+        self._looks = 0
         self._clock = clock
         self._files = files
 
@@ -141,7 +142,9 @@ class DirectorySource:
 
     def _open(self) -> OpenedForReading:
         opened = open_for_reading(self.experiment_dir, self._files)
-        self._unwritten = Backlog() if are_all_written(opened) else None  # read when somebody asks
+        self._forget_unwritten()
+        if are_all_written(opened):
+            self._unwritten = Backlog()
         with contextlib.suppress(OSError):  # what was read is worth more than where else it is
             self.copy_uri = noted(f"{self.experiment_dir}/{STATE_DIR}", self._files)
         return opened
@@ -173,7 +176,7 @@ class DirectorySource:
         if found is None:
             return None
         if found[0]:
-            self._unwritten = None
+            self._forget_unwritten()
         claim = newest_claim(state_dir, self._files)
         return Look(*found, claim, is_alive(claim) if claim is not None else False)
 
@@ -183,9 +186,17 @@ class DirectorySource:
         Raises:
             CorruptStateError, StorageError: They cannot be read.
         """
-        if self._unwritten is None:
-            self._unwritten = await _in_thread(self._read_unwritten)
-        return self._unwritten
+        if (unwritten := self._unwritten) is None:
+            looks = self._looks
+            unwritten = await _in_thread(self._read_unwritten)
+            if looks == self._looks:  # else it may lack what was found meanwhile
+                self._unwritten = unwritten
+        return unwritten
+
+    def _forget_unwritten(self) -> None:
+        """There are others: they are read when somebody asks."""
+        self._looks += 1
+        self._unwritten = None
 
     def _read_unwritten(self) -> Backlog:
         state_dir = f"{self.experiment_dir}/{STATE_DIR}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from asynctune.config import SyncConfig
-from asynctune.errors import CorruptStateError
+from asynctune.errors import AsynctuneError, CorruptStateError
 from asynctune.results.backlog import Backlog
 from asynctune.results.history import read_history
 from asynctune.results.rows import TrialInfo
@@ -85,9 +85,15 @@ class Origin:
         ):  # somebody has gone on with it
             return await self._read(trial)
         path = directory / trial.trial_name
-        rows = await read_history(path, has_rows=last is not None, trial=trial, unwritten=unwritten)
+        try:
+            rows = await read_history(path, has_rows=last is not None, trial=trial, unwritten=unwritten)
+        except FileNotFoundError as error:
+            try:
+                return await self._read(trial)  # its driver was killed before it had written it
+            except AsynctuneError:
+                raise error from None
         if last is not None and rows and rows[-1].get("training_iteration", last) < last:
-            return await self._read(trial)  # the file was not completed, or is not yet
+            return await self._read(trial)  # nor had it completed it
         return rows
 
     async def _read(self, trial: TrialInfo) -> list[dict[str, Any]]:

@@ -144,6 +144,25 @@ async def test_a_bucket_that_refuses_for_a_moment_is_asked_again(scene):
     assert scene.is_there()
 
 
+async def test_a_bucket_that_refuses_in_the_middle_is_asked_again_for_all_of_it(scene, monkeypatch):
+    monkeypatch.setattr(scene.node._transfer, "receive", refusing(scene.node._transfer.receive))
+    await scene.fetch(is_shared=False)
+    assert scene.is_there()
+
+
+def refusing(receive):
+    left = 2
+
+    async def refuses(key, *arguments, **settings):
+        nonlocal left
+        if key.endswith("model") and left:
+            left -= 1
+            raise StorageError("not now", operation="get", key=key, retryable=True)
+        await receive(key, *arguments, **settings)
+
+    return refuses
+
+
 @pytest.mark.parametrize(("refusals", "retryable"), [(100, True), (1, False)], ids=["for-long", "for-good"])
 async def test_a_bucket_that_refuses_is_told(scene, refusals, retryable):
     scene.bucket.refusals, scene.bucket.retryable = refusals, retryable

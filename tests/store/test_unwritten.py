@@ -6,11 +6,13 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from asynctune.errors import CorruptStateError
 from asynctune.files import LocalFiles
+from asynctune.store import sources
 from asynctune.store.opening import open_for_reading
 from asynctune.store.store import ExperimentStore
 from asynctune.store.unwritten import are_all_written
@@ -115,3 +117,23 @@ async def test_damage_among_them_is_told_to_who_asks_for_rows(killed, monkeypatc
         assert reader.get_trial("t").num_results == 3
         with pytest.raises(CorruptStateError, match="are gone"):
             await reader.history("t")
+
+
+async def test_what_is_read_while_more_is_found_is_not_kept(location, monkeypatch):
+    run(location, "create", "nothing")
+    go, real = threading.Event(), sources.recover  # type: ignore[attr-defined]
+
+    def slow(*arguments, **settings):
+        found = real(*arguments, **settings)
+        go.wait(10)
+        return found
+
+    async with ExperimentStore.open(location, "read") as reader:
+        monkeypatch.setattr(sources, "recover", slow)
+        reading = asyncio.create_task(reader.history("t"))
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(run, location, "resume", "nothing")
+        await reader.refresh()
+        go.set()
+        assert len(await reading) == 3
+        assert len(await reader.history("t")) == reader.get_trial("t").num_results == 6

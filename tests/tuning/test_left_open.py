@@ -113,3 +113,35 @@ async def test_a_file_that_was_never_completed_is_made_good(tmp_path):
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:4]))
     assert (await histories(results))[1] == ALL[1]
     assert (await histories(results))[0] == ALL[0][:4], "gone for good, and the reader says what there is"
+
+
+RUNS = """
+import asyncio, sys
+from asynctune import RunConfig, Tuner, session
+from asynctune.results.projector import ResultFiles
+
+async def train(config):
+    for _ in range(2):
+        await session.areport({"loss": 1.0})
+    print("reported", flush=True)
+    await asyncio.sleep(60)
+
+ResultFiles.add = lambda *_: None
+asyncio.run(Tuner(train, run_config=RunConfig(name="exp", local_dir=sys.argv[1], verbose=0)).fit())
+"""
+
+
+async def test_results_of_a_driver_that_is_killed_after_they_were_loaded(tmp_path):
+    """While it lives, its files are trusted to come."""
+    program = [sys.executable, "-c", RUNS, str(tmp_path)]
+    with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as driver:
+        try:
+            assert driver.stdout is not None
+            await asyncio.to_thread(driver.stdout.readline)
+            results = await ResultGrid.load(tmp_path / "exp")
+            while not any(each.metrics.get("training_iteration") == 2 for each in results):
+                await asyncio.sleep(0.05)  # it is committed soon
+                results = await ResultGrid.load(tmp_path / "exp")
+        finally:
+            driver.kill()
+    assert await histories(results) == [[1, 2]]
