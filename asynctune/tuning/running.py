@@ -122,10 +122,12 @@ class ExperimentRun:
             KeyboardInterrupt, SystemExit: After a signal.
             Other errors as for `Tuner.fit`.
         """
+        slow: asyncio.TimerHandle | None = None
         with stopping_on_signals(self._on_signal) as seen:
             try:
                 async with self._told_when_closed(), await self._opening.open() as store:
                     self._store = store
+                    slow = asyncio.get_running_loop().call_later(_SLOW_CLOSE_S, self._say_slow_close)
                     progress = self._progress = self._progress_of(store)
                     try:
                         await self._show(progress, store)
@@ -138,6 +140,9 @@ class ExperimentRun:
                         raise Interrupted
             except Interrupted:
                 self._leave(seen)
+            finally:
+                if slow is not None:
+                    slow.cancel()
         assert self.results is not None
         return self.results
 

@@ -12,12 +12,12 @@ import os
 import secrets
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from asynctune.config import RunConfig, SyncConfig, TuneConfig, result_dir
-from asynctune.errors import ConfigError, ExperimentNotFoundError
+from asynctune.errors import ConfigError, ExperimentLockedError, ExperimentNotFoundError, StorageError
 from asynctune.protocols import TrialRunner
 from asynctune.store.stats import StoreStats
 from asynctune.trainable import (
@@ -132,25 +132,37 @@ class Tuner:
             UserCodeError: A searcher, scheduler or stop function failed.
             KeyboardInterrupt, SystemExit: After a signal.
         """
-        if self._resumed is not None and self._resumed.is_finished and not self._resumed.is_left_open:
-            return self._resumed.results
+        resumed = self._resumed
+        if resumed is not None and resumed.is_finished:
+            return await self._closed(resumed) if resumed.is_left_open else resumed.results
         if self._run is not None:
             raise ConfigError(
                 f"this Tuner has run; go on with its experiment: Tuner.restore({str(self._path)!r})"
             )
-        resumed = self._resumed
         run = self._run = (
             ExperimentRun(self._plan, self._path)
             if resumed is None
             else ExperimentRun(self._plan, self._path, resumed.requeue, resumed.whence)
         )
         try:
-            if resumed is not None and resumed.is_finished:
-                return await run.only_closed()
             return await run.to_its_end()
         finally:
             if not run.has_begun:
                 self._run = None
+
+    async def _closed(self, resumed: _Resumed) -> ResultGrid:
+        """Of a finished experiment that was left open: complete its files and its copy, where that can be done."""
+        run = ExperimentRun(self._plan, self._path, resumed.requeue, resumed.whence)
+        try:
+            results = await run.only_closed()
+        except (ExperimentLockedError, StorageError) as error:
+            if run.has_begun:
+                raise
+            logger.warning("%s was not closed by its last driver, and is left so: %s", self._path, error)
+            return resumed.results
+        self._run = run
+        self._resumed = replace(resumed, results=results, is_left_open=False)
+        return results
 
     def run(self) -> ResultGrid:
         """`fit` for scripts without an event loop; SIGINT ends them with exit code 130."""
@@ -270,7 +282,8 @@ class Tuner:
                 },
                 results=results,
                 is_finished=nothing_to_run,
-                is_left_open=writer is not None and writer["alive"] is not True,
+                # who may be alive, on a host that cannot be looked at, is still bringing things to the copy, perhaps
+                is_left_open=writer is not None and writer["alive"] is False,
                 whence=whence,
             ),
         )

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 
-from asynctune import Checkpoint, ExperimentStore, ResultGrid, Tuner
+from asynctune import Checkpoint, ExperimentStore, ResultGrid, StorageError, Tuner
 from asynctune.tuning.origins import Origin
 from tests.killing import ROOT
 
@@ -87,6 +87,38 @@ async def test_a_restore_closes_it(tmp_path):
     await (await Tuner.restore(path)).fit()
     async with ExperimentStore.open(path, "read") as reader:
         assert reader.opening.epoch == before.opening.epoch, "nothing is left to be done"
+
+
+async def test_fit_may_be_called_again(tmp_path):
+    restored = await Tuner.restore(killed(tmp_path))
+    first = await restored.fit()
+    assert await restored.fit() is first
+    assert restored.get_results() is first
+
+
+async def test_one_that_cannot_be_closed_has_its_results_all_the_same(tmp_path, caplog):
+    """Somebody else is about to."""
+    path = killed(tmp_path)
+    restored = await Tuner.restore(path)
+    async with ExperimentStore.open(path):
+        assert await histories(await restored.fit()) == ALL
+    assert "was not closed by its last driver, and is left so" in caplog.text
+
+
+async def test_one_where_nobody_can_write_has_its_results_all_the_same(tmp_path, caplog, monkeypatch):
+    restored = await Tuner.restore(killed(tmp_path))
+
+    def refuse(*_arguments, **_settings):
+        raise StorageError("Read-only file system", operation="open")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("asynctune.store.opening.lock_experiment", refuse)
+        assert await histories(await restored.fit()) == ALL
+    assert "is left so: Read-only" in caplog.text
+    caplog.clear()
+    assert await histories(await restored.fit()) == ALL
+    assert not caplog.text
+    assert in_files(tmp_path / "exp") == ALL
 
 
 async def test_a_restore_brings_to_the_copy_what_was_not_there(tmp_path):
