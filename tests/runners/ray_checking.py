@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -138,14 +139,26 @@ async def holds(place: Place, results: ResultGrid, n: int) -> None:
 
 
 async def rows_of(result: Result, n: int) -> list[dict[str, Any]]:
-    """Of a trial, which has `n`, each once."""
+    """Of a trial, which has `n`, each once; its result.json has the same.
+
+    Args:
+        result: Of an experiment whose driver has ended in order: one that was killed may not have written all rows.
+        n: How many.
+    """
     rows = await result.history()
     told = [(row["training_iteration"], row["me"], row["where"]) for row in rows]
     about = (
         f"{result.trial_id}, {result.status}, last {result.metrics.get('training_iteration')}, {result.error}"
     )
     assert [iteration for iteration, *_ in told] == list(range(1, n + 1)), f"{about}: {told}"
+    assert await asyncio.to_thread(_written, result) == json.loads(json.dumps(rows)), about
     return rows
+
+
+def _written(result: Result) -> list[dict[str, Any]]:
+    """The lines of its result.json, whatever the journal says; none of a trial that never ran."""
+    path = Path(result.path, "result.json")
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
 async def inspected(location: str | Path, *arguments: str, env: Mapping[str, str] | None = None) -> str:

@@ -8,12 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from asynctune.errors import ConfigError
 from asynctune.runners.connection import Connection, WorkerLostError, cpu_seconds, end_process, wait_for
 from tests.runners.world import ends, lives
+
+HOUR_S = 3600.0
 
 PROLOGUE = """
 import os, socket, struct, sys, time, msgpack, signal
@@ -95,6 +98,53 @@ async def test_signs_of_life_are_enough(connect):
     )
     connection, _ = await connect(script, hung_after_s=0.8)
     assert await connection.receive() == {"a": 1}
+
+
+@pytest.fixture
+def jumps(monkeypatch):
+    """Sets the clocks: that of the loop forward, that of the wall forward or back."""
+    monotonic, wall = time.monotonic, time.time
+
+    def jump(wall_s):
+        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + HOUR_S)  # the loop's own, too
+        monkeypatch.setattr(time, "time", lambda: wall() + wall_s)
+
+    return jump
+
+
+both_ways = pytest.mark.parametrize("wall_s", [HOUR_S, -HOUR_S], ids=["forward", "back"])
+
+
+@both_ways
+async def test_clocks_that_jump_hang_nobody(connect, jumps, wall_s):
+    """It is silent for less than it may be, when an hour goes by at once: while it is waited for, and before that."""
+    script = "\nfor at in 1, 2:\n    s.recv(1); time.sleep(0.6); say({'a': at})\ntime.sleep(60)"
+    connection, _ = await connect(script, hung_after_s=4.0)
+    loop = asyncio.get_running_loop()
+    before = loop.time()
+    await connection.send(b"x")
+    waiting = asyncio.create_task(connection.receive())
+    await asyncio.sleep(0.1)
+    jumps(wall_s)
+    assert loop.time() > before + HOUR_S
+    assert await waiting == {"a": 1}
+    await connection.send(b"x")
+    assert await connection.receive() == {"a": 2}
+
+
+@both_ways
+async def test_one_that_hangs_is_killed_though_clocks_jump(connect, jumps, wall_s):
+    """After the time that it may be silent, which neither begins again nor is over."""
+    connection, process = await connect("say({'a': 1}); time.sleep(60)", hung_after_s=1.2)
+    assert await connection.receive() == {"a": 1}
+    now = time.perf_counter  # does not jump
+    waiting, began = asyncio.create_task(connection.receive()), now()
+    await asyncio.sleep(0.1)
+    jumps(wall_s)
+    with pytest.raises(WorkerLostError, match=r"no sign of life and used no CPU time for 1\.2 s"):
+        await waiting
+    assert now() - began > 0.7
+    assert process.returncode == -signal.SIGKILL
 
 
 async def test_a_wait_that_was_cancelled_loses_nothing(connect):
