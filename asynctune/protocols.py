@@ -162,6 +162,7 @@ class TrialTask:
         checkpoint: What it goes on from: a private copy of its files. `None` for one that starts afresh, and where
             there is a `place`.
         place: Where the one is that it goes on from; only for a runner that `can_fetch` it there.
+        epoch: Number of the opening that runs it: what a runner elsewhere says of it carries that.
         copy: URI of the experiment's copy, where a runner on other machines may bring checkpoints straight to
             (`ArrivingCheckpoint`); `None`: there is none, or a `Syncer` of the user's keeps it.
     """
@@ -173,6 +174,7 @@ class TrialTask:
     iteration: int = 0
     checkpoint: Checkpoint | None = None
     place: CheckpointPlace | None = None
+    epoch: int = 0
     copy: str | None = None
 
 

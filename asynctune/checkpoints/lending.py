@@ -40,7 +40,7 @@ _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 class TreeSource:
-    """Lends the files of one directory, which nobody writes to meanwhile.
+    """Lends the files of one directory, as long as they are when they are listed.
 
     Args:
         path: The directory, absolute: a private copy of a checkpoint, or a committed one that is leased.

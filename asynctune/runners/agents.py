@@ -91,6 +91,8 @@ class AgentHandle:
         self._source: TreeSource | None = None
         self._own: TreeSource | None = None
         self._files: FileReceiver | None = None
+        self._never: ConfigError | None = None
+        """Why its engine can start none, if it has said so."""
 
     @property
     def has_connected(self) -> bool:
@@ -111,7 +113,7 @@ class AgentHandle:
         try:
             why = await self.placement.ended()
         except ConfigError as error:  # nobody's process: it is told by `why`
-            why = str(error)
+            why, self._never = str(error), error
         except Exception as error:
             logger.exception("%s: its engine cannot say what became of it", self.peer.name)
             why = f"is out of sight of its engine: {error}"
@@ -151,7 +153,8 @@ class AgentHandle:
             CheckpointNotFoundError: The node could not read the one at `task.place`.
             ConfigError: The node does not see the driver's directory, and has to; or no trial can run there.
         """
-        run = self._run = Start(f"{self.agent_id}.{next(self._numbers)}", task, report)
+        number = f"{task.epoch}.{self.agent_id}.{next(self._numbers)}"  # in whatever is said of it
+        run = self._run = Start(number, task, report)
         async with AsyncExitStack() as ends:
             ends.push_async_callback(asyncio.to_thread, run.remove_marker)
             arrivals = self._arrivals = Arrivals(
@@ -288,6 +291,8 @@ class AgentHandle:
         Raises:
             ConfigError: See `Placement.ended`.
         """
+        if self._never is not None:
+            raise self._never
         try:
             async with asyncio.timeout(_REASON_S):
                 return f"{self.peer.name} {await self.placement.ended()}"

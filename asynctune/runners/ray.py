@@ -12,7 +12,8 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 
 from asynctune.checkpoints.disk import to_the_end
 from asynctune.errors import ConfigError, MissingExtraError, TrialFailedError
@@ -33,7 +34,13 @@ _NEVER_RAN: Final = "The actor never ran"
 
 T = TypeVar("T")
 
-_Started: TypeAlias = tuple[Any, Any, Any]
+
+class _Started(NamedTuple):
+    """An actor, and what is answered when it is there, and when it has ended."""
+
+    actor: Any
+    ready: Any
+    running: Any
 
 
 class RayRunner(RemoteRunner):
@@ -130,12 +137,10 @@ class _RayEngine:
             raise TrialFailedError("Ray was not started")
         try:
             return await self._launched(order)
-        except ConfigError:
+        except (ConfigError, TrialFailedError):
             raise
-        except (
-            TypeError,
-            ValueError,
-        ) as error:  # of the options, for the order is bytes: the next one is refused, too
+        # of the options, for the order is bytes: the next one is refused, too
+        except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"Ray can make no actor with runtime_env and scheduling_strategy as they are: {error}"
             ) from error
@@ -171,7 +176,7 @@ class _RayEngine:
             connection.check()
             self._placing.check_group()
             actor = made.remote()
-            return actor, actor.__ray_ready__.remote(), actor.run.remote(order)
+            return _Started(actor, actor.__ray_ready__.remote(), actor.run.remote(order))
 
         return _Placement(start, connection, self)
 
@@ -247,7 +252,7 @@ class _Placement:
     """One actor; another one, if Ray has placed it on a node that was dead already. Made in a thread.
 
     Args:
-        start: Makes an actor, and has it run; both, and in between what is answered when it is there. Blocking.
+        start: Makes an actor, and has it run. Blocking.
         connection: By which Ray was reached.
         engine: Knows when it is placed.
     """
@@ -259,7 +264,7 @@ class _Placement:
         self._again = _MORE_PLACES
         self._changing = threading.Lock()
         self._is_over = False
-        self._actor, self._ready, self._running = start()
+        self._now = start()
 
     async def ended(self) -> str:
         """Why its process is gone; see `Placement`."""
@@ -271,10 +276,11 @@ class _Placement:
 
         asked = None
         while True:
+            now = self._now
             try:
                 if asked is None:
-                    await self._engine.placed(self._ready)
-                    asked = self._running
+                    await self._engine.placed(now.ready)
+                    asked = now.running
                 answer = await _answer(asked)
             except ConfigError:
                 raise
@@ -289,7 +295,8 @@ class _Placement:
                 if self._again > 0 and _NEVER_RAN in str(error):
                     self._again -= 1
                     logger.info("an agent was not started, and is started elsewhere: %s", error)
-                    await asyncio.shield(self._engine.begun(self._start_again))
+                    if (why := await self._elsewhere(now)) is not None:
+                        return why
                     asked = None
                     continue
                 return f"is gone: {first_of(str(error))}"
@@ -302,17 +309,28 @@ class _Placement:
 
     def _asked(self) -> Any:
         self._connection.check()
-        return self._actor.is_there.remote()
+        return self._now.actor.is_there.remote()
 
     async def kill(self) -> None:
         """End the actor."""
         self._again = 0
         await asyncio.shield(self._engine.begun(self.end))
 
-    def _start_again(self) -> None:
+    async def _elsewhere(self, failed: _Started) -> str | None:
+        """Start another one in its place; why that cannot be."""
+        try:
+            await asyncio.shield(self._engine.begun(partial(self._start_again, failed)))
+        except ConfigError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever Ray says
+            return f"could not be started elsewhere: {_reason(error)}"
+        return None
+
+    def _start_again(self, failed: _Started) -> None:
+        """In place of the actor that has failed, once, whoever has seen that."""
         with self._changing:
-            if not self._is_over:
-                self._actor, self._ready, self._running = self._start()
+            if not self._is_over and self._now is failed:
+                self._now = self._start()
 
     def end(self) -> None:
         """End the actor, and start none in its place. Blocking."""
@@ -322,7 +340,7 @@ class _Placement:
             self._is_over = True
             try:
                 self._connection.check()
-                ray.kill(self._actor, no_restart=True)
+                ray.kill(self._now.actor, no_restart=True)
             except Exception as error:  # noqa: BLE001 - it is gone, or Ray is: nothing can be done about it
                 logger.debug("an actor could not be killed: %s", error)
 

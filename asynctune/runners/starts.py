@@ -30,7 +30,7 @@ class Start:
     """One start of a trial.
 
     Args:
-        number: Tells it from all others.
+        number: Tells it from all others, and those of other openings: it begins with the epoch.
         task: What is run.
         report: Awaited for each report.
 

@@ -49,6 +49,7 @@ async def task_of(store: ExperimentStore, trial_id: str, runner: TrialRunner | N
         iteration=int(trial.last_result.get("training_iteration", 0)),
         checkpoint=checkpoint,
         place=place,
+        epoch=store.opening.epoch,
         copy=store.upload_uri,
     )
 

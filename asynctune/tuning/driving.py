@@ -53,6 +53,7 @@ class _Run:
     is_cancelled: bool = False
     has_reported: bool = False
     waits: bool = False  # to be started again
+    begins_after: int | None = None  # the iteration, of one that was started before
     task: asyncio.Task[None] | None = None
 
 
@@ -270,7 +271,8 @@ class Driver:
         """Run a trial from its checkpoint, which `fetcher` may get by itself; errors as for `run_trial`."""
         trial_id = trial.trial_id
         task = await task_of(self._store, trial_id, fetcher)
-        if trial.started_at is not None:
+        if trial.started_at is not None and run.begins_after != task.iteration:
+            run.begins_after = task.iteration
             self._deciding.rewound(trial_id, task.iteration)
         if run.decided is not None and run.decided[1] <= task.iteration:
             run.decision = run.decided[0]

@@ -16,7 +16,7 @@ from asynctune.checkpoints.disk import DiskThreads
 from asynctune.runners import agents
 from asynctune.runners.agents import AgentHandle
 from asynctune.runners.bringing import Settings
-from asynctune.runners.peer import Peer
+from asynctune.runners.peer import Peer, PeerLostError
 from asynctune.storage.budget import ByteBudget
 from tests.runners.wires import ends_of_a_wire
 from tests.runners.world import Reports, task
@@ -173,19 +173,22 @@ async def test_how_a_start_may_end(here, tmp_path, answer, error, text):
 
 
 async def test_reports_of_another_start_are_refused(here, tmp_path):
-    told: dict[str, Any] = {"run": "a1.1", "metrics": {}, "checkpoint": None}
+    """Or of another opening of the experiment, whose epoch is in whatever is said."""
+    told: dict[str, Any] = {"run": "7.a1.1", "metrics": {}, "checkpoint": None}
     with pytest.raises(ConfigError, match="has ended, and takes no more reports"):
         await here.agent.call("report", told)
 
     async def run(arguments):
-        with pytest.raises(ConfigError, match="has ended, and takes no more reports"):
-            await here.agent.call("report", {**told, "run": "a1.99"})
+        assert arguments["run"] == "7.a1.1"
+        for other in ("6.a1.1", "7.a2.1", "7.a1.2", 7, None):
+            with pytest.raises(ConfigError, match="has ended, and takes no more reports"):
+                await here.agent.call("report", {**told, "run": other})
         with pytest.raises(ConfigError, match="no driver knows 'odd' now"):
             await here.agent.call("odd", {"run": arguments["run"]})
         return {"kind": "ended"}
 
     here.answers["run"] = run
-    await here.handle.run(task(tmp_path), Reports(), SETTINGS)
+    await here.handle.run(replace(task(tmp_path), epoch=7), Reports(), SETTINGS)
 
 
 async def test_a_checkpoint_is_looked_for_beside_its_trial(here, tmp_path):
@@ -354,3 +357,13 @@ async def test_a_polite_end_has_its_limits(here):
         await here.handle.aclose(politely=True)
     assert here.asked == ["open", "bye"]
     assert here.placement.killed == 2
+
+
+async def test_an_engine_that_says_once_that_there_can_be_none_is_believed(here):
+    """It may take long before it says so again."""
+    here.handle.placement.why.set_exception(ConfigError("the group was removed"))
+    await here.handle.peer.detached()  # it was closed
+    assert here.handle.peer.why_closed == "the group was removed"
+    here.handle.placement.why = asyncio.get_running_loop().create_future()
+    with pytest.raises(ConfigError, match=r"^the group was removed$"):
+        await here.handle.why(PeerLostError("it is gone"))

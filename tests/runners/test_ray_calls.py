@@ -138,7 +138,7 @@ async def test_an_actor_that_is_made_in_place_of_another_is_ended_with_it(engine
     assert isinstance(placement, _Placement)
     actors.go.clear()
     actors.begun.clear()
-    again = asyncio.create_task(asyncio.to_thread(placement._start_again))
+    again = asyncio.create_task(asyncio.to_thread(placement._start_again, placement._now))
     await until_begun(actors)
     ending = asyncio.create_task(placement.kill())
     await asyncio.sleep(0.02)
@@ -146,7 +146,7 @@ async def test_an_actor_that_is_made_in_place_of_another_is_ended_with_it(engine
     await asyncio.gather(again, ending)
     assert len(actors.made) == 2
     assert actors.killed == actors.made[1:], "the first one never ran"
-    await asyncio.to_thread(placement._start_again)
+    await asyncio.to_thread(placement._start_again, placement._now)
     assert len(actors.made) == 2, "it was killed"
     await engine.aclose()
 
@@ -174,3 +174,30 @@ def test_a_runner_may_be_used_in_one_loop_after_the_other(engine):
 
     for _ in range(2):
         asyncio.run(look())
+
+
+async def test_two_that_see_that_an_actor_never_ran_start_one_in_its_place(engine, actors):
+    actors.go.set()
+    placement = await engine.launch(b"")
+    failed = placement._now
+    said = await asyncio.gather(placement._elsewhere(failed), placement._elsewhere(failed))
+    assert set(said) == {None}
+    assert len(actors.made) == 2
+    assert placement._now.actor is actors.made[1]
+    await engine.aclose()
+
+
+async def test_one_that_cannot_be_started_elsewhere_says_why(engine, actors):
+    actors.go.set()
+    placement = await engine.launch(b"")
+    actors.connection.leave()
+    why = await placement._elsewhere(placement._now)
+    assert why == (
+        "could not be started elsewhere: TrialFailedError: this process was disconnected from Ray, by somebody else"
+    )
+
+
+async def test_what_a_launch_says_of_the_connection_is_said_as_it_is(engine, actors):
+    actors.connection.leave()
+    with pytest.raises(TrialFailedError, match=r"^this process was disconnected"):
+        await engine.launch(b"")

@@ -227,7 +227,9 @@ async def test_a_runtime_env_that_has_worked_is_no_wrong_setting():
     with pytest.raises(exceptions.RuntimeEnvSetupError):
         await engine.placed(Asked(failed))
 
-    placement = ray_runner._Placement(lambda: (None, Asked(failed), Asked()), Connected(), engine)
+    placement = ray_runner._Placement(
+        lambda: ray_runner._Started(None, Asked(failed), Asked()), Connected(), engine
+    )
     why = await placement.ended()
     assert why.startswith("was not started: Ray could not set up runtime_env: ")
     assert why.endswith("a trace and the reason")
