@@ -23,15 +23,38 @@ from asynctune import (
     TuneConfig,
     Tuner,
 )
+from asynctune.trial import Trial
 from tests.killing import ROOT
 from tests.runners.cluster import HEAD, Cluster
 from tests.runners.ray_trials import acknowledged, beginnings, digest
 
-__all__ = ["Place", "checked", "eventually", "experiment", "holds", "inspected", "left_on", "runner_for"]
+__all__ = [
+    "Failures",
+    "Place",
+    "checked",
+    "eventually",
+    "experiment",
+    "holds",
+    "inspected",
+    "left_on",
+    "runner_for",
+]
 
 WITHIN_S = 30.0
 ME = "me"
 WORK = "work"
+
+
+class Failures:
+    """Collects what is told of trials that fail."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def on_trial_error(self, trial: Trial) -> None:
+        """Called by the Tuner."""
+        assert trial.error is not None
+        self.told.append(trial.error)
 
 
 class Place:

@@ -1,6 +1,7 @@
 """Trials for many machines: what they save says what it has to be, and what was acknowledged is in a log that all see.
 
-Config: `n` iterations, `s` seconds each, `log` (a file that all nodes share), `me` (a file with the node's name).
+Config: `n` iterations, `s` seconds each, `log` (a file that all nodes share), `me` (a file with the node's name);
+`starves_at`: before this iteration its first start runs out of the memory of the control group `group`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 LARGE_BYTES: Final = 200_000
+MIB: Final = 1 << 20
+MOST_BYTES: Final = 512 * MIB
 
 
 def digest(directory: str | os.PathLike[str]) -> str:
@@ -111,12 +114,23 @@ def train_slowly(config: dict[str, Any]) -> None:
     _tell(config, trial_id, "begun", begun)
     for iteration in range(begun + 1, config["n"] + 1):
         time.sleep(config.get("s", 0.0))
+        if begun == 0 and iteration == config.get("starves_at"):
+            _starve(config["group"])
         if iteration % 2:
             session.report(_row(config, iteration, ""))
             continue
         with tempfile.TemporaryDirectory() as directory:
             _write(directory, iteration)
             session.report(_row(config, iteration, digest(directory)), Checkpoint.from_directory(directory))
+
+
+def _starve(group: str) -> None:
+    """Use more memory than there is."""
+    Path(group, "cgroup.procs").write_text("0")
+    used: list[bytes] = []
+    while len(used) * MIB < MOST_BYTES:
+        used.append(b"x" * MIB)
+    raise RuntimeError(f"{group} has no limit")
 
 
 def train_once_failing(config: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from asynctune import TrialStatus
 from tests.runners.ray_checking import (
+    Failures,
     Place,
     actors,
     checked,
@@ -25,16 +26,6 @@ from tests.runners.ray_trials import beginnings, lines, train, train_slowly
 pytestmark = pytest.mark.timeout(120)
 
 NODES_IPS = "127.0.0."
-
-
-class Failures:
-    """Collects what is told of trials that fail."""
-
-    def __init__(self):
-        self.told = []
-
-    def on_trial_error(self, trial):
-        self.told.append(trial.error)
 
 
 def reported(place, count):
