@@ -212,4 +212,4 @@ async def _recorded(location: str, given: Mapping[str, int]) -> tuple[dict[str, 
                 f"the experiment in {location} was begun with --{name} {recorded[name]}, not {given[name]}; "
                 "leave the option out to go on with it, or choose another directory"
             )
-    return recorded, writer is not None and writer["alive"] is False
+    return recorded, writer is not None and writer["alive"] is not True

@@ -152,7 +152,7 @@ class Bringing:
             await self._files.take_stock()
         self._sending_files = asyncio.create_task(self._send_files_now_and_then())
         if self._copy is not None:
-            await self._opened_bucket()
+            await (await self._opened_bucket()).check()
         return task
 
     async def _fetched(self, checkpoint: str | None, threads: DiskThreads) -> str | None:

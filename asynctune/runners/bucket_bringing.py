@@ -18,7 +18,7 @@ from asynctune.checkpoints.mirroring import BucketCopies
 from asynctune.checkpoints.records import CheckpointRecord
 from asynctune.checkpoints.sizes import FileSizes
 from asynctune.checkpoints.verify import VerifyReport
-from asynctune.errors import AsynctuneError
+from asynctune.errors import AsynctuneError, AuthenticationError, ConfigError, StorageError
 from asynctune.files import FILE_MODE, LocalFiles
 from asynctune.storage.base import ObjectStorage
 from asynctune.storage.transfer import Transfer
@@ -31,6 +31,7 @@ logger = logging.getLogger("asynctune")
 
 _MOST_S: Final = 300.0
 _TAKE_BACK_S: Final = 30.0
+_LOOKED_AT: Final = ".asynctune/CURRENT"
 
 
 class NodeBucket:
@@ -56,6 +57,22 @@ class NodeBucket:
             MissingExtraError: The client is not installed on this node.
         """
         return cls(await open_storage(uri, options), timeout_s)
+
+    async def check(self) -> None:
+        """See whether this node may look at the bucket: if not, that is told before a trial runs for nothing.
+
+        Raises:
+            ConfigError: It has no credentials for it, or none that the bucket takes.
+        """
+        try:
+            await self._storage.head(_LOOKED_AT)
+        except AuthenticationError as error:
+            raise ConfigError(
+                f"{error}; this is said on a node: give it credentials, or give them as "
+                "SyncConfig(storage_options=...), which is sent to the nodes"
+            ) from error
+        except StorageError as error:  # what passes is waited for when there is something to send
+            logger.info("%s does not answer yet: %s", self._copies.location, error)
 
     async def send(self, path: str, directory: str, manifest: bytes) -> None:
         """Send a staged directory; the manifest last. Complete and durable when this returns, else taken back.

@@ -10,7 +10,7 @@ import asyncio
 import importlib.util
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
@@ -279,9 +279,9 @@ class _Placement:
             now = self._now
             try:
                 if asked is None:
-                    await self._engine.placed(now.ready)
+                    await self._while_connected(self._engine.placed(now.ready))
                     asked = now.running
-                answer = await _answer(asked)
+                answer = await self._while_connected(_answer(asked))
             except ConfigError:
                 raise
             except ActorUnavailableError:
@@ -299,13 +299,27 @@ class _Placement:
                         return why
                     asked = None
                     continue
+                self._connection.check()
                 return f"is gone: {first_of(str(error))}"
             except RuntimeEnvSetupError as error:
                 return f"was not started: Ray could not set up runtime_env: {last_of(str(error))}"
             except Exception as error:  # noqa: BLE001 - of the agent itself, as Ray tells it
+                self._connection.check()
                 return f"has failed: {_reason(error)}"
             else:
                 return f"has ended: {answer or 'its actor was told to'}"
+
+    async def _while_connected(self, asked: Awaitable[T]) -> T:
+        """Wait for an answer of Ray's; where somebody disconnects this process, some never come."""
+        waiting = asyncio.ensure_future(asked)
+        waiting.add_done_callback(lambda each: each.cancelled() or each.exception())
+        try:
+            while not (await asyncio.wait([waiting], timeout=_BETWEEN_S))[0]:
+                self._connection.check()
+            return await waiting
+        finally:
+            waiting.cancel()
+            await asyncio.wait([waiting])
 
     def _asked(self) -> Any:
         self._connection.check()

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any, Final
 
-from asynctune.errors import ConfigError, TrialFailedError
+from asynctune.errors import ConfigError
 
 __all__ = ["RayConnection", "first_of", "join", "last_of", "refuse_client"]
 
@@ -47,12 +47,15 @@ class RayConnection:
         """Nothing may be asked of Ray when the connection is gone: it would connect by itself, to whatever there is.
 
         Raises:
-            TrialFailedError: It is gone, or leads elsewhere.
+            ConfigError: It is gone, or leads elsewhere.
         """
         import ray  # noqa: PLC0415 - few have it
 
         if not ray.is_initialized() or _which() != self.which:
-            raise TrialFailedError("this process was disconnected from Ray, by somebody else")
+            raise ConfigError(
+                "this process was disconnected from Ray, by ray.shutdown() or the like: no trial can run any more; "
+                "Tuner.restore goes on with the experiment"
+            )
 
     def leave(self) -> None:
         """The last one that uses a connection of the runners' ends it. Again: does nothing."""
@@ -229,8 +232,10 @@ def refuse_client(address: str) -> None:
     Raises:
         ConfigError: It is of Ray's client, or none at all.
     """
-    if not address:
-        raise ConfigError("address must be that of a Ray cluster, or None, and not empty")
+    if not isinstance(address, str) or not address:
+        raise ConfigError(
+            f"address must be that of a Ray cluster, such as 10.0.0.1:6379, or None, not {address!r:.80}"
+        )
     if address.startswith("ray://"):
         raise ConfigError(
             f"{address} is of Ray's client, whose nodes cannot call this process; run the driver on a machine of "
@@ -246,5 +251,5 @@ def first_of(text: str) -> str:
 
 def last_of(text: str) -> str:
     """The end of a trace, which says why."""
-    told = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    told = " ".join(line.strip() for line in text.splitlines() if line.strip(" ^~"))
     return told if len(told) <= _REASON_CHARACTERS else f"...{told[-_REASON_CHARACTERS:]}"

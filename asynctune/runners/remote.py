@@ -39,6 +39,7 @@ Report = Callable[[TrialReport], Awaitable[Decision]]
 _READ_AHEAD_BYTES: Final = 64 << 20
 _DIRECT: Final = ("s3://", "gs://")
 _TELL_S: Final = 30.0
+_MAX_PORT: Final = 65_535
 
 
 class Engine(Protocol):
@@ -117,6 +118,10 @@ class RemoteRunner:
         for name, value in seconds.items():
             if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
                 raise ConfigError(f"{name} must be a number of seconds above 0, not {value!r}")
+        if not isinstance(listen_port, int) or not 0 <= listen_port <= _MAX_PORT:
+            raise ConfigError(
+                f"listen_port must be a whole number from 0 to {_MAX_PORT}, not {listen_port!r:.80}"
+            )
         self._engine = engine
         self._max_concurrent = max_concurrent
         self._hung_after_s = hung_after_s
@@ -292,7 +297,7 @@ class RemoteRunner:
             waited_s += _TELL_S
             logger.warning(
                 "trial %s has waited for %g s for a place to run: are there machines with the resources that it asks "
-                "for?",
+                "for, on which a process can start? The engine's own logs may say more",
                 task.trial_id,
                 waited_s,
             )

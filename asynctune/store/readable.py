@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from asynctune.store.view import TrialsView
 from asynctune.trial import Trial
 
 __all__ = ["ReadableStore"]
+
+logger = logging.getLogger("asynctune")
 
 _TRIALS_PER_SLICE = 20  # one with checkpoints takes up to 100 µs
 
@@ -218,7 +221,12 @@ class ReadableStore(RestoringStore):
         try:
             if self._reader is not None:
                 trial = TrialInfo(trial_id=trial_id, trial_name=name, config=config)
-                return known_rows(await self._reader.source.history(trial, has_rows=has_rows), run)
+                rows = known_rows(await self._reader.source.history(trial, has_rows=has_rows), run)
+                if len(rows) < run.num_results:
+                    logger.warning(
+                        "trial %s has had %d rows, and %d are left", trial_id, run.num_results, len(rows)
+                    )
+                return rows
             return await read_history(os.path.join(self._path, name), has_rows=has_rows)
         except OSError as error:
             raise StorageError(

@@ -282,8 +282,8 @@ class Tuner:
                 },
                 results=results,
                 is_finished=nothing_to_run,
-                # who may be alive, on a host that cannot be looked at, is still bringing things to the copy, perhaps
-                is_left_open=writer is not None and writer["alive"] is False,
+                # of one on a host that cannot be looked at, its lock and the copy tell whether it is at work
+                is_left_open=writer is not None and writer["alive"] is not True,
                 whence=whence,
             ),
         )

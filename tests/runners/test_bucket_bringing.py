@@ -9,7 +9,7 @@ import pytest
 
 from asynctune.checkpoints.manifest import Manifest, digest_of
 from asynctune.checkpoints.staging import stage_for_adoption
-from asynctune.errors import AsynctuneError, ConfigError, StorageError
+from asynctune.errors import AsynctuneError, AuthenticationError, ConfigError, StorageError
 from asynctune.runners.bucket_bringing import NodeBucket
 from asynctune.storage.memory import MemoryStorage
 from asynctune.trial import MANIFEST_FILE
@@ -125,3 +125,34 @@ async def test_a_directory_that_changed_is_not_sent(sending, staged):
 async def test_what_cannot_be_opened():
     with pytest.raises(ConfigError):
         await NodeBucket.open("nowhere://x", None, 1.0)
+
+
+class Closed(MemoryStorage):
+    """Answers a look as a test says."""
+
+    error: Exception | None = None
+
+    async def head(self, key):
+        if self.error is not None:
+            raise self.error
+        return await super().head(key)
+
+
+async def test_a_node_that_may_not_look_at_the_bucket_says_what_to_do():
+    bucket = Closed()
+    node = NodeBucket(bucket, 30.0)
+    await node.check()
+    bucket.error = AuthenticationError("no credentials", operation="head")
+    with pytest.raises(ConfigError, match=r"^no credentials; this is said on a node: .*storage_options"):
+        await node.check()
+    await node.aclose()
+
+
+async def test_a_bucket_that_is_away_for_now_keeps_no_trial_from_running(caplog):
+    caplog.set_level("INFO")
+    bucket = Closed()
+    bucket.error = StorageError("no answer", operation="head", retryable=True)
+    node = NodeBucket(bucket, 30.0)
+    await node.check()
+    assert "does not answer yet: no answer" in caplog.text
+    await node.aclose()

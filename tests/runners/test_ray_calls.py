@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import sys
 import threading
 from importlib.machinery import ModuleSpec
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from asynctune import TrialFailedError
+from asynctune import ConfigError, TrialFailedError
 from asynctune.runners import ray as ray_module
 from asynctune.runners.ray import _Placement, _RayEngine
 
@@ -22,7 +23,7 @@ class Connection:
 
     def check(self) -> None:
         if self.is_left:
-            raise TrialFailedError("this process was disconnected from Ray, by somebody else")
+            raise ConfigError("this process was disconnected from Ray")
 
     def leave(self) -> None:
         self.is_left = True
@@ -187,17 +188,38 @@ async def test_two_that_see_that_an_actor_never_ran_start_one_in_its_place(engin
     await engine.aclose()
 
 
-async def test_one_that_cannot_be_started_elsewhere_says_why(engine, actors):
+async def test_one_that_cannot_be_started_elsewhere_says_why(engine, actors, monkeypatch):
     actors.go.set()
     placement = await engine.launch(b"")
-    actors.connection.leave()
+
+    def refuse():
+        raise ValueError("no such actor")
+
+    monkeypatch.setattr(placement, "_start", refuse)
     why = await placement._elsewhere(placement._now)
-    assert why == (
-        "could not be started elsewhere: TrialFailedError: this process was disconnected from Ray, by somebody else"
-    )
+    assert why == "could not be started elsewhere: ValueError: no such actor"
 
 
-async def test_what_a_launch_says_of_the_connection_is_said_as_it_is(engine, actors):
+async def test_where_somebody_has_left_ray_the_experiment_ends(engine, actors, monkeypatch):
+    """And no trial fails for it: none can run in this process any more. Some answers of Ray's never come then."""
+    monkeypatch.setattr(ray_module, "_BETWEEN_S", 0.01)
+    actors.go.set()
+    placement = await engine.launch(b"")
+    monkeypatch.setitem(sys.modules, "ray.exceptions", errors_of_ray())
+    never: Any = SimpleNamespace(future=concurrent.futures.Future)
+    placement._now = placement._now._replace(ready=never)
+    ending = asyncio.create_task(placement.ended())
+    await asyncio.sleep(0.05)
+    assert not ending.done()
     actors.connection.leave()
-    with pytest.raises(TrialFailedError, match=r"^this process was disconnected"):
+    with pytest.raises(ConfigError, match="disconnected"):
+        await ending
+    with pytest.raises(ConfigError, match="disconnected"):
         await engine.launch(b"")
+
+
+def errors_of_ray():
+    module = ModuleType("ray.exceptions")
+    for name in ("ActorUnavailableError", "RayActorError", "RuntimeEnvSetupError", "ActorUnschedulableError"):
+        setattr(module, name, type(name, (Exception,), {}))
+    return module

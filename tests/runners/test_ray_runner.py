@@ -46,6 +46,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
         pytest.param({"resources_per_trial": {"CPU": 1}}, "it is called 'cpu' here", id="rays-name"),
         pytest.param({"resources_per_trial": {"num_gpus": 1}}, "it is called 'gpu' here", id="rays-option"),
         pytest.param({"max_concurrent": 0}, "max_concurrent must be", id="none-at-once"),
+        pytest.param({"address": 5}, "address must be that of a Ray cluster", id="no-address"),
         pytest.param({"runtime_env": ["x"]}, "runtime_env must be a mapping", id="runtime-env"),
         pytest.param({"lost_after_s": 0}, "lost_after_s must be", id="lost-at-once"),
     ],

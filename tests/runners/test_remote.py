@@ -565,11 +565,14 @@ async def test_not_shared_is_refused_where_it_has_to_be(begin, tmp_path, monkeyp
     [
         {"max_concurrent": 0},
         {"max_concurrent": True},
+        {"listen_port": -1},
+        {"listen_port": 70_000},
+        {"listen_port": "x"},
         {"lost_after_s": 0},
         {"hung_after_s": "x"},
         {"stop_grace_s": True},
     ],
-    ids=["none", "bool", "zero", "text", "true"],
+    ids=["none", "bool", "port-below", "port-above", "port-text", "zero", "text", "true"],
 )
 def test_numbers_that_make_no_sense(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
