@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from asynctune import ProcessRunner
+from asynctune import ExperimentStore, ProcessRunner
 from tests.runners.cluster import Cluster, ray_cluster, why_no_cluster
 
 NODES: Final = ("node_b", "node_c")
@@ -76,3 +76,16 @@ def far_cluster(session_far_cluster: Cluster) -> Cluster:
     """A head and a node with a network between them that can be cut. Drivers run `inside` the head."""
     session_far_cluster.ensure(FAR_NODES)
     return session_far_cluster
+
+
+@pytest.fixture
+def carried(monkeypatch):
+    """Trials whose checkpoint was brought by way of this machine."""
+    restore, found = ExperimentStore.restore_checkpoint, []
+
+    async def restore_checkpoint(self, trial_id, *arguments, **settings):
+        found.append(trial_id)
+        return await restore(self, trial_id, *arguments, **settings)
+
+    monkeypatch.setattr(ExperimentStore, "restore_checkpoint", restore_checkpoint)
+    return found

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,9 @@ def experiment(
     )
 
 
-async def checked(results: ResultGrid, n: int, *, fetched: Path | None = None) -> list[list[dict[str, Any]]]:
+async def checked(
+    results: Sequence[Result], n: int, *, fetched: Path | None = None
+) -> list[list[dict[str, Any]]]:
     """Each trial has its `n` rows, each once, and its kept checkpoints byte for byte; the rows.
 
     Args:
@@ -148,9 +150,16 @@ async def checked(results: ResultGrid, n: int, *, fetched: Path | None = None) -
     return rows
 
 
-async def holds(place: Place, results: ResultGrid, n: int) -> None:
-    """After deaths of whatever: what was acknowledged is there as it was, and no two processes wrote for one trial."""
-    rows = await checked(results, n)
+async def holds(place: Place, results: ResultGrid, n: int, *, fetched: Path | None = None) -> None:
+    """After deaths of whatever: what was acknowledged is there as it was, and no two processes wrote for one trial.
+
+    Args:
+        place: Where the experiment is.
+        results: Of all trials.
+        n: See `checked`.
+        fetched: Likewise.
+    """
+    rows = await checked(results, n, fetched=fetched)
     sha256 = {
         result.trial_id: {row["training_iteration"]: row["sha256"] for row in each}
         for result, each in zip(results, rows, strict=True)

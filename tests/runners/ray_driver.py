@@ -17,6 +17,7 @@ from asynctune import (
     FailureConfig,
     RayRunner,
     RunConfig,
+    SyncConfig,
     TuneConfig,
     Tuner,
 )
@@ -39,6 +40,7 @@ class DriverSettings:
         max_failures: For each.
         tells: Whether failed trials are told; then a restore has to do so, too.
         runner: Options of the `RayRunner`.
+        sync: Settings of the `SyncConfig`, which a restore reads from the experiment, but for the `storage_options`.
     """
 
     address: str | None
@@ -51,6 +53,7 @@ class DriverSettings:
     num_to_keep: int | None = None
     tells: bool = False
     runner: dict[str, Any] = field(default_factory=dict)
+    sync: dict[str, Any] = field(default_factory=dict)
 
     def command(self) -> list[str]:
         """Runs it."""
@@ -71,6 +74,7 @@ async def main(settings: DriverSettings) -> None:
             ray_trials.train,
             runner=runner,
             run_config=RunConfig(callbacks=told, verbose=0),
+            storage_options=settings.sync.get("storage_options"),
         )
     else:
         tuner = Tuner(
@@ -82,6 +86,7 @@ async def main(settings: DriverSettings) -> None:
                 local_dir=settings.local_dir,
                 checkpoint_config=CheckpointConfig(num_to_keep=settings.num_to_keep),
                 failure_config=FailureConfig(max_failures=settings.max_failures),
+                sync_config=SyncConfig(**settings.sync),
                 callbacks=told,
                 verbose=0,
             ),

@@ -1,12 +1,17 @@
-"""A trial whose worker runs out of memory, for which the kernel kills it, starts again from its latest checkpoint."""
+"""Memory runs out: the kernel kills a worker, whose trial starts again from its latest checkpoint; or Ray an actor."""
 
 from __future__ import annotations
 
 import os
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from asynctune import CheckpointConfig, FailureConfig, RunConfig, Tuner
+from asynctune.runners import ray as ray_module
+from asynctune.runners.ray import _RayEngine
 from asynctune.runners.remote import RemoteRunner
 from tests.runners.cgroups import memory_group
 from tests.runners.local_engine import LocalEngine
@@ -64,3 +69,57 @@ async def test_a_worker_without_memory_on_ray_costs_one_start(cluster, group):
         n=N, starves_at=STARVES_AT, group=str(group),
     )  # fmt: skip
     await holds(await tuner.fit(), failures, place.log, "127.0.0.")
+
+
+# -- Ray itself kills actors when a node runs low ----------------------------------------------------------------
+
+RAY_SAYS = """\
+1 worker(s) were killed due to the node running low on memory.
+Memory on the node (IP: 10.0.0.2, ID: 5e4d) was 7.70GB / 8.00GB (0.9625), which exceeds the threshold of 0.95.
+"""
+
+
+class Reference:
+    """What Ray answers."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def future(self):
+        answered: Future[Any] = Future()
+        if isinstance(self.answer, Exception):
+            answered.set_exception(self.answer)
+        else:
+            answered.set_result(self.answer)
+        return answered
+
+
+@pytest.mark.parametrize("when", ["while-placed", "while-running", "out-of-reach"])
+async def test_an_actor_that_ray_has_ended_for_want_of_memory_says_so(monkeypatch, when):
+    exceptions = pytest.importorskip("ray.exceptions")
+    monkeypatch.setattr(ray_module, "_BETWEEN_S", 0.0)
+    killed = Reference(exceptions.OutOfMemoryError(RAY_SAYS))
+    silent = Reference(exceptions.ActorUnavailableError("no answer", None))
+    ready = killed if when == "while-placed" else Reference(True)
+    running = silent if when == "out-of-reach" else killed
+    started = []
+
+    def call(answer):
+        return SimpleNamespace(remote=lambda *_: answer)
+
+    def remote():
+        started.append(SimpleNamespace(__ray_ready__=call(ready), run=call(running), is_there=call(killed)))
+        return started[-1]
+
+    placing: Any = SimpleNamespace(check_group=lambda: None, has_group=False)
+    engine = _RayEngine("10.0.0.1:6379", placing)
+    engine._ray = SimpleNamespace(check=lambda: None, leave=lambda: None)  # type: ignore[assignment]
+    engine._actor = SimpleNamespace(remote=remote)
+    placement = await engine.launch(b"")
+    text = await placement.ended()
+    assert text == await placement.ended(), "for good"
+    assert "OutOfMemoryError: 1 worker(s) were killed due to the node running low on memory." in text
+    assert "10.0.0.2" in text
+    assert "\n" not in text
+    assert len(started) == 1, "it is the trial that is tried again, as often as it may fail"
+    await engine.aclose()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asynctune import ResultGrid, Tuner
+from asynctune import ProcessRunner, ResultGrid, RunConfig, Tuner
 from tests.runners.ray_checking import (
     Place,
     actors,
@@ -16,9 +16,10 @@ from tests.runners.ray_checking import (
     experiment,
     inspected,
     left_on,
+    rows_of,
     workers,
 )
-from tests.runners.ray_trials import Stepping, train, train_async
+from tests.runners.ray_trials import Stepping, train, train_async, train_once_failing
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -51,8 +52,12 @@ async def test_twelve_trials_on_two_nodes_come_home_whole(cluster, kind):
 
 
 async def test_nodes_are_not_needed_to_look_and_restore(cluster, tmp_path):
+    """A trial that had failed in the middle goes on on the head alone, from the checkpoint that came home."""
     place = Place(cluster, "gone")
-    before = await experiment(place, train, trials=3, n=2).fit()
+    before = await experiment(
+        place, train_once_failing, trials=3, n=4, fails_at=3, flag=str(cluster.root / "failed-once")
+    ).fit()
+    [failed] = [result for result in before if result.error is not None]
     for node in ("node_b", "node_c"):
         await asyncio.to_thread(cluster.kill_node, node)
 
@@ -61,11 +66,25 @@ async def test_nodes_are_not_needed_to_look_and_restore(cluster, tmp_path):
     assert "3" in await inspected(moved)
     await inspected(moved, "verify")
     loaded = await ResultGrid.load(moved)
-    await checked(loaded, 2)
-    restored = await Tuner.restore(moved, trainable=train)
+    await checked([result for result in loaded if result.error is None], 4)
+    (rows,) = [await rows_of(result, 2) for result in loaded if result.error is not None]
+    restored = await Tuner.restore(
+        moved,
+        train_once_failing,
+        resume_errored=True,
+        run_config=RunConfig(verbose=0),
+        runner=ProcessRunner(1),
+    )
     again = await restored.fit()
     assert [result.trial_id for result in again] == [result.trial_id for result in before]
     assert all(str(result.checkpoint.path).startswith(str(moved)) for result in again if result.checkpoint)
+    for result, after in zip(again, await checked(again, 4), strict=True):
+        if result.trial_id == failed.trial_id:
+            assert after[:2] == rows, "it did not begin again"
+            assert [row["where"] for row in after[2:]] == ["head"] * 2
+        else:
+            assert "head" not in {row["where"] for row in after}
+    await inspected(moved, "verify")
 
 
 async def test_output_and_files_of_trials_come_home_too(cluster):

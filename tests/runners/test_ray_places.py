@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from asynctune import ConfigError, ExperimentStore, RunConfig, SyncConfig, Tuner
+from asynctune import ConfigError, RunConfig, SyncConfig, Tuner
 from asynctune.runners.agent import Order
 from tests.runners.cluster import HEAD
 from tests.runners.ray_checking import (
@@ -69,19 +69,6 @@ async def test_checkpoints_go_straight_to_a_bucket(cluster, tmp_path, monkeypatc
         assert not list(elsewhere.rglob("checkpoint_*"))
         env_options = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
         await inspected(uri, "verify", env={**_path(), **env_options, "AWS_DEFAULT_REGION": "us-east-1"})
-
-
-@pytest.fixture
-def carried(monkeypatch):
-    """Trials whose checkpoint was brought by way of this machine."""
-    restore, found = ExperimentStore.restore_checkpoint, []
-
-    async def restore_checkpoint(self, trial_id, *arguments, **settings):
-        found.append(trial_id)
-        return await restore(self, trial_id, *arguments, **settings)
-
-    monkeypatch.setattr(ExperimentStore, "restore_checkpoint", restore_checkpoint)
-    return found
 
 
 async def killed_in_the_middle(cluster, place, **settings):
