@@ -319,10 +319,11 @@ class FaultProxy:
             while answer.startswith(b"HTTP/1.1 100"):
                 answer = await reader.readuntil(b"\r\n\r\n")
             content = b"" if head.startswith(b"HEAD ") else await _content(answer, reader)
+        except BaseException:
+            writer.transport.abort()  # closed politely, it would wait for who does not read
+            raise
         finally:
-            writer.close()
-            with suppress(ConnectionError):
-                await writer.wait_closed()
+            await _closed(writer)
         return self._as_ones_own(Reply(answer, content), headless=head.startswith(b"HEAD "))
 
     def _as_ones_own(self, reply: Reply, *, headless: bool) -> Reply:
@@ -385,3 +386,15 @@ def _reset(writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    """Close it, and return when that is so; cancelled, at once."""
+    writer.close()
+    try:
+        await writer.wait_closed()
+    except ConnectionError:
+        pass
+    except asyncio.CancelledError:
+        writer.transport.abort()
+        raise
