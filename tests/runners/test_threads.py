@@ -99,8 +99,8 @@ async def pool():
 
 
 def threads():
-    """As Python counts them, and as the kernel does."""
-    return threading.active_count(), len(os.listdir("/proc/self/task"))
+    """As the kernel names them: those of other tests may end meanwhile."""
+    return set(os.listdir("/proc/self/task"))
 
 
 @pytest.mark.usefixtures("pool")
@@ -126,7 +126,7 @@ async def test_agents_are_awaited_without_a_thread_for_each(tmp_path):
         await asyncio.wait(trials)
         await runner.aclose()
     assert engine.running == 0
-    assert counted[0] == counted[1]
+    assert len(counted[1] - counted[0]) < (MANY - FEW) // 2
 
 
 class Reference:
@@ -168,7 +168,7 @@ async def test_actors_of_ray_are_awaited_without_a_thread_for_each():
     placements = [await engine.launch(b"") for _ in range(MANY)]
     waiting = [asyncio.create_task(placement.ended()) for placement in placements]
     await asyncio.sleep(0.1)
-    assert threads() == before
+    assert len(threads() - before) < MANY // 2
     assert not any(each.done() for each in waiting)
     for each in actors.waited_for:
         each.answered.set_result("said good-bye")
